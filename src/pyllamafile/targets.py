@@ -1,0 +1,125 @@
+"""The table of systems that a llamafile can run on.
+
+A new target is a row in `TARGETS`; a new instruction set is a row in `LEVELS`.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import PyllamafileError
+
+
+@dataclass(frozen=True)
+class Level:
+    """An instruction set that the matrix kernels are compiled for.
+
+    Attributes:
+        name: What `--version` calls it, for example ``v3``.
+        ggml: The ``GGML_*`` options of ggml/CMakeLists.txt that enable it.
+    """
+
+    name: str
+    ggml: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Target:
+    """An operating system on a processor architecture.
+
+    Attributes:
+        name: ``OS-ARCH``, as the command line spells it.
+        triple: What ``zig cc -target`` calls it, minimum version included.
+        uname: What ``uname -sm`` prints there, as shell patterns.
+        system: CMake's CMAKE_SYSTEM_NAME.
+        base: The processor that everything outside the kernels may assume
+            (``zig cc -mcpu``).
+        levels: The instruction sets of the kernels, slowest first.
+    """
+
+    name: str
+    triple: str
+    uname: tuple[str, ...]
+    system: str
+    base: str
+    levels: tuple[Level, ...]
+
+    @property
+    def os(self) -> str:
+        """The operating system, for example ``linux``."""
+        return self.name.split("-")[0]
+
+    @property
+    def arch(self) -> str:
+        """The architecture: ``amd64`` or ``arm64``."""
+        return self.name.split("-")[1]
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A compiled llama.cpp, packed and ready to be put into a file.
+
+    Attributes:
+        target: The name of its target.
+        path: A gzip member whose length is a multiple of 64 KiB.
+        packed_size: Length of that member in bytes.
+        packed_sha256: SHA-256 of that member, in hex.
+        size: Length of the program in bytes.
+        sha256: SHA-256 of the program, in hex.
+        llama_cpp: The version of llama.cpp inside.
+        levels: Names of the instruction sets inside, slowest first.
+        origin: Where it was found: ``package`` or ``cache``.
+    """
+
+    target: str
+    path: Path
+    packed_size: int
+    packed_sha256: str
+    size: int
+    sha256: str
+    llama_cpp: str
+    levels: tuple[str, ...]
+    origin: str
+
+
+AMD64_V3 = Level("v3", ("SSE42", "AVX", "AVX2", "FMA", "F16C", "BMI2"))
+
+TARGETS: dict[str, Target] = {
+    target.name: target
+    for target in (
+        Target(
+            name="linux-amd64",
+            triple="x86_64-linux-musl",
+            uname=("Linux x86_64", "Linux amd64"),
+            system="Linux",
+            base="x86_64",
+            levels=(AMD64_V3,),
+        ),
+    )
+}
+
+
+def host() -> Target | None:
+    """The target that this Python runs on, or None if it is not in the table."""
+    arch = {"x86_64": "amd64", "AMD64": "amd64", "aarch64": "arm64"}.get(
+        platform.machine(), platform.machine()
+    )
+    system = {"Darwin": "macos"}.get(platform.system(), platform.system().lower())
+    return TARGETS.get(f"{system}-{arch}")
+
+
+def select(names: Iterable[str]) -> tuple[Target, ...]:
+    """Look up targets by name, in the table's order and without repeats.
+
+    Raises:
+        PyllamafileError: A name is not in the table.
+    """
+    wanted = set(names)
+    for name in sorted(wanted - TARGETS.keys()):
+        raise PyllamafileError(
+            f"no such target: {name}", hint="the targets are " + ", ".join(TARGETS)
+        )
+    return tuple(target for target in TARGETS.values() if target.name in wanted)
