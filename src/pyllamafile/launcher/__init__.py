@@ -1,0 +1,119 @@
+"""The head of a llamafile and the programs behind it, as bytes.
+
+The layout is written down in FORMAT.md beside this module. Nothing here touches a
+file: `head` renders the launch script, `pack` makes a program fit to stand behind it.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+
+from pyllamafile.errors import PyllamafileError
+from pyllamafile.targets import TARGETS, Runtime
+
+BLOCK = 65536
+"""What programs and weights are aligned to, and ``dd``'s block size, in bytes."""
+
+HEAD = 16384
+"""Length of the head in bytes: the script and its padding."""
+
+BUDGET = 8192
+"""Length in bytes that the script must stay below, for the Windows head to have room."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """A packed runtime at its place in the file.
+
+    Attributes:
+        runtime: What it is.
+        offset: Where it begins, in bytes from the start of the file; a multiple
+            of `BLOCK`.
+    """
+
+    runtime: Runtime
+    offset: int
+
+
+def head(programs: Sequence[Program]) -> bytes:
+    """The first `HEAD` bytes of a file: a shell script that starts one of `programs`.
+
+    Args:
+        programs: What the script chooses from; where two fit a system, the first.
+
+    Raises:
+        PyllamafileError: There is no program, one of them is misplaced or of an
+            unknown target, or the script does not fit.
+    """
+    if not programs:
+        raise PyllamafileError("a llamafile needs at least one runtime")
+    script = _script(programs).encode("ascii")
+    if len(script) >= BUDGET:
+        raise PyllamafileError(
+            f"the launch script is {len(script)} bytes long, and must be below {BUDGET}",
+            hint="choose fewer targets",
+        )
+    return script.ljust(HEAD, b"\n")
+
+
+def pack(program: bytes, level: int = 9) -> bytes:
+    """Compress a program to one gzip member (RFC 1952) of a multiple of `BLOCK` bytes.
+
+    The padding is the member's comment: it stands before the compressed data, so the
+    member is whole and exact, and no reader finds anything behind it to warn of.
+    The same bytes come out for the same bytes in and the same zlib.
+
+    Args:
+        program: The executable.
+        level: zlib's level, 0 to 9.
+    """
+    deflate = zlib.compressobj(level, zlib.DEFLATED, -zlib.MAX_WBITS)
+    body = deflate.compress(program) + deflate.flush()
+    # RFC 1952 2.3: magic, method 8, FLG = FCOMMENT, MTIME 0, XFL 2 (best), OS 255 (unknown).
+    start = struct.pack("<4BL2B", 0x1F, 0x8B, 8, 1 << 4, 0, 2, 255)
+    end = struct.pack("<2L", zlib.crc32(program), len(program) & 0xFFFFFFFF)
+    padding = -(len(start) + 1 + len(body) + len(end)) % BLOCK
+    return start + b" " * padding + b"\0" + body + end
+
+
+def _script(programs: Sequence[Program]) -> str:
+    """The template, filled in, without its comments but the first two lines."""
+    template = resources.files(__name__).joinpath("launch.sh").read_text("ascii")
+    first, second, *rest = template.splitlines()
+    lines = [first, second]
+    for line in rest:
+        if line.startswith("@UNAME@"):
+            lines += [_row(line, program) for program in programs]
+        elif line.strip() and not line.lstrip().startswith("#"):
+            lines.append(line)
+    names = " ".join(program.runtime.target for program in programs)
+    return "\n".join(lines).replace("@NAMES@", names) + "\n"
+
+
+def _row(line: str, program: Program) -> str:
+    """One branch of the script's ``case``: from ``uname -sm`` to where the program is."""
+    runtime = program.runtime
+    if runtime.target not in TARGETS:
+        raise PyllamafileError(f"{runtime.path}: no such target: {runtime.target}")
+    if program.offset < HEAD or program.offset % BLOCK or runtime.packed_size % BLOCK:
+        raise PyllamafileError(
+            f"{runtime.path}: does not begin and end on a multiple of {BLOCK} bytes",
+            hint="pack it again",
+        )
+    if not re.fullmatch("[0-9a-f]{64}", runtime.sha256):
+        raise PyllamafileError(f"{runtime.path}: not a SHA-256: {runtime.sha256}")
+    patterns = TARGETS[runtime.target].uname
+    for mark, value in (
+        ("@UNAME@", " | ".join(pattern.replace(" ", "\\ ") for pattern in patterns)),
+        ("@SKIP@", program.offset // BLOCK),
+        ("@COUNT@", runtime.packed_size // BLOCK),
+        ("@SIZE@", runtime.size),
+        ("@SHA256@", runtime.sha256),
+    ):
+        line = line.replace(mark, str(value))
+    return line

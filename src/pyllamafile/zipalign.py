@@ -1,0 +1,1140 @@
+"""The ZIP64 container: lay out, write, read, and change in place.
+
+Offsets and sizes are in bytes, offsets count from the start of the file. Section
+numbers are those of PKWARE's APPNOTE.TXT 6.3. The module knows nothing of what
+the entries mean.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import hashlib
+import os
+import shutil
+import stat
+import struct
+import sys
+import time
+import zlib
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import KW_ONLY, dataclass, replace
+from pathlib import Path, PureWindowsPath
+from typing import BinaryIO, NamedTuple
+
+from .errors import PyllamafileError
+
+if sys.platform.startswith("linux"):
+    import fcntl
+
+STORED = 0
+DEFLATED = 8
+BLOCK = 65536  # serves 4K, 16K and 64K pages and Windows' mapping granularity
+
+Time = tuple[int, int, int, int, int, int]  # year, month, day, hour, minute, second
+Progress = Callable[[int], None]
+
+_CHUNK = 4 << 20  # what is in flight: two of these
+_CHEAP = 64 << 20  # bytes that may be copied once more to make the file compact
+_MOVE = 16 << 20  # bytes of kept entries that are moved to close a gap
+_PAGE = 4096
+_MAX_16 = 0xFFFF  # from here on a value goes into a zip64 record
+_MAX_32 = 0xFFFFFFFF
+_MAX_COMMENT = 0xFFFF
+_EPOCHS = (315532800, 4354819198)  # 1980-01-01 and 2107-12-31 23:59:58: what DOS time can say
+
+_LOCAL = struct.Struct("<4s5H3L2H")  # 4.3.7
+_CENTRAL = struct.Struct("<4s6H3L5H2L")  # 4.3.12
+_END64 = struct.Struct("<4sQ2H2L4Q")  # 4.3.14
+_LOCATOR = struct.Struct("<4sLQL")  # 4.3.15
+_END = struct.Struct("<4s4H2LH")  # 4.3.16
+_ENCRYPTED, _DESCRIPTOR, _UTF8 = 1 << 0, 1 << 3, 1 << 11  # 4.4.4
+_ZIP64 = 0x0001  # 4.5.3
+_UNIX = 3  # 4.4.2.2
+
+
+@dataclass(frozen=True)
+class Source:
+    """A range of a file, copied when the archive is written.
+
+    Attributes:
+        path: The file.
+        offset: Where the range begins.
+        size: How long it is.
+    """
+
+    path: Path
+    _: KW_ONLY
+    offset: int = 0
+    size: int
+
+
+class Digest(NamedTuple):
+    """What a reader of an entry must find, of the uncompressed content.
+
+    Attributes:
+        size: Length in bytes.
+        crc: CRC-32.
+        sha256: SHA-256 in hex.
+    """
+
+    size: int
+    crc: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Late:
+    """Stored content of known size that depends on the entries written before it.
+
+    Attributes:
+        size: Length in bytes.
+        make: Called with the digests of the entries before, by name.
+    """
+
+    size: int
+    make: Callable[[Mapping[str, Digest]], bytes]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Something to put into an archive.
+
+    Attributes:
+        name: Relative path with forward slashes.
+        data: The bytes as they stand in the archive: compressed for `DEFLATED`.
+        method: `STORED` or `DEFLATED` (4.4.5).
+        size: Uncompressed length; None for that of `data`.
+        crc: CRC-32 of the uncompressed content; checked if given.
+        align: The offset of the data is a multiple of this power of two.
+        mode: Unix permissions.
+        date_time: None for SOURCE_DATE_EPOCH in UTC, or 1980-01-01 without it.
+    """
+
+    name: str
+    data: bytes | Source | Late
+    method: int = STORED
+    size: int | None = None
+    crc: int | None = None
+    align: int = 1
+    mode: int = 0o644
+    date_time: Time | None = None
+
+    @property
+    def stored_size(self) -> int:
+        """Length of the data in the archive."""
+        return len(self.data) if isinstance(self.data, bytes) else self.data.size
+
+    @property
+    def full_size(self) -> int:
+        """Length of the uncompressed content."""
+        return self.stored_size if self.size is None else self.size
+
+
+@dataclass(frozen=True)
+class Member:
+    """An entry of an existing archive.
+
+    Attributes:
+        name: As the archive spells it; relative paths are not a given.
+        header_offset: Where the local header begins.
+        data_offset: Where the data begins.
+        end: Where the member ends; bytes that may be its data descriptor included.
+        size: Uncompressed length.
+        stored_size: Length of the data in the archive.
+        method: Compression method (4.4.5), any number.
+        crc: CRC-32 of the uncompressed content.
+        mode: Unix permissions and file type, 0 if the archive holds none.
+        date_time: As recorded, not checked.
+        flags: General purpose bits (4.4.4).
+        align: Alignment of the data that is kept when the member is moved.
+        record: Its central directory header, verbatim.
+    """
+
+    name: str
+    header_offset: int
+    data_offset: int
+    end: int
+    size: int
+    stored_size: int
+    method: int
+    crc: int
+    mode: int
+    date_time: Time
+    flags: int
+    align: int
+    record: bytes
+
+
+@dataclass(frozen=True)
+class Placed:
+    """An entry and where it goes.
+
+    Attributes:
+        entry: The entry, or a member of the same file that is moved.
+        header_offset: Where its local header begins.
+        data_offset: Where its data begins.
+        stored_size: Length of its data.
+    """
+
+    entry: Entry | Member
+    header_offset: int
+    data_offset: int
+    stored_size: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """An archive with every offset decided, before a byte is written.
+
+    Attributes:
+        placed: The entries to write, in file order.
+        directory_offset: Where the central directory begins.
+        size: Length of the whole file.
+        start: Where writing begins; what is before is not touched.
+        kept: Members before `start` that stay as they are.
+        comment: The archive's comment.
+    """
+
+    placed: tuple[Placed, ...]
+    directory_offset: int
+    size: int
+    start: int = 0
+    kept: tuple[Member, ...] = ()
+    comment: bytes = b""
+
+
+@dataclass(frozen=True)
+class Archive:
+    """What `read` found.
+
+    Attributes:
+        members: In the order in which they lie in the file.
+        directory_offset: Where the central directory begins.
+        size: Length of the whole file.
+        comment: The archive's comment.
+    """
+
+    members: tuple[Member, ...]
+    directory_offset: int
+    size: int
+    comment: bytes = b""
+
+
+# ------------------------------------------------------------------ entries
+
+
+def deflate(
+    name: str,
+    content: bytes,
+    level: int = 9,
+    *,
+    align: int = 1,
+    mode: int = 0o644,
+    date_time: Time | None = None,
+) -> Entry:
+    """Make an entry of compressed content, or of stored content where that is no longer.
+
+    Args:
+        name: Name in the archive.
+        content: The uncompressed bytes.
+        level: 0 (store) to 9 (smallest).
+        align: Alignment of the data in bytes.
+        mode: Unix permissions.
+        date_time: Time of modification.
+    """
+    packer = zlib.compressobj(level, zlib.DEFLATED, -zlib.MAX_WBITS)
+    packed = packer.compress(content) + packer.flush()
+    method, data = (DEFLATED, packed) if len(packed) < len(content) else (STORED, content)
+    crc = zlib.crc32(content)
+    return Entry(name, data, method, len(content), crc, align, mode, date_time)
+
+
+def from_file(
+    path: Path,
+    name: str,
+    *,
+    level: int = 0,
+    align: int = BLOCK,
+    own_time: bool = False,
+) -> Entry:
+    """Make an entry of a file: stored and copied when written, or compressed now, in memory.
+
+    Args:
+        path: The file.
+        name: Name in the archive.
+        level: 0 (store) to 9 (smallest).
+        align: Alignment of the data in bytes.
+        own_time: Record the file's own time of modification, in local time as zip
+            readers take it, instead of the reproducible one.
+
+    Raises:
+        PyllamafileError: The file cannot be read or is not a regular file.
+    """
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise PyllamafileError(f"{path}: not a regular file")
+        content = path.read_bytes() if level else b""
+    except OSError as error:
+        raise _failed(path, "read", error) from error
+    mode = 0o755 if status.st_mode & stat.S_IXUSR else 0o644  # umask and group do not matter
+    when = _clamped(time.localtime, int(status.st_mtime)) if own_time else None
+    if level:
+        return deflate(name, content, level, align=align, mode=mode, date_time=when)
+    data = Source(path, size=status.st_size)
+    return Entry(name, data, align=align, mode=mode, date_time=when)
+
+
+def _clamped(convert: Callable[[int], time.struct_time], seconds: int) -> Time:
+    moment = convert(min(max(seconds, _EPOCHS[0]), _EPOCHS[1]))
+    year = min(max(moment.tm_year, 1980), 2107)  # a local time may fall outside once more
+    return (year, *moment[1:5], min(moment.tm_sec, 59))
+
+
+def _default_time() -> Time:
+    value = os.environ.get("SOURCE_DATE_EPOCH") or str(_EPOCHS[0])
+    try:
+        return _clamped(time.gmtime, int(value))
+    except ValueError:
+        raise PyllamafileError(
+            f"SOURCE_DATE_EPOCH is not a number of seconds: {value!r}", hint="unset it"
+        ) from None
+
+
+# ------------------------------------------------------------------- layout
+
+
+def layout(
+    entries: Sequence[Entry | Member],
+    start: int,
+    *,
+    kept: Sequence[Member] = (),
+    comment: bytes = b"",
+) -> Layout:
+    """Decide where everything goes. Pure.
+
+    Data is aligned by a gap before the local header: an extra field is too short to
+    hold 64 KiB of padding.
+
+    Args:
+        entries: What to write, in this order.
+        start: Where writing may begin.
+        kept: Members before `start` that stay, in file order.
+        comment: The archive's comment.
+
+    Raises:
+        PyllamafileError: A name is empty, absolute, doubled, not portable, or leads
+            out of the directory that the archive is unpacked into.
+    """
+    names = {member.name for member in kept}
+    placed = []
+    end = start
+    for entry in entries:
+        if isinstance(entry, Entry):
+            _check(entry, names)
+            header, stored = len(_local_header(entry, 0, _NO_TIME)), entry.stored_size
+        else:
+            header, stored = entry.data_offset - entry.header_offset, entry.end - entry.data_offset
+        names.add(entry.name)
+        data = -(-(end + header) // entry.align) * entry.align
+        placed.append(Placed(entry, data - header, data, stored))
+        end = data + stored
+    plan = Layout(tuple(placed), end, end, start, tuple(kept), comment)
+    return replace(plan, size=end + len(_directory(_records(plan, {}, _NO_TIME), end, comment)))
+
+
+def _check(entry: Entry, taken: Collection[str]) -> None:
+    name = entry.name
+    parts = name.split("/")
+    reasons = {
+        "is empty": not name,
+        "is in the archive twice": name in taken,
+        "is absolute": name.startswith("/") or bool(PureWindowsPath(name).drive),
+        "has an empty part, . or .. in it": not {"", ".", ".."}.isdisjoint(parts),
+        "has a backslash in it": "\\" in name,
+        "has a control character in it": any(ord(c) < 32 or ord(c) == 127 for c in name),
+        "cannot be written as UTF-8": any(0xD800 <= ord(c) < 0xE000 for c in name),
+        "is too long": len(name.encode(errors="replace")) > 0xFFFF,
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise PyllamafileError(f"cannot pack {name!r}: the name {reason}")
+    if entry.align < 1 or entry.align & (entry.align - 1):
+        raise PyllamafileError(f"cannot align {name} to {entry.align}: not a power of two")
+    if entry.method not in (STORED, DEFLATED):
+        raise ValueError(f"{name}: unknown method {entry.method}")
+    if entry.method == DEFLATED and (entry.size is None or isinstance(entry.data, Late)):
+        raise ValueError(f"{name}: a deflated entry needs its size beforehand")
+    if entry.method == STORED and entry.full_size != entry.stored_size:
+        raise ValueError(f"{name}: a stored entry has one size")
+
+
+# ------------------------------------------------------------------ headers
+
+_NO_TIME: Time = (1980, 1, 1, 0, 0, 0)
+
+
+def _dos(moment: Time) -> tuple[int, int]:
+    """Time and date as 4.4.6 has them."""
+    year, month, day, hour, minute, second = moment
+    return hour << 11 | minute << 5 | second // 2, (year - 1980) << 9 | month << 5 | day
+
+
+def _from_dos(moment: int, date: int) -> Time:
+    year, month, day = (date >> 9) + 1980, date >> 5 & 15, date & 31
+    return year, month, day, moment >> 11, moment >> 5 & 63, (moment & 31) * 2
+
+
+def _split64(*values: int, whole: bool = False) -> tuple[list[int], bytes]:
+    """32-bit fields, and the extra field with the values that do not fit (4.5.3).
+
+    The order is the extra field's: size, stored size, header offset. A local header
+    takes both sizes or none (`whole`).
+    """
+    large = [value >= _MAX_32 for value in values]
+    if whole and any(large):
+        large = [True] * len(values)
+    fields = [0xFFFFFFFF if is_large else v for v, is_large in zip(values, large, strict=True)]
+    outside = [v for v, is_large in zip(values, large, strict=True) if is_large]
+    extra = struct.pack(f"<2H{len(outside)}Q", _ZIP64, 8 * len(outside), *outside)
+    return fields, extra if outside else b""
+
+
+def _common(entry: Entry, zip64: bytes, when: Time) -> tuple[int, int, int, int, int]:
+    """Version needed (4.4.3.2), flags, method, time, date: alike in both headers."""
+    needed = 45 if zip64 else 20 if entry.method == DEFLATED or "/" in entry.name else 10
+    flags = 0 if entry.name.isascii() else _UTF8
+    return (needed, flags, entry.method, *_dos(entry.date_time or when))
+
+
+def _local_header(entry: Entry, crc: int, when: Time) -> bytes:
+    name = entry.name.encode()
+    (size, stored), zip64 = _split64(entry.full_size, entry.stored_size, whole=True)
+    common = _common(entry, zip64, when)
+    head = _LOCAL.pack(b"PK\3\4", *common, crc, stored, size, len(name), len(zip64))
+    return head + name + zip64
+
+
+def _record(entry: Entry, at: int, crc: int, when: Time) -> bytes:
+    """A new entry's central directory header."""
+    name = entry.name.encode()
+    (size, stored, offset), zip64 = _split64(entry.full_size, entry.stored_size, at)
+    common = _common(entry, zip64, when)
+    made_by = _UNIX << 8 | common[0]
+    mode = (stat.S_IFREG | entry.mode) << 16
+    sizes = (crc, stored, size, len(name), len(zip64), 0, 0, 0, mode, offset)
+    return _CENTRAL.pack(b"PK\1\2", made_by, *common, *sizes) + name + zip64
+
+
+def _moved_record(member: Member, at: int) -> bytes:
+    """An existing member's central directory header with another header offset."""
+    head = list(_CENTRAL.unpack_from(member.record))
+    name, extra, comment = _variable(member.record, _CENTRAL.size, *head[10:13])
+    (head[9], head[8], head[16]), zip64 = _split64(member.size, member.stored_size, at)
+    extra = zip64 + b"".join(raw for tag, raw in _extra_fields(extra) if tag != _ZIP64)
+    head[2] = max(head[2], 45) if zip64 else head[2]
+    head[11] = len(extra)
+    return _CENTRAL.pack(*head) + name + extra + comment
+
+
+def _records(plan: Layout, digests: Mapping[str, Digest], when: Time) -> list[bytes]:
+    records = [_moved_record(member, member.header_offset) for member in plan.kept]
+    for item in plan.placed:
+        if isinstance(item.entry, Member):
+            records.append(_moved_record(item.entry, item.header_offset))
+        else:
+            digest = digests.get(item.entry.name)
+            crc = digest.crc if digest else 0
+            records.append(_record(item.entry, item.header_offset, crc, when))
+    return records
+
+
+def _directory(records: Sequence[bytes], at: int, comment: bytes) -> bytes:
+    """The central directory and what ends the file, to be placed at offset `at`."""
+    body = b"".join(records)
+    count, size = len(records), len(body)
+    zip64 = b""
+    if count >= _MAX_16 or size >= _MAX_32 or at >= _MAX_32:
+        zip64 = _END64.pack(
+            b"PK\6\6", _END64.size - 12, _UNIX << 8 | 45, 45, 0, 0, count, count, size, at
+        )
+        zip64 += _LOCATOR.pack(b"PK\6\7", 0, at + size, 1)
+    count = count if count < _MAX_16 else 0xFFFF
+    (size, at), _ = _split64(size, at)
+    return body + zip64 + _END.pack(b"PK\5\6", 0, 0, count, count, size, at, len(comment)) + comment
+
+
+def _variable(raw: bytes, at: int, *lengths: int) -> list[bytes]:
+    """The fields of variable length that follow a header."""
+    fields = []
+    for length in lengths:
+        fields.append(raw[at : at + length])
+        at += length
+    return fields
+
+
+def _extra_fields(extra: bytes) -> Iterator[tuple[int | None, bytes]]:
+    """Tag and raw bytes of each extra field (4.5.1); None for a rest that is none."""
+    while len(extra) >= 4:
+        tag, length = struct.unpack_from("<2H", extra)
+        if 4 + length > len(extra):
+            break
+        yield tag, extra[: 4 + length]
+        extra = extra[4 + length :]
+    if extra:
+        yield None, extra
+
+
+# ------------------------------------------------------------------ writing
+
+
+def write(
+    file: BinaryIO, plan: Layout, progress: Progress = lambda done: None
+) -> dict[str, Digest]:
+    """Write an archive in one pass. The file ends with it, `plan.start` bytes before it stay.
+
+    Memory is bounded whatever the sizes. CRC-32 and SHA-256 are computed on two threads
+    beside the copying; ranges of files are shared instead of copied where the file
+    system can do that, and their holes stay holes.
+
+    Args:
+        file: A real file open for reading and writing in binary mode.
+        plan: What `layout` returned.
+        progress: Called with the number of bytes of entries' data written so far; the
+            total is the sum of the `stored_size` of `plan.placed`.
+
+    Returns:
+        The digests of the entries written, by name.
+
+    Raises:
+        PyllamafileError: A source is missing, unreadable, too short, or changes while it
+            is copied; an entry's content is not what its size and CRC-32 say; the file
+            cannot be written.
+    """
+    file.flush()
+    path = Path(str(file.name))
+    target = _Target(file.fileno(), path, os.fstat(file.fileno()).st_size)
+    with _writing(path, plan.size):
+        digests = _write(target, plan, progress)
+        os.ftruncate(target.fd, plan.size)
+    file.seek(plan.size)
+    return digests
+
+
+@dataclass(frozen=True)
+class _Target:
+    """A file that is being written. From `blank` on it holds nothing but zeros so far."""
+
+    fd: int
+    path: Path
+    blank: int
+
+    def put(self, at: int, data: bytes | memoryview) -> None:
+        os.lseek(self.fd, at, os.SEEK_SET)
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self.fd, view) :]
+
+    def zero(self, start: int, end: int) -> None:
+        """Make the bytes from `start` to `end` zero; a hole already is."""
+        end = min(end, self.blank)
+        for at in range(start, end, _CHUNK):
+            self.put(at, bytes(min(_CHUNK, end - at)))
+
+
+def _write(target: _Target, plan: Layout, progress: Progress) -> dict[str, Digest]:
+    """Write entries and directory; whatever follows in the file stays."""
+    when = _default_time()
+    digests: dict[str, Digest] = {}
+    end, done = plan.start, 0
+    with ThreadPoolExecutor(2) as threads:
+        for item in plan.placed:
+            entry = item.entry
+            target.zero(end, item.header_offset)
+            if isinstance(entry, Member):
+                size = entry.end - entry.header_offset
+                _copy(target.path, target.fd, entry.header_offset, size, target, item.header_offset)
+            else:
+                hashes = _Hashes(threads, entry)
+                report = functools.partial(_add_up, progress, done)
+                _fill(entry, target, item.data_offset, digests, hashes, report)
+                digests[entry.name] = hashes.digest()
+                header = _local_header(entry, digests[entry.name].crc, when)
+                target.put(item.header_offset, header)
+                done += item.stored_size
+            end = item.data_offset + item.stored_size
+    records = _records(plan, digests, when)
+    target.put(plan.directory_offset, _directory(records, plan.directory_offset, plan.comment))
+    return digests
+
+
+def _add_up(progress: Progress, before: int, done: int) -> None:
+    progress(before + done)
+
+
+def _fill(
+    entry: Entry,
+    target: _Target,
+    at: int,
+    digests: Mapping[str, Digest],
+    hashes: _Hashes,
+    progress: Progress,
+) -> None:
+    """Write an entry's data at offset `at`."""
+    data = entry.data
+    if isinstance(data, Source):
+        try:
+            source = data.path.open("rb", buffering=0)
+        except OSError as error:
+            raise _failed(data.path, "read", error) from error
+        with source:
+            before = os.fstat(source.fileno())
+            _copy(data.path, source.fileno(), data.offset, data.size, target, at, hashes, progress)
+            after = os.fstat(source.fileno())
+        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+            raise PyllamafileError(f"{data.path}: changed while it was being packed")
+        return
+    if isinstance(data, Late):
+        content = data.make(digests)
+        if len(content) != data.size:
+            raise ValueError(f"{entry.name}: {len(content)} bytes made, {data.size} announced")
+        data = content
+    for done in range(0, len(data), _CHUNK):
+        view = memoryview(data)[done : done + _CHUNK]
+        hashes.update(view)
+        target.put(at + done, view)
+        progress(done + len(view))
+
+
+def _copy(
+    path: Path,
+    fd: int,
+    offset: int,
+    size: int,
+    target: _Target,
+    at: int,
+    hashes: _Hashes | None = None,
+    progress: Progress = lambda done: None,
+) -> None:
+    """Copy a range of an open file to offset `at`, hashing it on the way.
+
+    Two buffers: while one is hashed the other is filled. Hashing needs the bytes in user
+    space anyway, and a buffer that was just filled is written as fast as the kernel copies
+    (`copy_file_range`); so the kernel is asked for help only where it need not copy at all.
+    """
+    shared = _share(fd, offset, size, target, at)
+    buffers = [memoryview(bytearray(min(size, _CHUNK))) for _ in range(2)]
+    for turn, done in enumerate(range(0, size, _CHUNK)):
+        view = buffers[turn % 2][: size - done]
+        try:
+            hole = _is_hole(fd, offset + done, len(view))
+            if hole:
+                view = memoryview(_ZEROS)[: len(view)]
+            elif not _read_into(fd, offset + done, view):
+                raise PyllamafileError(f"{path}: has less than {offset + size} bytes")
+        except OSError as error:
+            raise _failed(path, "read", error) from error
+        if hashes:
+            hashes.update(view)
+        if done + len(view) > shared and not (hole and at + done >= target.blank):
+            target.put(at + done, view)
+        progress(done + len(view))
+
+
+_ZEROS = bytes(_CHUNK)
+
+
+def _read_into(fd: int, offset: int, view: memoryview) -> bool:
+    """Fill `view`; False if the file ends before."""
+    os.lseek(fd, offset, os.SEEK_SET)
+    with open(fd, "rb", buffering=0, closefd=False) as file:
+        while view:
+            count = file.readinto(view)
+            if not count:
+                return False
+            view = view[count:]
+    return True
+
+
+def _is_hole(fd: int, offset: int, length: int) -> bool:
+    """Whether a range is a hole of a sparse file: zeros, known without reading them."""
+    if not hasattr(os, "SEEK_DATA") or offset + length > os.fstat(fd).st_size:
+        return False
+    try:
+        return os.lseek(fd, offset, os.SEEK_DATA) >= offset + length
+    except OSError as error:
+        return error.errno == errno.ENXIO  # no data up to the end of the file
+
+
+_FICLONERANGE = 0x4020940D  # linux/fs.h
+
+
+def _share(fd: int, offset: int, size: int, target: _Target, at: int) -> int:
+    """Make both files share blocks (Btrfs, XFS, ...). Returns the bytes that now do."""
+    if not sys.platform.startswith("linux"):
+        return 0
+    block = max(os.fstatvfs(target.fd).f_bsize, 1)
+    length = size - size % block
+    if not length or offset % block or at % block:
+        return 0
+    try:
+        fcntl.ioctl(target.fd, _FICLONERANGE, struct.pack("=qQQQ", fd, offset, length, at))
+    except OSError:
+        return 0
+    return length
+
+
+class _Hashes:
+    """Size, CRC-32 and SHA-256 of an entry's content, computed while it is copied."""
+
+    def __init__(self, threads: ThreadPoolExecutor, entry: Entry) -> None:
+        self._threads = threads
+        self._entry = entry
+        self._size = self._crc = 0
+        self._sha256 = hashlib.sha256()
+        self._inflate = zlib.decompressobj(-zlib.MAX_WBITS) if entry.method == DEFLATED else None
+        self._jobs: list[Future[None]] = []
+
+    def update(self, view: memoryview) -> None:
+        """Take more data, as stored. It must not change before the next call returns."""
+        self._wait()
+        tasks = [self._unpack] if self._inflate else [self._count, self._sha256.update]
+        self._jobs = [self._threads.submit(task, view) for task in tasks]
+
+    def digest(self) -> Digest:
+        """Wait for the threads and compare with what the entry said."""
+        self._wait()
+        entry = self._entry
+        if (
+            self._size != entry.full_size
+            or entry.crc not in (None, self._crc)
+            or (self._inflate and (not self._inflate.eof or self._inflate.unused_data))
+        ):
+            raise PyllamafileError(f"{entry.name}: the content is not what it was announced to be")
+        return Digest(self._size, self._crc, self._sha256.hexdigest())
+
+    def _wait(self) -> None:
+        for job in self._jobs:
+            job.result()
+        self._jobs = []
+
+    def _count(self, view: memoryview | bytes) -> None:
+        self._size += len(view)
+        self._crc = zlib.crc32(view, self._crc)
+
+    def _unpack(self, packed: memoryview | bytes) -> None:
+        assert self._inflate is not None
+        try:
+            while packed:  # in steps: a few bytes can unpack to very many
+                content = self._inflate.decompress(packed, _CHUNK)
+                self._count(content)
+                self._sha256.update(content)
+                packed = self._inflate.unconsumed_tail
+        except zlib.error as error:
+            raise PyllamafileError(f"{self._entry.name}: not deflated: {error}") from error
+
+
+def _failed(path: object, verb: str, error: OSError) -> PyllamafileError:
+    return PyllamafileError(f"{path}: cannot {verb}: {error.strerror or error}")
+
+
+@contextlib.contextmanager
+def _writing(path: Path, size: int) -> Iterator[None]:
+    """Turn what the operating system raises while `path` is written into our error."""
+    try:
+        yield
+    except OSError as error:
+        failure = _failed(path, "write", error)
+        if error.errno == errno.EFBIG:
+            failure.hint = f"the file takes {size} bytes, more than its file system allows for one"
+        elif error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None)):
+            failure.hint = f"the file takes {size} bytes"
+            with contextlib.suppress(OSError):
+                free = shutil.disk_usage(path.absolute().parent).free
+                failure.hint += f", its file system has {free} bytes free"
+        raise failure from error
+
+
+# ------------------------------------------------------------------ reading
+
+
+def read(path: Path) -> Archive:
+    """Read an archive's directory. Any file will do: nothing in it is trusted.
+
+    Archives may stand behind other data, their offsets counting from the start of the file
+    or of the archive. Names may be anything that has no NUL in it.
+
+    Raises:
+        PyllamafileError: The file cannot be read, is no zip archive, is one of several
+            disks, has members that overlap, or contradicts itself.
+    """
+    try:
+        with path.open("rb", buffering=0) as file:
+            return _read(file.fileno(), path)
+    except OSError as error:
+        raise _failed(path, "read", error) from error
+
+
+class _Reader:
+    """Bounds-checked reads of a file."""
+
+    def __init__(self, fd: int, path: Path) -> None:
+        self.fd = fd
+        self.path = path
+        self.size = os.fstat(fd).st_size
+
+    def get(self, offset: int, length: int, what: str) -> bytes:
+        """The bytes at an offset; `what` they are is for the error."""
+        if not 0 <= offset <= offset + length <= self.size:
+            raise self.error(f"{what} lies outside of the file")
+        raw = bytearray(length)
+        if not _read_into(self.fd, offset, memoryview(raw)):
+            raise self.error("became shorter while it was read")
+        return bytes(raw)
+
+    def has(self, offset: int, signature: bytes) -> bool:
+        """Whether a signature stands at an offset."""
+        inside = 0 <= offset <= self.size - len(signature)
+        return inside and self.get(offset, len(signature), "") == signature
+
+    def error(self, what: str) -> PyllamafileError:
+        return PyllamafileError(f"{self.path}: {what}")
+
+
+class _End(NamedTuple):
+    """What the end records say, the zip64 ones included."""
+
+    position: int  # where they begin
+    comment: bytes
+    disk: int
+    directory_disk: int
+    here: int  # entries on this disk
+    entries: int
+    length: int
+    offset: int
+
+
+def _read(fd: int, path: Path) -> Archive:
+    file = _Reader(fd, path)
+    end = _read_end(file)
+    if end.disk or end.directory_disk or end.here != end.entries:
+        raise file.error("is one part of an archive on several disks")
+    if end.length < end.entries * _CENTRAL.size or (end.length and not end.entries):
+        raise file.error(f"{end.length} bytes of directory cannot hold {end.entries} entries")
+
+    # The directory ends where the end records begin. Where its recorded offset differs, all
+    # offsets count from the start of the archive, not of the file.
+    start = end.position - end.length
+    if end.entries and not file.has(start, b"PK\1\2"):
+        start = end.offset
+    directory = file.get(start, end.length, "the central directory")
+    if start + end.length > end.position:
+        raise file.error("the central directory runs into the end record")
+    shift = start - end.offset if end.entries else 0
+
+    members = []
+    position = 0
+    for _ in range(end.entries):
+        member = _parse(file, directory, position)
+        members.append(_locate(file, member, member.header_offset + shift, start))
+        position += len(member.record)
+    if position != len(directory):
+        raise file.error(f"the central directory holds more than {end.entries} entries")
+    return Archive(tuple(_in_order(file, members, start)), start, file.size, end.comment)
+
+
+def _read_end(file: _Reader) -> _End:
+    # The last end record whose comment fits (4.3.16); like zipfile, not minding what follows.
+    length = min(file.size, _END.size + _MAX_COMMENT)
+    base = file.size - length
+    tail = file.get(base, length, "the end")
+    found = len(tail) - _END.size + 4
+    while (found := tail.rfind(b"PK\5\6", 0, max(found, 0))) >= 0:
+        _, *fields, comment_size = _END.unpack_from(tail, found)
+        comment = tail[found + _END.size :][:comment_size]
+        if len(comment) == comment_size:
+            break
+        found += 3  # so that the next search ends before this signature
+    else:
+        raise file.error("not a zip archive, or cut off")
+
+    position = base + found
+    locator = position - _LOCATOR.size
+    if file.has(locator, b"PK\6\7"):
+        _, disk, recorded, disks = _LOCATOR.unpack(file.get(locator, _LOCATOR.size, ""))
+        if disk or disks > 1:
+            raise file.error("is one part of an archive on several disks")
+        # Where it normally stands, whatever its offset counts from; else where it is said to be.
+        places = (locator - _END64.size, min(recorded, locator - _END64.size))
+        position = next((at for at in places if file.has(at, b"PK\6\6")), -1)
+        if position < 0:
+            raise file.error("the zip64 end record is missing")
+        wide = _END64.unpack(file.get(position, _END64.size, "the zip64 end record"))[4:]
+        limits = (0xFFFF,) * 4 + (0xFFFFFFFF,) * 2
+        fields = [
+            large if value == limit else value
+            for value, large, limit in zip(fields, wide, limits, strict=True)
+        ]
+    return _End(position, comment, *fields)
+
+
+def _parse(file: _Reader, directory: bytes, position: int) -> Member:
+    """The central directory header at a position, with the header offset as recorded."""
+    if position + _CENTRAL.size > len(directory):
+        raise file.error("the central directory is cut off")
+    head = _CENTRAL.unpack_from(directory, position)
+    end = position + _CENTRAL.size + sum(head[10:13])
+    if head[0] != b"PK\1\2" or end > len(directory):
+        raise file.error("the central directory is damaged")
+    record = directory[position:end]
+    raw, extra, _ = _variable(record, _CENTRAL.size, *head[10:13])
+    try:
+        name = raw.decode("utf-8" if head[3] & _UTF8 else "cp437")
+    except UnicodeDecodeError:
+        raise file.error(f"the name {raw!r} is not UTF-8") from None
+    if not name or "\0" in name:
+        raise file.error(f"{name!r} is no name")
+
+    wide = b"".join(field[4:] for tag, field in _extra_fields(extra) if tag == _ZIP64)
+    values = []
+    for value, limit, width in (
+        (head[9], 0xFFFFFFFF, 8),
+        (head[8], 0xFFFFFFFF, 8),
+        (head[16], 0xFFFFFFFF, 8),
+        (head[13], 0xFFFF, 4),
+    ):
+        if value == limit and len(wide) < width:
+            raise file.error(f"{name!r} lacks its zip64 sizes")
+        large = value == limit
+        values.append(int.from_bytes(wide[:width], "little") if large else value)
+        wide = wide[width:] if large else wide
+    size, stored_size, offset, disk = values
+    if disk:
+        raise file.error("is one part of an archive on several disks")
+    if head[4] == STORED and size != stored_size and not head[3] & _ENCRYPTED:
+        raise file.error(f"{name!r} is stored, but with two sizes")
+    return Member(
+        name=name,
+        header_offset=offset,
+        data_offset=0,
+        end=0,
+        size=size,
+        stored_size=stored_size,
+        method=head[4],
+        crc=head[7],
+        mode=head[15] >> 16 if head[1] >> 8 == _UNIX else 0,
+        date_time=_from_dos(head[5], head[6]),
+        flags=head[3],
+        align=1,
+        record=record,
+    )
+
+
+def _locate(file: _Reader, member: Member, at: int, limit: int) -> Member:
+    """Find the data of a member whose local header is at `at`."""
+    head = _LOCAL.unpack(file.get(at, _LOCAL.size, repr(member.name)))
+    if head[0] != b"PK\3\4":
+        raise file.error(f"{member.name!r} is not where the directory says")
+    data = at + _LOCAL.size + head[9] + head[10]
+    end = data + member.stored_size
+    if end > limit:
+        raise file.error(f"{member.name!r} runs into the central directory")
+    natural = data & -data
+    align = min(natural, BLOCK) if member.method == STORED and natural >= _PAGE else 1
+    return replace(member, header_offset=at, data_offset=data, end=end, align=align)
+
+
+def _in_order(file: _Reader, members: list[Member], limit: int) -> Iterator[Member]:
+    """Sort members by offset; refuse those that overlap (a zip bomb's trick)."""
+    members = sorted(members, key=lambda member: member.header_offset)
+    limits = [member.header_offset for member in members[1:]] + [limit]
+    for member, limit in zip(members, limits, strict=True):
+        if member.end > limit:
+            raise file.error(f"{member.name!r} overlaps another entry")
+        # 4.3.9: a descriptor has 12 to 24 bytes, and nothing tells how many.
+        slack = 24 if member.flags & _DESCRIPTOR else 0
+        yield replace(member, end=min(member.end + slack, limit))
+
+
+# --------------------------------------------------------- change in place
+
+
+def add(
+    path: Path,
+    entries: Sequence[Entry],
+    *,
+    remove: Collection[str] = (),
+    progress: Progress = lambda done: None,
+) -> int:
+    """Add, replace and remove entries of an archive in place; create it if there is none.
+
+    What is before the first entry stays, and so do the other entries: those behind a
+    removed one move up if that is at most 16 MiB to copy. Killed at any moment, it leaves
+    the old archive or the new one, at worst with dead bytes in it. An error leaves the old
+    archive.
+
+    Args:
+        path: The archive.
+        entries: What to add; members of the same name are replaced.
+        remove: Names of members to remove.
+        progress: Called with the number of bytes of `entries` written so far; the total is
+            the sum of their `stored_size`.
+
+    Returns:
+        The number of bytes that this call left in the file though nothing needs them.
+
+    Raises:
+        PyllamafileError: As `read`, `layout` and `write`; or a name in `remove` is not in
+            the archive, or the archive is to be added to itself.
+    """
+    for entry in entries:
+        if isinstance(entry.data, Source) and _same(entry.data.path, path):
+            raise PyllamafileError(f"{path}: cannot be added to itself")
+    layout(entries, 0)  # refuse what cannot be written before anything is touched
+    if not path.exists():
+        for name in sorted(remove):
+            raise PyllamafileError(f"{path}: no such file, so no {name!r} to remove")
+        return _create(path, entries, progress)
+    try:
+        file = path.open("r+b", buffering=0)
+    except OSError as error:
+        raise _failed(path, "write", error) from error
+    with file:
+        return _change(file.fileno(), path, entries, remove, progress)
+
+
+def _same(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:
+        return False
+
+
+def _create(path: Path, entries: Sequence[Entry], progress: Progress) -> int:
+    plan = layout(entries, 0)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    with _writing(path, plan.size):
+        try:
+            with draft.open("x+b", buffering=0) as file:
+                _write(_Target(file.fileno(), path, 0), plan, progress)
+                os.fsync(file.fileno())
+            draft.replace(path)
+        except BaseException:
+            draft.unlink(missing_ok=True)
+            raise
+    return 0
+
+
+def _change(
+    fd: int, path: Path, entries: Sequence[Entry], remove: Collection[str], progress: Progress
+) -> int:
+    try:
+        archive = _read(fd, path)
+    except OSError as error:
+        raise _failed(path, "read", error) from error
+    for name in sorted(set(remove) - {member.name for member in archive.members}):
+        raise PyllamafileError(f"{path}: has no {name!r} to remove")
+    new = {entry.name: entry for entry in entries}
+    gone = new.keys() | set(remove)
+    kept, lost, behind = _split(archive.members, gone)
+
+    # The tail of the new archive: what moves, replacements in the place of what they replace,
+    # and then what is new.
+    tail: list[Entry | Member] = []
+    for member in behind:
+        if member.name not in gone:
+            tail.append(member)
+        elif member.name in new:
+            tail.append(new.pop(member.name))
+    tail += new.values()
+
+    first, last = archive.directory_offset, archive.directory_offset
+    if behind:
+        first, last = behind[0].header_offset, behind[-1].end
+    start = kept[-1].end if kept else first
+    plan = layout(tail, start, kept=kept, comment=archive.comment)
+    if not behind or plan.size <= first:  # it covers no member of the old archive
+        _commit(fd, path, archive, plan, progress)
+        return lost
+
+    # It does, so it is written behind them first. Then they are dead, and it can move to
+    # its place: but rather leave some dead bytes than copy very many.
+    compact = plan.size - start <= max(_CHEAP, 4 * (last - start))
+    away = layout(tail, max(last, plan.size) if compact else last, kept=kept, comment=plan.comment)
+    _commit(fd, path, archive, away, progress)
+    if not compact:
+        return lost + last - start
+    archive = _read(fd, path)
+    moved = [
+        replace(member, align=item.entry.align, end=item.data_offset + item.stored_size)
+        for member, item in zip(archive.members[len(kept) :], away.placed, strict=True)
+    ]
+    final = layout(moved, start, kept=archive.members[: len(kept)], comment=plan.comment)
+    _commit(fd, path, archive, final, lambda done: None)
+    return lost
+
+
+def _split(
+    members: Sequence[Member], gone: Collection[str]
+) -> tuple[list[Member], int, Sequence[Member]]:
+    """Which members stay where they are, and which are removed or moved.
+
+    Returns:
+        The members that stay; how many bytes of removed members lie between them; and
+        the members from the first removed one on behind which little enough is to move.
+    """
+    split = len(members)
+    moving = 0
+    for index in reversed(range(len(members))):
+        if members[index].name in gone:
+            split = index
+        else:
+            moving += members[index].end - members[index].header_offset
+            if moving > _MOVE:
+                break
+    kept = [member for member in members[:split] if member.name not in gone]
+    lost = sum(m.end - m.header_offset for m in members[:split] if m.name in gone)
+    return kept, lost, members[split:]
+
+
+def _commit(fd: int, path: Path, archive: Archive, plan: Layout, progress: Progress) -> None:
+    """Write a plan whose entries cover no member of the archive, and make it the archive.
+
+    Readers look for the end record in the last 64 KiB, and for the directory right before
+    it. So the old archive stays readable as long as the file ends with its directory and
+    end record; and the new archive becomes readable at once when the file is truncated to
+    end with its own. Where the plan covers the old directory, therefore, a copy of it is
+    first put behind everything.
+
+    The copy is put there by one call of `write`. Linux can stop that for SIGKILL only
+    between two pages, so it goes into one page if it fits. (If it does not fit, and if the
+    file grows by more than 64 KiB, there are some microseconds left.)
+    """
+    target = _Target(fd, path, archive.size)
+    covered = plan.size > archive.directory_offset
+    file = _Reader(fd, path)
+    with _writing(path, plan.size):
+        old = file.get(archive.directory_offset, archive.size - archive.directory_offset, "")
+        try:
+            if covered:
+                records = [_moved_record(m, m.header_offset) for m in archive.members]
+                at = max(plan.size, archive.size)
+                length = len(_directory(records, at + _PAGE, archive.comment))
+                if at % _PAGE + length > _PAGE:
+                    at += -at % _PAGE
+                target.put(at, _directory(records, at, archive.comment))
+                os.fsync(fd)
+            _write(target, plan, progress)
+            os.fsync(fd)
+        except BaseException:
+            if covered:  # put things back; until the last step the copy is still there
+                with contextlib.suppress(OSError):
+                    target.put(archive.directory_offset, old)
+                    os.fsync(fd)
+                    os.ftruncate(fd, archive.size)
+            raise
+        os.ftruncate(fd, plan.size)
+        os.fsync(fd)
