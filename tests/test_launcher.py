@@ -1,0 +1,759 @@
+"""The head and the packed programs, judged by running real files under real shells."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+import random
+import shutil
+import signal
+import stat
+import struct
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pyllamafile import launcher
+from pyllamafile.errors import PyllamafileError
+from pyllamafile.launcher import BLOCK, BUDGET, HEAD, Program, head, pack
+from pyllamafile.targets import TARGETS, Runtime, host
+
+HOST = host()
+if HOST is None:  # pragma: no cover
+    pytest.skip("no target for this machine", allow_module_level=True)
+
+SHELLS = {  # how to call it: the Debian package that has it
+    "sh": "dash",
+    "bash": "bash",
+    "bash --posix": "bash",
+    "dash": "dash",
+    "zsh": "zsh",
+    "ksh93": "ksh93u+m",
+    "mksh": "mksh",
+    "yash": "yash",
+    "posh": "posh",
+    "busybox ash": "busybox",
+}
+
+SCRIPT = b"""#!/bin/sh
+if [ "$1" = --probe ]; then exit 0; fi
+case ${3-} in
+cat) exec cat ;;
+env) exec env ;;
+exit) exit "$4" ;;
+path) printf %s "$PATH" ;;
+pid) echo $$; exec sleep 60 ;;
+*) printf '%s\\0' "$@" ;;
+esac
+exit
+"""
+# Something for gzip to do; the shell never reads so far.
+SCRIPT += random.Random(7).randbytes(300_000)
+NAME = hashlib.sha256(SCRIPT).hexdigest()
+
+
+def tool(name: str, package: str = "") -> str:
+    found = shutil.which(name)
+    if not found:
+        pytest.skip(f"needs the Debian package {package or name}")
+    return found
+
+
+@pytest.fixture(params=SHELLS)
+def shell(request: pytest.FixtureRequest) -> list[str]:
+    name, *rest = request.param.split()
+    return [tool(name, SHELLS[request.param]), *rest]
+
+
+def runtime(program: bytes, packed: bytes, target: str = HOST.name) -> Runtime:
+    return Runtime(
+        target=target,
+        path=Path("runtime.gz"),
+        packed_size=len(packed),
+        packed_sha256=hashlib.sha256(packed).hexdigest(),
+        size=len(program),
+        sha256=hashlib.sha256(program).hexdigest(),
+        llama_cpp="0",
+        levels=(),
+        origin="package",
+    )
+
+
+def llamafile(path: Path, program: bytes = SCRIPT, **changes: object) -> Path:
+    """A head, a gap, the program at the second block, and something behind it."""
+    packed = pack(program)
+    row = replace(runtime(program, packed), **changes)  # type: ignore[arg-type]
+    content = head([Program(row, 2 * BLOCK)]).ljust(2 * BLOCK, b"\0") + packed + b"PK weights"
+    path.write_bytes(content)
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return llamafile(tmp_path / "tiny.llamafile")
+
+
+@pytest.fixture
+def env(tmp_path: Path) -> dict[str, str]:
+    """No more than a PATH and a HOME; the last resort is kept out of the real /tmp."""
+    for name in ("home", "tmp"):
+        (tmp_path / name).mkdir()
+    return {
+        "PATH": os.environ["PATH"],
+        "HOME": str(tmp_path / "home"),
+        "TMPDIR": str(tmp_path / "tmp"),
+    }
+
+
+def run(*argv: object, **options: object) -> subprocess.CompletedProcess[bytes]:
+    options = {"capture_output": True, "timeout": 60, "stdin": subprocess.DEVNULL} | options
+    if "input" in options:
+        del options["stdin"]
+    return subprocess.run([os.fsdecode(part) for part in argv], **options)  # type: ignore[call-overload,no-any-return]
+
+
+def arguments(done: subprocess.CompletedProcess[bytes]) -> list[str]:
+    """What the program was called with; nothing may have gone wrong on the way."""
+    assert (done.returncode, done.stderr) == (0, b"")
+    return [os.fsdecode(part) for part in done.stdout.split(b"\0")[:-1]]
+
+
+def cached(base: Path) -> list[str]:
+    return sorted(path.name for path in (base / "run").iterdir())
+
+
+def home_cache(env: dict[str, str]) -> Path:
+    return Path(env["HOME"], ".cache/pyllamafile")
+
+
+def temporary_cache(env: dict[str, str]) -> Path:
+    return Path(env["TMPDIR"], f"pyllamafile-{os.geteuid()}")
+
+
+def fake(directory: Path, name: str, script: str) -> str:
+    """A directory for PATH that holds a program of our own."""
+    directory.mkdir(exist_ok=True)
+    (directory / name).write_text("#!/bin/sh\n" + script)
+    (directory / name).chmod(0o755)
+    return f"{directory}:{os.environ['PATH']}"
+
+
+# What the program gets
+
+
+def test_arguments_arrive_unchanged(shell, file, env):
+    given = ["-p", "a  b", "", "it's", 'say "x"', "$HOME `id` \\n", "new\nline\n", "*", "naïve"]
+    for start in ("cold", "warm"):
+        got = arguments(run(*shell, "./" + file.name, *given, env=env, cwd=file.parent))
+        assert got == ["--llamafile", "./" + file.name, *given], start
+    assert cached(home_cache(env)) == [NAME]
+
+
+def test_no_arguments(shell, file, env):
+    assert arguments(run(*shell, file, env=env)) == ["--llamafile", str(file)]
+
+
+def test_standard_input_is_left_alone(shell, file, env):
+    data = random.Random(1).randbytes(200_000)
+    for _ in ("cold", "warm"):
+        assert run(*shell, file, "cat", env=env, input=data).stdout == data
+
+
+@pytest.mark.parametrize("code", [0, 1, 3, 126, 255])
+def test_exit_code(shell, file, env, code):
+    assert run(*shell, file, "exit", str(code), env=env).returncode == code
+
+
+def test_environment_is_the_users(shell, file, env):
+    env |= {"PATH": f"{env['PATH']}:/nowhere", "base": "mine", "dir": "mine"}
+    seen = dict(
+        line.split("=", 1)
+        for line in run(*shell, file, "env", env=env).stdout.decode().splitlines()
+    )
+    assert {name: seen[name] for name in env} == env
+    assert not [name for name in seen if name.startswith("lf_") or name in ("LC_ALL", "GZIP")]
+
+
+def test_poor_path_is_enough_and_stays_poor(shell, file, env):
+    env["PATH"] = "/nowhere"
+    assert run(*shell, file, "path", env=env).stdout == b"/nowhere"
+
+
+def test_missing_path_is_enough(shell, file, env):
+    del env["PATH"]
+    assert arguments(run(*shell, file, "a", env=env))[2:] == ["a"]
+
+
+def test_program_takes_the_shells_place(shell, file, env):
+    with subprocess.Popen([*shell, str(file), "pid"], env=env, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        assert int(process.stdout.readline()) == process.pid
+        process.terminate()
+    assert process.returncode == -signal.SIGTERM
+
+
+def test_interrupt_reaches_the_program(shell, file, env):
+    with subprocess.Popen([*shell, str(file), "pid"], env=env, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+    assert process.returncode == -signal.SIGINT
+
+
+def test_static_program(tmp_path, shell, env):
+    source = tmp_path / "hello.c"
+    source.write_text(
+        "#include <stdio.h>\n#include <string.h>\n"
+        'int main(int n, char **v) { if (n > 1 && !strcmp(v[1], "--probe")) return 0;'
+        " while (*++v) puts(*v); return 7; }\n"
+    )
+    run(tool("cc", "gcc"), "-static", "-Os", "-o", tmp_path / "hello", source, check=True)
+    path = llamafile(tmp_path / "f", (tmp_path / "hello").read_bytes())
+    for _ in ("cold", "warm"):
+        done = run(*shell, path, "hi", env=env)
+        assert (done.returncode, done.stdout) == (7, f"--llamafile\n{path}\nhi\n".encode())
+
+
+# How the file is called
+
+NAMES = [
+    "a b",
+    'it\'s "q" $x `y`',
+    "-n",
+    "--help",
+    "naïve-模型",
+    "new\nline",
+    "*[a]?",
+    "a\\tb",
+    "~",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_name(tmp_path, shell, env, name):
+    (tmp_path / "d").mkdir()
+    path = llamafile(tmp_path / "d" / name)
+    assert arguments(run(*shell, path, env=env))[1] == str(path)
+    assert arguments(run(*shell, f"./{name}", env=env, cwd=path.parent))[1] == f"./{name}"
+    end = [] if shell[-1:] == ["ash"] and not name.startswith("-") else ["--"]
+    assert arguments(run(*shell, *end, name, env=env, cwd=path.parent))[1] == f"./{name}"
+
+
+def test_name_found_in_path(file, env):
+    env["PATH"] += f":{file.parent}"
+    for argv in ([file.name], ["env", file.name], [tool("bash"), file.name]):
+        assert arguments(run(*argv, "x", env=env, cwd="/")) == ["--llamafile", str(file), "x"]
+
+
+def test_symbolic_link(file, shell, env):
+    (file.parent / "link").symlink_to(file.name)
+    assert arguments(run(*shell, "./link", env=env, cwd=file.parent))[1] == "./link"
+
+
+def test_started_directly(file, env):
+    assert arguments(run(file, "x", env=env)) == ["--llamafile", str(file), "x"]
+
+
+def test_directory_that_is_gone(file, shell, env, tmp_path):
+    script = 'mkdir "$1/gone" && cd "$1/gone" && rmdir "$1/gone" && shift && exec "$@"'
+    done = run("sh", "-c", script, "sh", tmp_path, *shell, file, "x", env=env)
+    assert arguments(subprocess.CompletedProcess([], done.returncode, done.stdout, b""))[2:] == [
+        "x"
+    ]
+
+
+def test_body_runs_by_eval(tmp_path, shell, env):
+    """As it will from behind a Windows head: design section 2."""
+    content = llamafile(tmp_path / "f").read_bytes()
+    body = content[:HEAD].partition(b"\n")[2].rstrip(b"\n").ljust(BUDGET, b"\n")
+    stub = b'MZ=;eval "$(dd<"$0" bs=8k skip=1 count=1 2>/dev/null)";exit\n'
+    (tmp_path / "f").write_bytes(stub.ljust(BUDGET, b"\n") + body + content[HEAD:])
+    for _ in ("cold", "warm"):
+        assert arguments(run(*shell, tmp_path / "f", "a b", env=env))[2:] == ["a b"]
+    assert run(*shell, tmp_path / "f", "cat", env=env, input=b"in").stdout == b"in"
+
+
+# Where it is unpacked to
+
+
+def test_first_choice_is_the_variable(tmp_path, shell, file, env):
+    env |= {"PYLLAMAFILE_CACHE": str(tmp_path / "my cache" / "x"), "XDG_CACHE_HOME": env["HOME"]}
+    arguments(run(*shell, file, env=env))
+    program = tmp_path / "my cache/x/run" / NAME
+    assert program.read_bytes() == SCRIPT
+    assert stat.S_IMODE(program.stat().st_mode) == 0o700
+    assert stat.S_IMODE(program.parent.stat().st_mode) == 0o700
+    assert not list(Path(env["HOME"]).iterdir())
+
+
+def test_variable_relative_to_here(shell, file, env):
+    env["PYLLAMAFILE_CACHE"] = "here"
+    arguments(run(*shell, file, env=env, cwd=file.parent))
+    assert cached(file.parent / "here") == [NAME]
+
+
+def test_then_xdg_then_home_then_temporary(tmp_path, file, env, shell):
+    env["XDG_CACHE_HOME"] = str(tmp_path / "xdg")
+    arguments(run(*shell, file, env=env))
+    assert cached(tmp_path / "xdg/pyllamafile") == [NAME]
+    env["XDG_CACHE_HOME"] = "relative"  # to be ignored, says the XDG specification
+    arguments(run(*shell, file, env=env, cwd=tmp_path))
+    assert not (tmp_path / "relative").exists()
+    if shell[0].endswith("posh"):  # has no [ -O ]: does not know whose HOME this is
+        assert cached(temporary_cache(env)) == [NAME]
+        return
+    assert cached(home_cache(env)) == [NAME]
+    del env["HOME"]
+    if shell[0].endswith("zsh"):  # sets a HOME of its own
+        env["HOME"] = "/nowhere"
+    arguments(run(*shell, file, env=env))
+    assert cached(temporary_cache(env)) == [NAME]
+
+
+def test_umask_does_not_matter(shell, file, env):
+    for mask in (0o000, 0o077, 0o777):
+        arguments(run("sh", "-c", f'umask {mask:o}; exec "$@"', "sh", *shell, file, env=env))
+        base = home_cache(env) if home_cache(env).exists() else temporary_cache(env)
+        assert stat.S_IMODE((base / "run").stat().st_mode) == 0o700
+        assert cached(base) == [NAME]
+        shutil.rmtree(base)
+
+
+def test_occupied_place_is_passed_over(shell, file, env):
+    Path(env["HOME"], ".cache").write_text("a file")
+    arguments(run(*shell, file, env=env))
+    assert cached(temporary_cache(env)) == [NAME]
+
+
+def test_unusable_variable_is_an_error(shell, file, env):
+    env["PYLLAMAFILE_CACHE"] = str(file)
+    done = run(*shell, file, env=env)
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert done.stderr.count(b"\n") == 1
+    assert f"PYLLAMAFILE_CACHE={file}: set it to".encode() in done.stderr
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o707, 0o777])
+def test_directory_that_others_can_write_to(shell, file, env, mode):
+    """Whatever lies there is neither run nor replaced."""
+    env["PYLLAMAFILE_CACHE"] = env["HOME"]
+    directory = Path(env["HOME"], "run")
+    directory.mkdir()
+    planted = directory / NAME
+    planted.write_bytes(b"#!/bin/sh\necho planted\nexit\n".ljust(len(SCRIPT), b"\n"))
+    planted.chmod(0o700)
+    directory.chmod(mode)
+    done = run(*shell, file, env=env)
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert planted.read_bytes().startswith(b"#!/bin/sh\necho planted")
+    del env["PYLLAMAFILE_CACHE"]
+    env["XDG_CACHE_HOME"] = str(directory.parent)
+    directory.parent.rename(directory.parent.with_name("pyllamafile"))
+    env["XDG_CACHE_HOME"] = str(directory.parent.parent)
+    arguments(run(*shell, file, env=env))
+    assert cached(temporary_cache(env)) == [NAME]
+
+
+@pytest.mark.parametrize(("mode", "trusted"), [(0o777, False), (0o1777, True), (0o755, True)])
+def test_directory_around_it(shell, file, env, mode, trusted):
+    """Where others may rename, only the sticky bit keeps ours in its place."""
+    env["PYLLAMAFILE_CACHE"] = env["HOME"]
+    Path(env["HOME"]).chmod(mode)
+    assert run(*shell, file, env=env).returncode == (0 if trusted else 1)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to make directories of another user")
+@pytest.mark.parametrize("part", ["", "run"])
+def test_directory_of_another_user(shell, file, env, part):
+    base = temporary_cache(env)
+    (base / "run").mkdir(parents=True, mode=0o700)
+    os.chown(base / part, 12345, 12345)
+    env["HOME"] = "/nowhere"
+    env["PYLLAMAFILE_CACHE"] = str(base)
+    done = run(*shell, file, env=env)
+    assert (done.returncode, done.stdout, cached(base)) == (1, b"", [])
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user")
+def test_read_only_home_of_an_ordinary_user(shell):
+    with tempfile.TemporaryDirectory() as name:
+        top = Path(name)
+        top.chmod(0o755)
+        file = llamafile(top / "f")
+        for part, mode in (("home", 0o555), ("tmp", 0o1777)):
+            (top / part).mkdir()
+            (top / part).chmod(mode)
+        os.chown(top / "home", 65534, 65534)
+        env = {"PATH": "/usr/bin:/bin", "HOME": f"{top}/home", "TMPDIR": f"{top}/tmp"}
+        options = {"user": 65534, "group": 65534, "extra_groups": [], "cwd": "/"}
+        for _ in ("cold", "warm"):
+            assert arguments(run(*shell, file, "x", env=env, **options))[2:] == ["x"]
+        assert cached(top / "tmp/pyllamafile-65534") == [NAME]
+
+
+def test_link_in_the_temporary_directory_is_not_followed(shell, file, env):
+    env["HOME"] = "/nowhere"
+    elsewhere = Path(env["TMPDIR"], "elsewhere")
+    elsewhere.mkdir()
+    temporary_cache(env).symlink_to(elsewhere)
+    last = Path("/var/tmp", f"pyllamafile-{os.geteuid()}")
+    existed = last.exists()
+    try:
+        run(*shell, file, env=env)
+        assert not list(elsewhere.iterdir())
+    finally:
+        (last / "run" / NAME).unlink(missing_ok=True)
+        if not existed and last.exists():
+            (last / "run").rmdir()
+            last.rmdir()
+
+
+@pytest.fixture
+def noexec(tmp_path: Path) -> Iterator[Path]:
+    directory = tmp_path / "noexec"
+    directory.mkdir()
+    if run("mount", "-t", "tmpfs", "-o", "noexec,mode=700", "tmpfs", directory).returncode:
+        pytest.skip("may not mount a file system")
+    yield directory
+    run("umount", directory, check=True)
+
+
+def test_file_system_that_runs_nothing(shell, file, env, noexec):
+    env["XDG_CACHE_HOME"] = str(noexec)
+    for _ in ("cold", "warm"):
+        assert arguments(run(*shell, file, "x", env=env))[2:] == ["x"]
+    assert cached(noexec / "pyllamafile") == []
+    env["PYLLAMAFILE_CACHE"] = str(noexec)
+    done = run(*shell, file, env=env)
+    assert (done.returncode, done.stdout, cached(noexec)) == (1, b"", [])
+    assert b"PYLLAMAFILE_CACHE=" in done.stderr
+    assert done.stderr.count(b"\n") == 1
+
+
+# What is found there
+
+
+@pytest.fixture
+def place(env: dict[str, str], tmp_path: Path) -> Path:
+    """Where the program belongs."""
+    env["PYLLAMAFILE_CACHE"] = str(tmp_path / "cache")
+    directory = tmp_path / "cache/run"
+    directory.mkdir(parents=True, mode=0o700)
+    return directory / NAME
+
+
+HOSTILE = {
+    "TIME_STYLE": "+%s",
+    "BLOCK_SIZE": "1M",
+    "QUOTING_STYLE": "c",
+    "CDPATH": "/:/tmp",
+    "GREP_OPTIONS": "-v",
+    "CLICOLOR_FORCE": "1",
+    "LANG": "de_DE.UTF-8",
+    "IFS": "0/",
+    "GZIP": "--bogus",
+    "POSIXLY_CORRECT": "1",
+    "ZSH_VERSION": "9",
+}
+
+
+@pytest.mark.parametrize("extra", [{}, *({name: value} for name, value in HOSTILE.items())])
+def test_warm_start_unpacks_nothing(shell, file, env, place, extra):
+    env |= extra
+    assert arguments(run(*shell, file, "x", env=env))[2:] == ["x"]
+    before = place.stat()
+    assert arguments(run(*shell, file, "x", env=env))[2:] == ["x"]
+    assert place.stat().st_ino == before.st_ino
+    assert cached(place.parent.parent) == [NAME]
+
+
+@pytest.mark.parametrize("content", [b"", SCRIPT[:1000], SCRIPT + b"\n"])
+def test_wrong_size_is_replaced(shell, file, env, place, content):
+    place.write_bytes(content)
+    place.chmod(0o700)
+    assert arguments(run(*shell, file, "x", env=env))[2:] == ["x"]
+    assert place.read_bytes() == SCRIPT
+    assert cached(place.parent.parent) == [NAME]
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o720, 0o702])
+def test_wrong_mode_is_replaced(shell, file, env, place, mode):
+    place.write_bytes(b"#!/bin/sh\necho planted\nexit\n".ljust(len(SCRIPT), b"\n"))
+    place.chmod(mode)
+    assert arguments(run(*shell, file, "x", env=env))[2:] == ["x"]
+    assert place.read_bytes() == SCRIPT
+
+
+@pytest.mark.parametrize("kind", ["file", "directory", "nothing"])
+def test_symbolic_link_is_replaced(tmp_path, shell, file, env, place, kind):
+    other = tmp_path / "other"
+    planted = b"#!/bin/sh\necho planted\nexit\n".ljust(len(SCRIPT), b"\n")
+    if kind == "file":
+        other.write_bytes(planted)
+        other.chmod(0o700)
+    elif kind == "directory":
+        other.mkdir()
+    place.symlink_to(other)
+    assert arguments(run(*shell, file, "x", env=env))[2:] == ["x"]
+    assert not place.is_symlink()
+    assert place.read_bytes() == SCRIPT
+    if kind == "file":
+        assert other.read_bytes() == planted
+    elif kind == "directory":
+        assert not list(other.iterdir())
+    assert cached(place.parent.parent) == [NAME]
+
+
+def test_directory_in_its_place(shell, file, env, place):
+    place.mkdir()
+    done = run(*shell, file, env=env)
+    assert (done.returncode, done.stdout, list(place.iterdir())) == (1, b"", [])
+
+
+# Many at once, and interruptions
+
+
+def test_thirty_first_starts_at_once(shell, file, env, place):
+    many = [
+        subprocess.Popen(
+            [*shell, str(file), str(i)], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        for i in range(30)
+    ]
+    for i, process in enumerate(many):
+        out, err = process.communicate(timeout=60)
+        assert (process.returncode, err) == (0, b"")
+        assert out.split(b"\0")[2] == str(i).encode()
+    assert cached(place.parent.parent) == [NAME]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("group", [False, True])
+def test_signal_while_unpacking_leaves_nothing(tmp_path, shell, file, env, place, number, group):
+    mark = tmp_path / "mark"
+    gzip_ = tool("gzip")
+    env["PATH"] = fake(tmp_path / "bin", "gzip", f'>"{mark}"; sleep 0.2; exec {gzip_} "$@"\n')
+    with subprocess.Popen(
+        [*shell, str(file)],
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    ) as process:
+        while not mark.exists():
+            assert process.poll() is None
+            time.sleep(0.005)
+        assert len(cached(place.parent.parent)) == 1
+        (os.killpg if group else os.kill)(process.pid, number)
+        assert process.communicate(timeout=60)[0] == b""
+    assert process.returncode == -number
+    assert cached(place.parent.parent) == []
+
+
+# Systems with other or fewer tools
+
+
+def test_unknown_system(tmp_path, shell, file, env):
+    env["PATH"] = fake(tmp_path / "bin", "uname", "echo Plan9 mips\n")
+    done = run(*shell, file, env=env)
+    assert (done.returncode, done.stdout) == (1, b"")
+    message = f"{file}: there is no program for Plan9 mips in this file, only for: {HOST.name}\n"
+    assert done.stderr.decode() == message
+
+
+def test_busybox_and_nothing_else_in_path(tmp_path, file, env):
+    busybox = tool("busybox")
+    (tmp_path / "bin").mkdir()
+    for applet in run(busybox, "--list").stdout.decode().split():
+        (tmp_path / "bin" / applet).symlink_to(busybox)
+    env["PATH"] = str(tmp_path / "bin")
+    for _ in ("cold", "warm"):
+        assert arguments(run(tmp_path / "bin/sh", file, "x", env=env))[2:] == ["x"]
+    assert cached(home_cache(env)) == [NAME]
+
+
+def test_without_mktemp(tmp_path, shell, file, env, place):
+    env["PATH"] = fake(tmp_path / "bin", "mktemp", "exit 127\n")
+    assert arguments(run(*shell, file, "x", env=env))[2:] == ["x"]
+    assert cached(place.parent.parent) == [NAME]
+
+
+@pytest.mark.parametrize("name", ["sha256sum", "shasum", "openssl"])
+def test_any_checksum_tool_will_do(tmp_path, file, env, place, name):
+    """The others are made to look missing, by saying nothing."""
+    directory = tmp_path / "bin"
+    order = ["sha256sum", "shasum", "sha256", "openssl"]
+    path = ""
+    for other in order[: order.index(name)]:
+        path = fake(directory, other, "exit 127\n")
+    real = tool(name, "perl" if name == "shasum" else name)
+    path = fake(directory, name, f'echo x >>"{tmp_path}/used"; exec {real} "$@"\n')
+    env["PATH"] = path
+    script = file.read_bytes()
+    for other in order[: order.index(name)]:  # same length, so that the file stays whole
+        script = script.replace(other.encode(), b"x" * len(other), 1)
+    file.write_bytes(script)
+    assert arguments(run(file, "x", env=env))[2:] == ["x"]
+    assert (tmp_path / "used").exists()
+
+
+def test_strict_shells(file, env):
+    for option in ("-e", "-u", "-f", "-C", "-eufC"):
+        shutil.rmtree(home_cache(env), ignore_errors=True)
+        for _ in ("cold", "warm"):
+            assert arguments(run("sh", option, file, "x", env=env))[2:] == ["x"]
+
+
+def test_bash_takes_nothing_from_the_environment(file, env):
+    env["SHELLOPTS"] = "errexit:nounset:noclobber:noglob"
+    for name in ("ls", "uname", "dd", "gzip", "id", "mv", "mkdir", "mktemp", "chmod", "wc"):
+        env[f"BASH_FUNC_{name}%%"] = "() { echo function; exit 9; }"
+    for _ in ("cold", "warm"):
+        assert arguments(run(tool("bash"), file, "x", env=env))[2:] == ["x"]
+
+
+# Files that are not what they should be
+
+
+def test_damaged_file(tmp_path, shell, file, env, place):
+    whole = file.read_bytes()
+    damaged = bytearray(whole)
+    damaged[3 * BLOCK] ^= 1
+    for content in (whole[: 3 * BLOCK], whole[:HEAD], bytes(damaged)):
+        file.write_bytes(content)
+        done = run(*shell, file, env=env)
+        assert (done.returncode, done.stdout) == (1, b"")
+        assert b"the file is damaged or incomplete" in done.stderr
+        assert done.stderr.count(b"\n") == 1
+        assert cached(place.parent.parent) == []
+
+
+def test_content_that_is_not_what_was_built(tmp_path, shell, env, place):
+    file = llamafile(tmp_path / "f", sha256=hashlib.sha256(b"other").hexdigest())
+    done = run(*shell, file, env=env)
+    assert (done.returncode, done.stdout, cached(place.parent.parent)) == (1, b"", [])
+    assert b"damaged" in done.stderr
+
+
+def test_program_that_does_not_run_here(tmp_path, shell, env, place):
+    file = llamafile(tmp_path / "f", b"#!/bin/sh\nexit 9\n")
+    done = run(*shell, file, env=env)
+    assert (done.returncode, done.stdout, cached(place.parent.parent)) == (1, b"", [])
+    assert b"does not run on this machine (it ended with status 9)" in done.stderr
+
+
+# The bytes
+
+
+def test_head_is_a_padded_script():
+    content = head([Program(runtime(SCRIPT, pack(SCRIPT)), BLOCK)])
+    script = content.rstrip(b"\n")
+    assert len(content) == HEAD
+    assert len(script) < BUDGET
+    assert content.isascii()
+    assert b"\0" not in content
+    assert content.startswith(b"#!/bin/sh\n# A llamafile")
+    assert b"@" not in script.replace(b'"$@"', b"")
+    last = script.splitlines()[-1]
+    assert last == b'exec "$lf_dir/$lf_name" --llamafile "$lf_self" "$@"'
+    lines = [line.strip() for line in script.splitlines()[2:]]
+    assert not [line for line in lines if line.startswith(b"#") or b" # " in line]
+    for word in (b"return", b"<<", b"2>&-", b"local ", b"[[", b"bs=1 ", b"tail"):
+        assert word not in script
+
+
+def test_head_has_room_for_twelve_programs():
+    row = runtime(SCRIPT, pack(SCRIPT))
+    row = replace(row, size=99_999_999, packed_size=999 * BLOCK)
+    many = [Program(row, (i + 1) * 1000 * BLOCK) for i in range(12)]
+    content = head(many)
+    assert content.count(NAME.encode()) == 12
+    with pytest.raises(PyllamafileError, match=r"launch script is \d+ bytes"):
+        head(many * 4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "offset", "message"),
+    [
+        ({}, 0, "multiple of 65536"),
+        ({}, BLOCK + 512, "multiple of 65536"),
+        ({"packed_size": 1000}, BLOCK, "multiple of 65536"),
+        ({"sha256": "$(id)"}, BLOCK, "not a SHA-256"),
+        ({"target": "plan9-mips"}, BLOCK, "no such target: plan9-mips"),
+    ],
+)
+def test_programs_that_cannot_be(changes, offset, message):
+    row = replace(runtime(SCRIPT, pack(SCRIPT)), **changes)
+    with pytest.raises(PyllamafileError, match=message):
+        head([Program(row, offset)])
+
+
+def test_no_programs():
+    with pytest.raises(PyllamafileError, match="at least one runtime"):
+        head([])
+
+
+def test_every_target_is_found_by_its_uname(tmp_path, env):
+    """Each target gets a program of its own, which says its name."""
+    content = b""
+    programs = []
+    for target in TARGETS:
+        program = f"#!/bin/sh\n[ $1 = --probe ] || echo {target}\n".encode()
+        packed = pack(program)
+        programs.append(Program(runtime(program, packed, target), BLOCK + len(content)))
+        content += packed
+    (tmp_path / "f").write_bytes(head(programs).ljust(BLOCK, b"\0") + content)
+    for target in TARGETS.values():
+        for pattern in target.uname:
+            env["PATH"] = fake(tmp_path / "bin", "uname", f"echo {pattern}\n")
+            assert run("sh", tmp_path / "f", env=env).stdout.decode() == f"{target.name}\n"
+
+
+def _noise(size: int) -> bytes:
+    return random.Random(size).randbytes(size)
+
+
+# Incompressible: 65,502 bytes of noise in stored blocks leave no room for padding.
+SIZES = [0, 1, 1000, *range(BLOCK - 40, BLOCK + 3, 6), 300_000]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_pack_is_one_exact_gzip_member(tmp_path, size):
+    program = _noise(size)
+    packed = pack(program)
+    assert len(packed) % BLOCK == 0
+    assert len(packed) - size <= BLOCK + 64
+    assert packed == pack(program)
+    assert gzip.decompress(packed) == program
+    magic, method, flags, mtime, _, system = struct.unpack_from("<2sBBLBB", packed)
+    assert (magic, method, flags, mtime, system) == (b"\x1f\x8b", 8, 16, 0, 255)
+    (tmp_path / "packed.gz").write_bytes(packed)
+    for argv in (["gzip", "-t"], ["gzip", "-dc"], ["busybox", "gunzip", "-c"]):
+        done = run(tool(argv[0]), *argv[1:], tmp_path / "packed.gz")
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert done.stdout == (b"" if argv[1] == "-t" else program)
+
+
+@pytest.mark.parametrize("unpack", ["gzip -dc", "busybox gunzip -c", "bsdcat", "pigz -dc"])
+def test_packed_program_is_cut_out_by_dd(tmp_path, unpack):
+    argv = unpack.split()
+    tool(argv[0], {"bsdcat": "libarchive-tools"}.get(argv[0], argv[0]))
+    packed = pack(_noise(200_000))
+    (tmp_path / "f").write_bytes(bytes(3 * BLOCK) + packed + b"more")
+    count = len(packed) // BLOCK
+    script = f"dd if={tmp_path}/f bs=65536 skip=3 count={count} 2>/dev/null | {unpack}"
+    done = run("sh", "-c", script)
+    assert (done.returncode, done.stdout, done.stderr) == (0, _noise(200_000), b"")
+
+
+def test_template_passes_shellcheck():
+    template = Path(launcher.__file__).with_name("launch.sh")
+    done = run(tool("shellcheck"), template)
+    assert (done.returncode, done.stdout) == (0, b"")
