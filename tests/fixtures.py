@@ -28,3 +28,51 @@ def tiny_gguf(path: Path, *, name: str = "Tiny", tokens: int = 64, arch: str = "
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def tiny_phi3(path: Path, vocabulary: Path) -> Path:
+    """A phi3 model with Phi-3's real vocabulary and random weights, one layer deep.
+
+    Args:
+        path: The file to write.
+        vocabulary: The sdist's models/ggml-vocab-phi-3.gguf.
+    """
+    width, inner, heads = 64, 128, 2
+    hyperparameters = {
+        "phi3.context_length": 4096,
+        "phi3.embedding_length": width,
+        "phi3.feed_forward_length": inner,
+        "phi3.block_count": 1,
+        "phi3.attention.head_count": heads,
+        "phi3.attention.head_count_kv": heads,
+        "phi3.rope.dimension_count": width // heads,
+    }
+    writer = gguf.GGUFWriter(path, "phi3")
+    tokens = 0
+    for key, field in gguf.GGUFReader(vocabulary).fields.items():
+        if key.startswith("GGUF.") or key == "general.architecture" or key in hyperparameters:
+            continue
+        element = field.types[-1] if len(field.types) > 1 else None
+        writer.add_key_value(key, field.contents(), field.types[0], element)
+        if key == "tokenizer.ggml.tokens":
+            tokens = len(field.data)
+    for key, value in hyperparameters.items():
+        writer.add_uint32(key, value)
+    rng = np.random.default_rng(3)
+    for name, shape in {
+        "token_embd.weight": (tokens, width),
+        "output_norm.weight": (width,),
+        "output.weight": (tokens, width),
+        "blk.0.attn_norm.weight": (width,),
+        "blk.0.attn_qkv.weight": (3 * width, width),
+        "blk.0.attn_output.weight": (width, width),
+        "blk.0.ffn_norm.weight": (width,),
+        "blk.0.ffn_up.weight": (2 * inner, width),
+        "blk.0.ffn_down.weight": (width, inner),
+    }.items():
+        writer.add_tensor(name, rng.normal(0, 0.05, shape).astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import hashlib
 import os
@@ -13,7 +14,7 @@ import struct
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,6 +41,8 @@ SHELLS = {  # how to call it: the Debian package that has it
     "posh": "posh",
     "busybox ash": "busybox",
 }
+if os.path.realpath(shutil.which("sh") or "") == shutil.which("dash"):
+    del SHELLS["sh"]
 
 SCRIPT = b"""#!/bin/sh
 if [ "$1" = --probe ]; then exit 0; fi
@@ -54,7 +57,7 @@ esac
 exit
 """
 # Something for gzip to do; the shell never reads so far.
-SCRIPT += random.Random(7).randbytes(300_000)
+SCRIPT += random.Random(7).randbytes(100_000)
 NAME = hashlib.sha256(SCRIPT).hexdigest()
 
 
@@ -85,9 +88,12 @@ def runtime(program: bytes, packed: bytes, target: str = HOST.name) -> Runtime:
     )
 
 
+packed_once = functools.cache(pack)
+
+
 def llamafile(path: Path, program: bytes = SCRIPT, **changes: object) -> Path:
     """A head, a gap, the program at the second block, and something behind it."""
-    packed = pack(program)
+    packed = packed_once(program)
     row = replace(runtime(program, packed), **changes)  # type: ignore[arg-type]
     content = head([Program(row, 2 * BLOCK)]).ljust(2 * BLOCK, b"\0") + packed + b"PK weights"
     path.write_bytes(content)
@@ -107,9 +113,19 @@ def env(tmp_path: Path) -> dict[str, str]:
         (tmp_path / name).mkdir()
     return {
         "PATH": os.environ["PATH"],
+        "LANG": "C.UTF-8",  # yash refuses non-ASCII arguments without
         "HOME": str(tmp_path / "home"),
         "TMPDIR": str(tmp_path / "tmp"),
     }
+
+
+@pytest.fixture
+def place(env: dict[str, str], tmp_path: Path) -> Path:
+    """Where the program belongs."""
+    env["PYLLAMAFILE_CACHE"] = str(tmp_path / "cache")
+    directory = tmp_path / "cache/run"
+    directory.mkdir(parents=True, mode=0o700)
+    return directory / NAME
 
 
 def run(*argv: object, **options: object) -> subprocess.CompletedProcess[bytes]:
@@ -148,12 +164,12 @@ def fake(directory: Path, name: str, script: str) -> str:
 # What the program gets
 
 
-def test_arguments_arrive_unchanged(shell, file, env):
+def test_arguments_arrive_unchanged(shell, file, env, place):
     given = ["-p", "a  b", "", "it's", 'say "x"', "$HOME `id` \\n", "new\nline\n", "*", "naïve"]
     for start in ("cold", "warm"):
         got = arguments(run(*shell, "./" + file.name, *given, env=env, cwd=file.parent))
         assert got == ["--llamafile", "./" + file.name, *given], start
-    assert cached(home_cache(env)) == [NAME]
+    assert cached(place.parent.parent) == [NAME]
 
 
 def test_no_arguments(shell, file, env):
@@ -166,9 +182,9 @@ def test_standard_input_is_left_alone(shell, file, env):
         assert run(*shell, file, "cat", env=env, input=data).stdout == data
 
 
-@pytest.mark.parametrize("code", [0, 1, 3, 126, 255])
-def test_exit_code(shell, file, env, code):
-    assert run(*shell, file, "exit", str(code), env=env).returncode == code
+def test_exit_code(shell, file, env):
+    for code in (0, 1, 126, 255):
+        assert run(*shell, file, "exit", str(code), env=env).returncode == code
 
 
 def test_environment_is_the_users(shell, file, env):
@@ -207,15 +223,21 @@ def test_interrupt_reaches_the_program(shell, file, env):
     assert process.returncode == -signal.SIGINT
 
 
-def test_static_program(tmp_path, shell, env):
-    source = tmp_path / "hello.c"
+@pytest.fixture(scope="module")
+def static_program(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    source = tmp_path_factory.mktemp("c") / "hello.c"
     source.write_text(
         "#include <stdio.h>\n#include <string.h>\n"
         'int main(int n, char **v) { if (n > 1 && !strcmp(v[1], "--probe")) return 0;'
         " while (*++v) puts(*v); return 7; }\n"
     )
-    run(tool("cc", "gcc"), "-static", "-Os", "-o", tmp_path / "hello", source, check=True)
-    path = llamafile(tmp_path / "f", (tmp_path / "hello").read_bytes())
+    program = source.with_suffix("")
+    run(tool("cc", "gcc"), "-static", "-Os", "-o", program, source, check=True)
+    return program.read_bytes()
+
+
+def test_static_program(tmp_path, shell, env, static_program):
+    path = llamafile(tmp_path / "f", static_program)
     for _ in ("cold", "warm"):
         done = run(*shell, path, "hi", env=env)
         assert (done.returncode, done.stdout) == (7, f"--llamafile\n{path}\nhi\n".encode())
@@ -223,27 +245,16 @@ def test_static_program(tmp_path, shell, env):
 
 # How the file is called
 
-NAMES = [
-    "a b",
-    'it\'s "q" $x `y`',
-    "-n",
-    "--help",
-    "naïve-模型",
-    "new\nline",
-    "*[a]?",
-    "a\\tb",
-    "~",
-]
+NAMES = ["a b", 'it\'s "q" $x `y`', "-n", "--help", "naïve-模型", "new\nline", "*[a]?\\t~"]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_any_name(tmp_path, shell, env, name):
+def test_any_name(tmp_path, shell, env):
     (tmp_path / "d").mkdir()
-    path = llamafile(tmp_path / "d" / name)
-    assert arguments(run(*shell, path, env=env))[1] == str(path)
-    assert arguments(run(*shell, f"./{name}", env=env, cwd=path.parent))[1] == f"./{name}"
-    end = [] if shell[-1:] == ["ash"] and not name.startswith("-") else ["--"]
-    assert arguments(run(*shell, *end, name, env=env, cwd=path.parent))[1] == f"./{name}"
+    for name in NAMES:
+        path = llamafile(tmp_path / "d" / name)
+        assert arguments(run(*shell, path, env=env))[1] == str(path)
+        for called in ([f"./{name}"], ["--", name]):
+            assert arguments(run(*shell, *called, env=env, cwd=path.parent))[1] == f"./{name}"
 
 
 def test_name_found_in_path(file, env):
@@ -261,12 +272,12 @@ def test_started_directly(file, env):
     assert arguments(run(file, "x", env=env)) == ["--llamafile", str(file), "x"]
 
 
-def test_directory_that_is_gone(file, shell, env, tmp_path):
+def test_directory_that_is_gone(file, env, tmp_path):
+    """Without posh, which dies there by itself."""
     script = 'mkdir "$1/gone" && cd "$1/gone" && rmdir "$1/gone" && shift && exec "$@"'
-    done = run("sh", "-c", script, "sh", tmp_path, *shell, file, "x", env=env)
-    assert arguments(subprocess.CompletedProcess([], done.returncode, done.stdout, b""))[2:] == [
-        "x"
-    ]
+    for shell in ("sh", tool("bash"), tool("zsh"), tool("mksh"), tool("yash")):
+        done = run("sh", "-c", script, "sh", tmp_path, shell, file, "x", env=env)
+        assert (done.returncode, done.stdout.split(b"\0")[2]) == (0, b"x")
 
 
 def test_body_runs_by_eval(tmp_path, shell, env):
@@ -340,7 +351,7 @@ def test_unusable_variable_is_an_error(shell, file, env):
     assert f"PYLLAMAFILE_CACHE={file}: set it to".encode() in done.stderr
 
 
-@pytest.mark.parametrize("mode", [0o770, 0o707, 0o777])
+@pytest.mark.parametrize("mode", [0o770, 0o707])
 def test_directory_that_others_can_write_to(shell, file, env, mode):
     """Whatever lies there is neither run nor replaced."""
     env["PYLLAMAFILE_CACHE"] = env["HOME"]
@@ -354,9 +365,8 @@ def test_directory_that_others_can_write_to(shell, file, env, mode):
     assert (done.returncode, done.stdout) == (1, b"")
     assert planted.read_bytes().startswith(b"#!/bin/sh\necho planted")
     del env["PYLLAMAFILE_CACHE"]
-    env["XDG_CACHE_HOME"] = str(directory.parent)
-    directory.parent.rename(directory.parent.with_name("pyllamafile"))
-    env["XDG_CACHE_HOME"] = str(directory.parent.parent)
+    Path(env["HOME"]).rename(file.parent / "pyllamafile")
+    env["XDG_CACHE_HOME"] = str(file.parent)
     arguments(run(*shell, file, env=env))
     assert cached(temporary_cache(env)) == [NAME]
 
@@ -440,15 +450,6 @@ def test_file_system_that_runs_nothing(shell, file, env, noexec):
 # What is found there
 
 
-@pytest.fixture
-def place(env: dict[str, str], tmp_path: Path) -> Path:
-    """Where the program belongs."""
-    env["PYLLAMAFILE_CACHE"] = str(tmp_path / "cache")
-    directory = tmp_path / "cache/run"
-    directory.mkdir(parents=True, mode=0o700)
-    return directory / NAME
-
-
 HOSTILE = {
     "TIME_STYLE": "+%s",
     "BLOCK_SIZE": "1M",
@@ -456,7 +457,6 @@ HOSTILE = {
     "CDPATH": "/:/tmp",
     "GREP_OPTIONS": "-v",
     "CLICOLOR_FORCE": "1",
-    "LANG": "de_DE.UTF-8",
     "IFS": "0/",
     "GZIP": "--bogus",
     "POSIXLY_CORRECT": "1",
@@ -464,7 +464,7 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("extra", [{}, *({name: value} for name, value in HOSTILE.items())])
+@pytest.mark.parametrize("extra", [{}, HOSTILE], ids=["plain", "hostile"])
 def test_warm_start_unpacks_nothing(shell, file, env, place, extra):
     env |= extra
     assert arguments(run(*shell, file, "x", env=env))[2:] == ["x"]
@@ -474,7 +474,7 @@ def test_warm_start_unpacks_nothing(shell, file, env, place, extra):
     assert cached(place.parent.parent) == [NAME]
 
 
-@pytest.mark.parametrize("content", [b"", SCRIPT[:1000], SCRIPT + b"\n"])
+@pytest.mark.parametrize("content", [b"", SCRIPT[:-1]], ids=["empty", "truncated"])
 def test_wrong_size_is_replaced(shell, file, env, place, content):
     place.write_bytes(content)
     place.chmod(0o700)
@@ -483,7 +483,7 @@ def test_wrong_size_is_replaced(shell, file, env, place, content):
     assert cached(place.parent.parent) == [NAME]
 
 
-@pytest.mark.parametrize("mode", [0o600, 0o720, 0o702])
+@pytest.mark.parametrize("mode", [0o600, 0o720])
 def test_wrong_mode_is_replaced(shell, file, env, place, mode):
     place.write_bytes(b"#!/bin/sh\necho planted\nexit\n".ljust(len(SCRIPT), b"\n"))
     place.chmod(mode)
@@ -534,12 +534,13 @@ def test_thirty_first_starts_at_once(shell, file, env, place):
     assert cached(place.parent.parent) == [NAME]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-@pytest.mark.parametrize("group", [False, True])
+@pytest.mark.parametrize(
+    ("number", "group"), [(signal.SIGTERM, False), (signal.SIGHUP, True), (signal.SIGINT, True)]
+)
 def test_signal_while_unpacking_leaves_nothing(tmp_path, shell, file, env, place, number, group):
     mark = tmp_path / "mark"
     gzip_ = tool("gzip")
-    env["PATH"] = fake(tmp_path / "bin", "gzip", f'>"{mark}"; sleep 0.2; exec {gzip_} "$@"\n')
+    env["PATH"] = fake(tmp_path / "bin", "gzip", f'>"{mark}"; sleep 0.1; exec {gzip_} "$@"\n')
     with subprocess.Popen(
         [*shell, str(file)],
         env=env,
@@ -553,7 +554,10 @@ def test_signal_while_unpacking_leaves_nothing(tmp_path, shell, file, env, place
         assert len(cached(place.parent.parent)) == 1
         (os.killpg if group else os.kill)(process.pid, number)
         assert process.communicate(timeout=60)[0] == b""
-    assert process.returncode == -number
+    if number == signal.SIGHUP:  # some shells make an exit of it
+        assert process.returncode != 0
+    else:
+        assert process.returncode == -number
     assert cached(place.parent.parent) == []
 
 
@@ -587,21 +591,16 @@ def test_without_mktemp(tmp_path, shell, file, env, place):
 
 @pytest.mark.parametrize("name", ["sha256sum", "shasum", "openssl"])
 def test_any_checksum_tool_will_do(tmp_path, file, env, place, name):
-    """The others are made to look missing, by saying nothing."""
-    directory = tmp_path / "bin"
     order = ["sha256sum", "shasum", "sha256", "openssl"]
-    path = ""
-    for other in order[: order.index(name)]:
-        path = fake(directory, other, "exit 127\n")
     real = tool(name, "perl" if name == "shasum" else name)
-    path = fake(directory, name, f'echo x >>"{tmp_path}/used"; exec {real} "$@"\n')
-    env["PATH"] = path
-    script = file.read_bytes()
-    for other in order[: order.index(name)]:  # same length, so that the file stays whole
-        script = script.replace(other.encode(), b"x" * len(other), 1)
-    file.write_bytes(script)
+    env["PATH"] = fake(tmp_path / "bin", name, f'>"{tmp_path}/used"; exec {real} "$@"\n')
+    content = file.read_bytes()
+    for other in order[: order.index(name)]:  # as if it had another name
+        content = content.replace(other.encode(), b"x" * len(other), 1)
+    file.write_bytes(content)
     assert arguments(run(file, "x", env=env))[2:] == ["x"]
     assert (tmp_path / "used").exists()
+    assert cached(place.parent.parent) == [NAME]
 
 
 def test_strict_shells(file, env):
@@ -653,7 +652,7 @@ def test_program_that_does_not_run_here(tmp_path, shell, env, place):
 
 
 def test_head_is_a_padded_script():
-    content = head([Program(runtime(SCRIPT, pack(SCRIPT)), BLOCK)])
+    content = head([Program(runtime(SCRIPT, packed_once(SCRIPT)), BLOCK)])
     script = content.rstrip(b"\n")
     assert len(content) == HEAD
     assert len(script) < BUDGET
@@ -670,7 +669,7 @@ def test_head_is_a_padded_script():
 
 
 def test_head_has_room_for_twelve_programs():
-    row = runtime(SCRIPT, pack(SCRIPT))
+    row = runtime(SCRIPT, packed_once(SCRIPT))
     row = replace(row, size=99_999_999, packed_size=999 * BLOCK)
     many = [Program(row, (i + 1) * 1000 * BLOCK) for i in range(12)]
     content = head(many)
@@ -690,7 +689,7 @@ def test_head_has_room_for_twelve_programs():
     ],
 )
 def test_programs_that_cannot_be(changes, offset, message):
-    row = replace(runtime(SCRIPT, pack(SCRIPT)), **changes)
+    row = replace(runtime(SCRIPT, packed_once(SCRIPT)), **changes)
     with pytest.raises(PyllamafileError, match=message):
         head([Program(row, offset)])
 
@@ -700,20 +699,50 @@ def test_no_programs():
         head([])
 
 
-def test_every_target_is_found_by_its_uname(tmp_path, env):
+def several(path: Path, targets: Iterable[str]) -> Path:
     """Each target gets a program of its own, which says its name."""
     content = b""
     programs = []
-    for target in TARGETS:
+    for target in targets:
         program = f"#!/bin/sh\n[ $1 = --probe ] || echo {target}\n".encode()
-        packed = pack(program)
+        packed = packed_once(program)
         programs.append(Program(runtime(program, packed, target), BLOCK + len(content)))
         content += packed
-    (tmp_path / "f").write_bytes(head(programs).ljust(BLOCK, b"\0") + content)
+    path.write_bytes(head(programs).ljust(BLOCK, b"\0") + content)
+    return path
+
+
+def test_every_target_is_found_by_its_uname(tmp_path, env):
+    file = several(tmp_path / "f", TARGETS)
     for target in TARGETS.values():
         for pattern in target.uname:
             env["PATH"] = fake(tmp_path / "bin", "uname", f"echo {pattern}\n")
-            assert run("sh", tmp_path / "f", env=env).stdout.decode() == f"{target.name}\n"
+            assert run("sh", file, env=env).stdout.decode() == f"{target.name}\n"
+
+
+def test_systems_that_say_the_wrong_thing(tmp_path, shell, env, monkeypatch):
+    names = {
+        "macos-amd64": "Darwin x86_64",
+        "macos-arm64": "Darwin arm64",
+        "netbsd-arm64": "NetBSD aarch64",
+    }
+    for name, uname in names.items():
+        target = replace(TARGETS[HOST.name], name=name, uname=(uname,))
+        monkeypatch.setitem(TARGETS, name, target)
+    both = several(tmp_path / "both", names)
+    intel = several(tmp_path / "intel", ["macos-amd64"])
+    fake(tmp_path / "bin", "uname", "echo Darwin x86_64\n")
+    for file, answer, expected in (
+        (both, "echo 1", b"macos-arm64\n"),
+        (both, "echo 0", b"macos-amd64\n"),
+        (both, "exit 1", b"macos-amd64\n"),
+        (intel, "echo 1", b"macos-amd64\n"),
+    ):
+        env["PATH"] = fake(tmp_path / "bin", "sysctl", answer + "\n")
+        assert run(*shell, file, env=env).stdout == expected
+    script = "case $1 in -p) echo aarch64 ;; *) echo NetBSD evbarm ;; esac\n"
+    env["PATH"] = fake(tmp_path / "bin", "uname", script)
+    assert run(*shell, both, env=env).stdout == b"netbsd-arm64\n"
 
 
 def _noise(size: int) -> bytes:
@@ -741,7 +770,7 @@ def test_pack_is_one_exact_gzip_member(tmp_path, size):
         assert done.stdout == (b"" if argv[1] == "-t" else program)
 
 
-@pytest.mark.parametrize("unpack", ["gzip -dc", "busybox gunzip -c", "bsdcat", "pigz -dc"])
+@pytest.mark.parametrize("unpack", ["gzip -dc", "busybox gunzip -c", "bsdcat"])
 def test_packed_program_is_cut_out_by_dd(tmp_path, unpack):
     argv = unpack.split()
     tool(argv[0], {"bsdcat": "libarchive-tools"}.get(argv[0], argv[0]))

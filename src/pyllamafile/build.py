@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
-import tempfile
+import secrets
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import BinaryIO
 import pyllamafile
 from pyllamafile import native, zipalign
 from pyllamafile.errors import PyllamafileError
-from pyllamafile.plan import Extra, Model, Plan, gui_entries, plan, quote
+from pyllamafile.plan import File, Plan, gui_entries, plan, quote
 from pyllamafile.targets import TARGETS, Runtime, host, select
 from pyllamafile.verify import verify
 from pyllamafile.weights import read, shards
@@ -83,8 +85,10 @@ def build(
     models = _models([gguf] if isinstance(gguf, (str, os.PathLike)) else gguf)
     name = name or _default_name(models)
     destination = Path(output) if output is not None else Path(f"{name}.llamafile")
-    extras = [_extra(Path(path), entry) for path, entry in add]
-    inputs = [*(model.path for model in models), *(extra.path for extra in extras)]
+    extras = [_file(Path(path), entry) for path, entry in add]
+    inputs = [file.path for file in (*models, *extras)]
+    inputs += [Path(args_file)] if args_file is not None else []
+    text = _args_text(args, args_file)
     _check_output(destination, inputs, force)
 
     runtimes = _runtimes(targets, tell)
@@ -94,19 +98,19 @@ def build(
         models=models,
         runtimes=runtimes,
         extras=extras,
-        args=_args_text(args, args_file),
+        args=text,
         gui=gui_entries(native.find_gui() or native.build_gui(progress=tell)) if gui else (),
     )
-    with _replacing(destination, layout.size) as file:
+    with _appearing(destination, layout.size, force) as (file, path):
         _write(file, layout, lambda done: tell(f"writing {destination.name}", done, layout.size))
-        _check_result(file, destination)
+        _check(path, destination)
 
     included = tuple(runtime.target for runtime in runtimes)
     return Built(
         path=destination,
         size=layout.size,
         name=name,
-        models=tuple(model.path.name for model in models),
+        models=tuple(model.name for model in models),
         targets=included,
         missing=tuple(target for target in TARGETS if target not in included),
     )
@@ -115,45 +119,58 @@ def build(
 # What goes in
 
 
-def _models(paths: Sequence[PathLike]) -> list[Model]:
+def _models(paths: Sequence[PathLike]) -> list[File]:
     models = []
     for given in paths:
         files = shards(Path(given))
         for path in files:
-            weights = read(path)
-            if weights.split and len(files) == 1:
+            if read(path).split and len(files) == 1:
                 raise PyllamafileError(
                     f"{path}: one part of a split model, under a name that doesn't say so",
                     hint="give it back its name, such as NAME-00001-of-00003.gguf",
                 )
-            models.append(Model(path, weights))
+            model = _file(path, _model_name(path))
+            if len(files) == 1 or model not in models:  # somebody may name every part
+                models.append(model)
     return models
 
 
-def _default_name(models: Sequence[Model]) -> str:
-    return models[0].path.stem.split("-00001-of-")[0] if models else "llamafile"
+def _model_name(path: Path) -> str:
+    """What the entry is called; its ending is how a runtime knows it."""
+    return path.name if path.name.endswith(".gguf") else f"{path.name.removesuffix('.GGUF')}.gguf"
 
 
-def _extra(path: Path, name: str) -> Extra:
+def _default_name(models: Sequence[File]) -> str:
+    return models[0].name.removesuffix(".gguf").split("-00001-of-")[0] if models else "llamafile"
+
+
+def _file(path: Path, name: str) -> File:
     try:
-        if not path.is_file():
-            reason = "is a directory" if path.is_dir() else "no such file"
-            raise PyllamafileError(f"{path}: {reason}")
-        return Extra(path, name, path.stat().st_size)
+        status = path.stat()
     except OSError as error:
         raise PyllamafileError(f"{path}: {error.strerror}") from error
+    if not stat.S_ISREG(status.st_mode):
+        what = "is a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+        raise PyllamafileError(f"{path}: {what}")
+    return File(path, name, status.st_size)
 
 
 def _args_text(args: Sequence[str], args_file: PathLike | None) -> str | None:
     lines = []
     if args_file is not None:
+        path = _file(Path(args_file), ".args").path
         try:
-            lines.append(Path(args_file).read_text(encoding="utf-8").rstrip("\n"))
+            lines.append(path.read_text(encoding="utf-8").rstrip("\n"))
         except OSError as error:
-            raise PyllamafileError(f"{args_file}: {error.strerror}") from error
+            raise PyllamafileError(f"{path}: {error.strerror}") from error
         except UnicodeDecodeError as error:
-            raise PyllamafileError(f"{args_file}: not UTF-8 text") from error
-    lines += [quote(argument) for argument in args]
+            raise PyllamafileError(f"{path}: not UTF-8 text") from error
+    for argument in args:
+        try:
+            argument.encode()
+        except UnicodeEncodeError as error:
+            raise PyllamafileError(f"the argument {argument!r} is not UTF-8 text") from error
+        lines.append(quote(argument))
     return "\n".join(lines) + "\n" if lines else None
 
 
@@ -177,66 +194,86 @@ def _runtimes(names: Sequence[str], tell: Progress) -> list[Runtime]:
 
 
 def _check_output(path: Path, inputs: Sequence[Path], force: bool) -> None:
-    if path.is_dir():
-        raise PyllamafileError(f"{path}: is a directory", hint="name a file with -o")
-    if not path.parent.is_dir():
-        raise PyllamafileError(f"{path.parent}: no such directory")
-    if not path.exists():
-        return
-    for given in inputs:
-        if path.samefile(given):
+    try:
+        if path.is_dir():
+            raise PyllamafileError(f"{path}: is a directory", hint="name a file with -o")
+        if not path.parent.is_dir():
+            raise PyllamafileError(f"{path.parent}: no such directory")
+        if not path.exists():
+            return
+        if any(path.samefile(given) for given in inputs):
             raise PyllamafileError(f"{path}: is input and output at once", hint="name another -o")
+        if not path.is_file():
+            raise PyllamafileError(f"{path}: not a regular file, so it can't be replaced")
+    except OSError as error:  # a name too long, a directory that may not be searched
+        raise PyllamafileError(f"{path}: {error.strerror}") from error
     if not force:
-        raise PyllamafileError(f"{path}: exists already", hint="--force replaces it")
-    if not path.is_file():
-        raise PyllamafileError(f"{path}: not a regular file, so it can't be replaced")
+        raise _exists(path)
+
+
+def _exists(path: Path) -> PyllamafileError:
+    return PyllamafileError(f"{path}: exists already", hint="--force replaces it")
 
 
 @contextlib.contextmanager
-def _replacing(path: Path, size: int) -> Iterator[BinaryIO]:
-    """A file that takes the place of `path` when all went well, and vanishes otherwise.
+def _appearing(path: Path, size: int, force: bool) -> Iterator[tuple[BinaryIO, Path]]:
+    """A file that gets the name `path` when all went well, and vanishes otherwise.
 
     Where the system can, the file has no name until it is complete, so that not even a
-    SIGKILL leaves something behind.
+    SIGKILL leaves something behind. The second value is where it can be read meanwhile.
     """
+    draft = path.with_name(f".pyllamafile-{secrets.token_hex(8)}")
     try:
-        with _nameless(path.parent) or tempfile.NamedTemporaryFile(
-            dir=path.parent, prefix=f".{path.name}.", delete=False
-        ) as file:
-            named = None if isinstance(file.name, int) else Path(file.name)
-            try:
-                yield file  # type: ignore[misc]
-                os.fchmod(file.fileno(), 0o777 & ~_umask())
-                file.flush()
-                os.fsync(file.fileno())
-                if named is None:
-                    named = _give_name(file.fileno(), path)
-                named.replace(path)
-            except BaseException:
-                if named is not None:
-                    named.unlink(missing_ok=True)
-                raise
+        nameless = _nameless(path.parent)
+        flags = os.O_RDWR | os.O_CLOEXEC | os.O_CREAT | os.O_EXCL
+        descriptor = os.open(draft, flags, 0o600) if nameless is None else nameless
+        # Opened as `path`, for that is the name to appear in messages.
+        with open(path, "w+b", opener=lambda *_: descriptor) as file:
+            yield file, draft if nameless is None else _opened(nameless)
+            file.flush()
+            os.fchmod(descriptor, 0o777 & ~_umask())
+            os.fsync(descriptor)
+            if nameless is None:
+                draft.replace(path)
+            else:
+                _give_name(nameless, path, draft, force)
+    except FileExistsError:
+        raise _exists(path) from None
     except OSError as error:
         hint = f"{size:,} bytes are needed" if error.errno == errno.ENOSPC else None
         raise PyllamafileError(f"{path}: {error.strerror}", hint=hint) from error
+    finally:
+        draft.unlink(missing_ok=True)
 
 
-def _nameless(folder: Path) -> BinaryIO | None:
+def _nameless(folder: Path) -> int | None:
     flag = getattr(os, "O_TMPFILE", 0)  # Linux
-    if not flag or not os.path.isdir("/proc/self/fd"):  # noqa: PTH112
+    if not flag or not _opened(0).parent.is_dir():
         return None
     try:
-        return os.fdopen(os.open(folder, flag | os.O_RDWR, 0o600), "w+b")
+        return os.open(folder, os.O_RDWR | os.O_CLOEXEC | flag, 0o600)
     except OSError:
         return None  # this file system doesn't have it
 
 
-def _give_name(descriptor: int, path: Path) -> Path:
-    """Name a nameless file: beside its destination, for a link can't replace a file."""
-    name = path.with_name(f".{path.name}.{os.getpid()}")
-    name.unlink(missing_ok=True)
-    os.link(f"/proc/self/fd/{descriptor}", name, follow_symlinks=True)
-    return name
+def _opened(descriptor: int) -> Path:
+    return Path(f"/proc/self/fd/{descriptor}")
+
+
+def _give_name(descriptor: int, path: Path, draft: Path, force: bool) -> None:
+    """Name a nameless file, which by itself can't replace another."""
+
+    def link(name: Path) -> None:
+        # os.link follows a symbolic link only when it is given a folder.
+        os.link(_opened(descriptor), name, src_dir_fd=descriptor)
+
+    try:
+        link(path)
+    except FileExistsError:
+        if not force:
+            raise
+        link(draft)
+        draft.replace(path)
 
 
 def _umask() -> int:
@@ -249,19 +286,30 @@ def _write(file: BinaryIO, layout: Plan, done: Callable[[int], None]) -> None:
     file.write(layout.head)
     for program in layout.programs:
         file.seek(program.offset)
-        file.write(program.runtime.path.read_bytes())
+        file.write(_packed(program.runtime))
     file.flush()
     start = layout.layout.start
     zipalign.write(file, layout.layout, lambda count: done(start + count))
     done(layout.size)
 
 
-def _check_result(file: BinaryIO, path: Path) -> None:
-    """A second opinion on the structure; the contents were hashed while they were copied."""
-    file.flush()
-    name = Path(file.name) if isinstance(file.name, str) else Path(f"/proc/self/fd/{file.fileno()}")
-    for problem in verify(name, contents=False):
+def _packed(runtime: Runtime) -> bytes:
+    try:
+        packed = runtime.path.read_bytes()
+    except OSError as error:
+        raise PyllamafileError(f"{runtime.path}: {error.strerror}") from error
+    if hashlib.sha256(packed).hexdigest() != runtime.packed_sha256:
         raise PyllamafileError(
-            f"{path}: the file came out wrong ({problem.where}: {problem.what})",
+            f"{runtime.path}: damaged: its SHA-256 is another",
+            hint="delete it, then `pyllamafile runtimes build` makes it again",
+        )
+    return packed
+
+
+def _check(path: Path, destination: Path) -> None:
+    """A second opinion on the structure; the contents were hashed while they were copied."""
+    for problem in verify(path, contents=False):
+        raise PyllamafileError(
+            f"{destination}: the file came out wrong ({problem.where}: {problem.what})",
             hint="this is a bug in pyllamafile: please report it",
         )

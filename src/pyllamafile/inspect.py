@@ -111,14 +111,15 @@ def inspect(path: str | os.PathLike[str]) -> Report:
     archive = zipalign.read(path)
     manifest = _manifest(path, archive)
     args = next((m for m in archive.members if m.name == ARGS), None)
-    runtimes = manifest.get("runtimes")
+    listed = manifest.get("runtimes")
+    runtimes = listed if isinstance(listed, list) else []
     return Report(
         path=str(path),
         size=archive.size,
         name=manifest.get("name"),
         built_by=manifest.get("pyllamafile"),
         models=tuple(_models(path, archive)),
-        runtimes=tuple(runtimes) if isinstance(runtimes, list) else (),
+        runtimes=tuple(runtime for runtime in runtimes if isinstance(runtime, dict)),
         entries=tuple(_entry(member) for member in archive.members),
         args=content(path, args).decode(errors="replace") if args else None,
     )
@@ -154,6 +155,8 @@ def extract(
     chosen = [members[name] for name in dict.fromkeys(names)] if names else list(members.values())
     chosen = [member for member in chosen if not member.name.endswith("/")]
     root = Path(directory)
+    if root.exists() and not root.is_dir():
+        raise PyllamafileError(f"{root}: not a directory")
     plan = [(member, _inside(path, root, member)) for member in chosen]
     for _, target in plan:
         if target.exists() and not force:
@@ -189,7 +192,7 @@ def _manifest(path: Path, archive: Archive) -> dict[str, Any]:
         if member.name == MANIFEST:
             try:
                 found = json.loads(content(path, member))
-            except (ValueError, PyllamafileError):
+            except (ValueError, RecursionError, PyllamafileError):
                 break  # `verify` says what is wrong with it
             return found if isinstance(found, dict) else {}
     return {}

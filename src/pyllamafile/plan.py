@@ -15,7 +15,6 @@ from typing import Any
 
 from pyllamafile import launcher, zipalign
 from pyllamafile.targets import Runtime
-from pyllamafile.weights import Weights
 from pyllamafile.zipalign import Digest, Entry, Late, Layout, Source
 
 MANIFEST = "llamafile.json"
@@ -27,15 +26,7 @@ _UNKNOWN = "0" * 64  # as long as every SHA-256 in hex, which is all that a size
 
 
 @dataclass(frozen=True)
-class Model:
-    """A GGUF file, or one part of a split one, and what its header says."""
-
-    path: Path
-    weights: Weights
-
-
-@dataclass(frozen=True)
-class Extra:
+class File:
     """A file to put in as it is.
 
     Attributes:
@@ -73,9 +64,9 @@ def plan(
     *,
     name: str,
     version: str,
-    models: Sequence[Model],
+    models: Sequence[File],
     runtimes: Sequence[Runtime],
-    extras: Sequence[Extra] = (),
+    extras: Sequence[File] = (),
     args: str | None = None,
     gui: Sequence[Entry] = (),
 ) -> Plan:
@@ -84,7 +75,7 @@ def plan(
     Args:
         name: What the model is called.
         version: The version of pyllamafile that builds the file.
-        models: The weights, in order; their entries are called like their files.
+        models: The weights, in order.
         runtimes: The native programs; the launch script picks among them.
         extras: More files.
         args: The text of `.args`.
@@ -96,8 +87,7 @@ def plan(
     programs = _programs(runtimes)
     head = launcher.head(programs)
     entries = [
-        *(_aligned(model.path.name, model.path, model.weights.size) for model in models),
-        *(_aligned(extra.name, extra.path, extra.size) for extra in extras),
+        *(_entry(file) for file in (*models, *extras)),
         *([Entry(ARGS, args.encode())] if args is not None else []),
         *gui,
     ]
@@ -160,14 +150,17 @@ def updated_manifest(
             for name, value in facts.pop("entries").items()
             if name not in gone
         }
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return manifest(facts, known, entries)
 
 
 def quote(argument: str) -> str:
-    """Spell an argument so that a runtime that reads `.args` finds just this one."""
-    if re.fullmatch(r"[\w@%+=:,./-]+", argument, re.ASCII) and argument != "...":
+    """Spell an argument so that a runtime that reads `.args` finds just this one.
+
+    ``...`` is where the user's own arguments go, however it is spelled.
+    """
+    if re.fullmatch(r"[\w@%+=:,./-]+", argument, re.ASCII):
         return argument
     if "'" not in argument:
         return f"'{argument}'"
@@ -203,6 +196,6 @@ def _facts(program: launcher.Program) -> dict[str, Any]:
     return {**facts, "offset": program.offset}
 
 
-def _aligned(name: str, path: Path, size: int) -> Entry:
-    align = launcher.BLOCK if name.endswith(".gguf") else 1
-    return Entry(name, Source(path, size=size), align=align)
+def _entry(file: File) -> Entry:
+    align = launcher.BLOCK if file.name.endswith(".gguf") else 1
+    return Entry(file.name, Source(file.path, size=file.size), align=align)

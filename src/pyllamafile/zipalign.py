@@ -1002,12 +1002,12 @@ def add(
         if isinstance(entry.data, Source) and _same(entry.data.path, path):
             raise PyllamafileError(f"{path}: cannot be added to itself")
     layout(entries, 0)  # refuse what cannot be written before anything is touched
-    if not path.exists():
-        for name in sorted(remove):
-            raise PyllamafileError(f"{path}: no such file, so no {name!r} to remove")
-        return _create(path, entries, progress)
     try:
         file = path.open("r+b", buffering=0)
+    except FileNotFoundError:
+        for name in sorted(remove):
+            raise PyllamafileError(f"{path}: no such file, so no {name!r} to remove") from None
+        return _create(path, entries, progress)
     except OSError as error:
         raise _failed(path, "write", error) from error
     with file:
@@ -1072,23 +1072,33 @@ def _change(
     # its place: but rather leave some dead bytes than copy very many.
     compact = plan.size - start <= max(_CHEAP, 4 * (last - start))
     away = layout(tail, max(last, plan.size) if compact else last, kept=kept, comment=plan.comment)
-    _commit(fd, path, archive, away, progress)
+    digests = _commit(fd, path, archive, away, progress)
     if not compact:
         return lost + last - start
     try:
-        _close_gap(fd, path, plan, away)
+        _close_gap(fd, path, plan, away, digests)
     except (OSError, PyllamafileError):
         return lost + away.start - start  # the archive is complete, just not compact
     return lost
 
 
-def _close_gap(fd: int, path: Path, plan: Layout, away: Layout) -> None:
+def _close_gap(
+    fd: int, path: Path, plan: Layout, away: Layout, digests: Mapping[str, Digest]
+) -> None:
     """Move the tail of an archive that was written as `away` to where `plan` has it."""
     archive = _read(fd, path)
-    kept, tail = archive.members[: len(away.kept)], archive.members[len(away.kept) :]
+    count = len(away.kept)
+    kept, tail = archive.members[:count], archive.members[count:]
+    # The headers as if there had been no detour: farther away they may have needed zip64.
+    records = _records(plan, digests, _default_time())[count:]
     moved = [
-        replace(member, align=item.entry.align, end=item.data_offset + item.stored_size)
-        for member, item in zip(tail, away.placed, strict=True)
+        replace(
+            member,
+            align=item.entry.align,
+            end=item.data_offset + item.stored_size,
+            record=record,
+        )
+        for member, item, record in zip(tail, away.placed, records, strict=True)
     ]
     final = layout(moved, plan.start, kept=kept, comment=plan.comment)
     _commit(fd, path, archive, final, lambda done: None)
@@ -1117,7 +1127,9 @@ def _split(
     return kept, lost, members[split:]
 
 
-def _commit(fd: int, path: Path, archive: Archive, plan: Layout, progress: Progress) -> None:
+def _commit(
+    fd: int, path: Path, archive: Archive, plan: Layout, progress: Progress
+) -> dict[str, Digest]:
     """Write a plan whose entries cover no member of the archive, and make it the archive.
 
     Readers look for the end record in the last 64 KiB, and for the directory right before
@@ -1133,25 +1145,38 @@ def _commit(fd: int, path: Path, archive: Archive, plan: Layout, progress: Progr
     target = _Target(fd, path, archive.size)
     covered = plan.size > archive.directory_offset
     file = _Reader(fd, path)
+    old = file.get(archive.directory_offset, archive.size - archive.directory_offset, "")
+
+    def undo() -> None:  # until its last step the copy is still there
+        if covered:
+            with contextlib.suppress(OSError):
+                target.put(archive.directory_offset, old)
+                os.fsync(fd)
+                os.ftruncate(fd, archive.size)
+
     with _writing(path, plan.size):
-        old = file.get(archive.directory_offset, archive.size - archive.directory_offset, "")
         try:
             if covered:
-                records = [_moved_record(m, m.header_offset) for m in archive.members]
-                at = max(plan.size, archive.size)
-                length = len(_directory(records, at + _PAGE, archive.comment))
-                if at % _PAGE + length > _PAGE:
-                    at += -at % _PAGE
-                target.put(at, _directory(records, at, archive.comment))
+                target.put(*_copy_of_directory(archive, max(plan.size, archive.size)))
                 os.fsync(fd)
-            _write(target, plan, progress)
+            digests = _write(target, plan, progress)
             os.fsync(fd)
         except BaseException:
-            if covered:  # put things back; until the last step the copy is still there
-                with contextlib.suppress(OSError):
-                    target.put(archive.directory_offset, old)
-                    os.fsync(fd)
-                    os.ftruncate(fd, archive.size)
+            undo()
             raise
-        os.ftruncate(fd, plan.size)
+        try:
+            os.ftruncate(fd, plan.size)
+        except OSError:  # nothing else: an interrupt may come after it was done
+            undo()
+            raise
         os.fsync(fd)
+    return digests
+
+
+def _copy_of_directory(archive: Archive, at: int) -> tuple[int, bytes]:
+    """Directory and end record of an archive to stand at an offset, or a little behind."""
+    records = [_moved_record(member, member.header_offset) for member in archive.members]
+    length = len(_directory(records, at + _PAGE, archive.comment))
+    if at % _PAGE + length > _PAGE:
+        at += -at % _PAGE
+    return at, _directory(records, at, archive.comment)

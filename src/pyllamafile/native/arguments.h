@@ -20,11 +20,12 @@ arguments merge_args(arguments own, const arguments & user);
 class flag_table {
   public:
     flag_table();
-    // Index of the flag in `args`, or args.size(); of several the last, which is the one that counts.
+    // Index of the flag in `args`, or args.size(); of several the last, which is the one that
+    // counts.
     size_t find(const arguments & args, std::initializer_list<const char *> flags) const;
-    bool   has(const arguments & args, std::initializer_list<const char *> flags) const;
+    bool has(const arguments & args, std::initializer_list<const char *> flags) const;
 
   private:
-    size_t                     values(const std::string & flag) const;
+    size_t values(const std::string & flag) const;
     std::map<std::string, int> known;
 };

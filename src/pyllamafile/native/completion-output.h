@@ -5,18 +5,28 @@
 
 #include "log.h"
 
+#include <cstring>
+
 // Set by main.cpp: standard output belongs to a script.
 extern bool completion_is_scripted;
+// The last character of the text, so that main.cpp can end its last line.
+extern char completion_last;
 
-template <typename... Text>
-static void completion_output(const char * format, Text... text) {
-    if (sizeof...(text) > 0 || !completion_is_scripted) {
+static inline void completion_output(const char * format, const char * text) {
+    if (text[0] != '\0') {
+        completion_last = text[strlen(text) - 1];
+    }
+    common_log_add(common_log_main(), GGML_LOG_LEVEL_NONE, format, text);
+}
+
 #pragma clang diagnostic push
-#pragma clang diagnostic ignored "-Wformat-security"
-        common_log_add(common_log_main(), GGML_LOG_LEVEL_NONE, format, text...);
-#pragma clang diagnostic pop
+#pragma clang diagnostic ignored "-Wformat-security" // the formats are upstream's literals
+template <typename... Remark> static void completion_output(const char * format, Remark... remark) {
+    if (!completion_is_scripted) {
+        common_log_add(common_log_main(), GGML_LOG_LEVEL_NONE, format, remark...);
     }
 }
+#pragma clang diagnostic pop
 
 #undef LOG
 #define LOG(...) completion_output(__VA_ARGS__)

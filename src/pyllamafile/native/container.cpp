@@ -33,13 +33,13 @@ int64_t file_tell(FILE * file) {
 template <typename T> static T number(const char * at) {
     T value = 0;
     for (size_t i = sizeof(T); i-- > 0;) {
-        value = T(value << 8) | (unsigned char) at[i];
+        value = T(value << 8) | (unsigned char)at[i];
     }
     return value;
 }
 
 static bool read_at(FILE * file, uint64_t offset, void * out, size_t size) {
-    return file_seek(file, (int64_t) offset) && fread(out, 1, size, file) == size;
+    return file_seek(file, (int64_t)offset) && fread(out, 1, size, file) == size;
 }
 
 struct directory {
@@ -51,8 +51,8 @@ struct directory {
 // The end record is 22 bytes and a comment of at most 65,535 (APPNOTE 4.3.16), so it starts
 // within the last 65,557 bytes; the last signature whose comment fits the file is the one.
 static bool find_directory(FILE * file, uint64_t file_size, directory & out) {
-    const uint64_t    tail_size = std::min<uint64_t>(file_size, 22 + 65535);
-    const uint64_t    tail_at   = file_size - tail_size;
+    const uint64_t tail_size = std::min<uint64_t>(file_size, 22 + 65535);
+    const uint64_t tail_at = file_size - tail_size;
     std::vector<char> tail(tail_size);
     if (tail_size < 22 || !read_at(file, tail_at, tail.data(), tail.size())) {
         return false;
@@ -63,20 +63,22 @@ static bool find_directory(FILE * file, uint64_t file_size, directory & out) {
             continue;
         }
         out.entries = number<uint16_t>(end + 10);
-        out.size    = number<uint32_t>(end + 12);
-        out.offset  = number<uint32_t>(end + 16);
+        out.size = number<uint32_t>(end + 12);
+        out.offset = number<uint32_t>(end + 16);
         // zip64 where a locator stands right before (APPNOTE 4.3.14, 4.3.15)
-        char           locator[20];
-        char           record[56];
+        char locator[20];
+        char record[56];
         const uint64_t end_at = tail_at + i;
-        if (end_at >= 20 && read_at(file, end_at - 20, locator, 20) && memcmp(locator, "PK\6\7", 4) == 0) {
+        if (end_at >= 20 && read_at(file, end_at - 20, locator, 20) &&
+            memcmp(locator, "PK\6\7", 4) == 0) {
             const uint64_t record_at = number<uint64_t>(locator + 8);
-            if (record_at > end_at || !read_at(file, record_at, record, 56) || memcmp(record, "PK\6\6", 4) != 0) {
+            if (record_at > end_at || !read_at(file, record_at, record, 56) ||
+                memcmp(record, "PK\6\6", 4) != 0) {
                 return false;
             }
             out.entries = number<uint64_t>(record + 32);
-            out.size    = number<uint64_t>(record + 40);
-            out.offset  = number<uint64_t>(record + 48);
+            out.size = number<uint64_t>(record + 40);
+            out.offset = number<uint64_t>(record + 48);
         }
         return out.offset <= end_at && out.size <= end_at - out.offset;
     }
@@ -85,16 +87,17 @@ static bool find_directory(FILE * file, uint64_t file_size, directory & out) {
 
 // Replaces the sizes and the offset that read 0xFFFFFFFF by those of the zip64 extra field,
 // which holds only these, in this order (APPNOTE 4.5.3).
-static bool widen(const char * extra, size_t extra_size, uint64_t * size, uint64_t * stored_size, uint64_t * offset) {
+static bool widen(const char * extra, size_t extra_size, uint64_t * size, uint64_t * stored_size,
+                  uint64_t * offset) {
     uint64_t * fields[] = { size, stored_size, offset };
     while (extra_size >= 4) {
-        const uint16_t id     = number<uint16_t>(extra);
+        const uint16_t id = number<uint16_t>(extra);
         const uint16_t length = number<uint16_t>(extra + 2);
         if (length > extra_size - 4) {
             return false;
         }
         if (id == 1) {
-            const char * at  = extra + 4;
+            const char * at = extra + 4;
             const char * end = at + length;
             for (uint64_t * field : fields) {
                 if (*field == UINT32_MAX) {
@@ -108,7 +111,7 @@ static bool widen(const char * extra, size_t extra_size, uint64_t * size, uint64
             return true;
         }
         extra += 4 + length;
-        extra_size -= 4 + (size_t) length;
+        extra_size -= 4 + (size_t)length;
     }
     return true;
 }
@@ -119,11 +122,11 @@ bool read_container(const std::string & path, container & out) {
         return false;
     }
     const int64_t end = file_tell(file.get());
-    directory     dir = {};
-    if (end < 0 || !find_directory(file.get(), (uint64_t) end, dir)) {
+    directory dir = {};
+    if (end < 0 || !find_directory(file.get(), (uint64_t)end, dir)) {
         return false;
     }
-    const uint64_t file_size = (uint64_t) end;
+    const uint64_t file_size = (uint64_t)end;
 
     std::string bytes(dir.size, '\0');
     if (!read_at(file.get(), dir.offset, bytes.data(), bytes.size())) {
@@ -131,26 +134,26 @@ bool read_container(const std::string & path, container & out) {
     }
     out.path = path;
     out.entries.clear();
-    const char * at   = bytes.data();
+    const char * at = bytes.data();
     const char * stop = at + bytes.size();
     for (uint64_t i = 0; i < dir.entries; i++) {
         // central header, APPNOTE 4.3.12
         if (stop - at < 46 || memcmp(at, "PK\1\2", 4) != 0) {
             return false;
         }
-        const size_t name_size    = number<uint16_t>(at + 28);
-        const size_t extra_size   = number<uint16_t>(at + 30);
+        const size_t name_size = number<uint16_t>(at + 28);
+        const size_t extra_size = number<uint16_t>(at + 30);
         const size_t comment_size = number<uint16_t>(at + 32);
-        if ((size_t) (stop - at) < 46 + name_size + extra_size + comment_size) {
+        if ((size_t)(stop - at) < 46 + name_size + extra_size + comment_size) {
             return false;
         }
-        const uint16_t flags  = number<uint16_t>(at + 8);
+        const uint16_t flags = number<uint16_t>(at + 8);
         const uint16_t method = number<uint16_t>(at + 10);
-        entry          member = {};
-        member.crc            = number<uint32_t>(at + 16);
-        member.stored_size    = number<uint32_t>(at + 20);
-        member.size           = number<uint32_t>(at + 24);
-        uint64_t header       = number<uint32_t>(at + 42);
+        entry member = {};
+        member.crc = number<uint32_t>(at + 16);
+        member.stored_size = number<uint32_t>(at + 20);
+        member.size = number<uint32_t>(at + 24);
+        uint64_t header = number<uint32_t>(at + 42);
         member.name.assign(at + 46, name_size);
         member.deflated = method == 8;
         if (!widen(at + 46 + name_size, extra_size, &member.size, &member.stored_size, &header)) {
@@ -162,8 +165,8 @@ bool read_container(const std::string & path, container & out) {
         }
         // The data follows the local header, whose extra field may have another length (4.3.7).
         char local[30];
-        if (header > file_size || file_size - header < 30 || !read_at(file.get(), header, local, 30) ||
-            memcmp(local, "PK\3\4", 4) != 0) {
+        if (header > file_size || file_size - header < 30 ||
+            !read_at(file.get(), header, local, 30) || memcmp(local, "PK\3\4", 4) != 0) {
             return false;
         }
         member.offset = header + 30 + number<uint16_t>(local + 26) + number<uint16_t>(local + 28);
@@ -186,7 +189,7 @@ const entry * container::find(const std::string & name) const {
 
 std::string container::read(const entry & member) const {
     const file_ptr file = open_file(path);
-    std::string    bytes(member.stored_size, '\0');
+    std::string bytes(member.stored_size, '\0');
     if (!file || !read_at(file.get(), member.offset, bytes.data(), bytes.size())) {
         return {};
     }
@@ -198,21 +201,22 @@ std::string container::content(const entry & member) const {
     if (!member.deflated || bytes.size() > INT_MAX) {
         return bytes;
     }
-    int         size     = 0;
-    char *      inflated = stbi_zlib_decode_noheader_malloc(bytes.data(), (int) bytes.size(), &size);
+    int size = 0;
+    char * inflated = stbi_zlib_decode_noheader_malloc(bytes.data(), (int)bytes.size(), &size);
     std::string out(inflated != nullptr ? inflated : "", inflated != nullptr ? size : 0);
     free(inflated);
     return out;
 }
 
 static bool ends_with(const std::string & text, const std::string & end) {
-    return text.size() >= end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
+    return text.size() >= end.size() &&
+           text.compare(text.size() - end.size(), end.size(), end) == 0;
 }
 
 // NAME-00002-of-00003.gguf: llama.cpp finds it by itself once it has the first part.
 static bool is_later_part(const std::string & name) {
-    static const char   shape[] = "-#####-of-#####.gguf";
-    const size_t        length  = sizeof(shape) - 1;
+    static const char shape[] = "-#####-of-#####.gguf";
+    const size_t length = sizeof(shape) - 1;
     if (name.size() < length) {
         return false;
     }

@@ -9,7 +9,9 @@
 #include <vector>
 
 struct file_closer {
-    void operator()(FILE * file) const { fclose(file); }
+    void operator()(FILE * file) const {
+        fclose(file);
+    }
 };
 using file_ptr = std::unique_ptr<FILE, file_closer>;
 
@@ -17,20 +19,20 @@ using file_ptr = std::unique_ptr<FILE, file_closer>;
 file_ptr open_file(const std::string & path);
 
 // fseek and ftell with 64-bit offsets on every system.
-bool    file_seek(FILE * file, int64_t offset, int whence = SEEK_SET);
+bool file_seek(FILE * file, int64_t offset, int whence = SEEK_SET);
 int64_t file_tell(FILE * file);
 
 struct entry {
     std::string name;
-    uint64_t    offset;      // of the data, from the start of the file
-    uint64_t    stored_size; // bytes in the file
-    uint64_t    size;        // bytes when inflated
-    uint32_t    crc;         // CRC-32 of the inflated bytes
-    bool        deflated;    // else stored
+    uint64_t offset;      // of the data, from the start of the file
+    uint64_t stored_size; // bytes in the file
+    uint64_t size;        // bytes when inflated
+    uint32_t crc;         // CRC-32 of the inflated bytes
+    bool deflated;        // else stored
 };
 
 struct container {
-    std::string        path;
+    std::string path;
     std::vector<entry> entries; // stored and deflated ones, in the directory's order
 
     const entry * find(const std::string & name) const;

@@ -8,8 +8,9 @@
 #include <cstdlib>
 
 // Bits of CPUID and XCR0 (Intel SDM volume 2A, CPUID; volume 1, 13.3).
-static const uint32_t LEAF1_ECX_FMA = 1u << 12, LEAF1_ECX_SSE42 = 1u << 20, LEAF1_ECX_OSXSAVE = 1u << 27,
-                      LEAF1_ECX_AVX = 1u << 28, LEAF1_ECX_F16C = 1u << 29;
+static const uint32_t LEAF1_ECX_FMA = 1u << 12, LEAF1_ECX_SSE42 = 1u << 20,
+                      LEAF1_ECX_OSXSAVE = 1u << 27, LEAF1_ECX_AVX = 1u << 28,
+                      LEAF1_ECX_F16C = 1u << 29;
 static const uint32_t LEAF7_EBX_AVX2 = 1u << 5, LEAF7_EBX_BMI2 = 1u << 8;
 static const uint32_t XCR0_SSE_AND_AVX = 6;
 
@@ -21,9 +22,10 @@ static uint32_t xcr0() {
 }
 
 static bool has_v3() {
-    const uint32_t leaf1 = LEAF1_ECX_FMA | LEAF1_ECX_SSE42 | LEAF1_ECX_OSXSAVE | LEAF1_ECX_AVX | LEAF1_ECX_F16C;
+    const uint32_t leaf1 =
+        LEAF1_ECX_FMA | LEAF1_ECX_SSE42 | LEAF1_ECX_OSXSAVE | LEAF1_ECX_AVX | LEAF1_ECX_F16C;
     const uint32_t leaf7 = LEAF7_EBX_AVX2 | LEAF7_EBX_BMI2;
-    unsigned       a, b, c, d;
+    unsigned a, b, c, d;
     if (!__get_cpuid(1, &a, &b, &c, &d) || (c & leaf1) != leaf1) {
         return false;
     }
@@ -37,7 +39,8 @@ static bool has_v3() {
 // 101 is the first priority that a program may use.
 __attribute__((constructor(101))) static void check_cpu() {
     if (!has_v3()) {
-        fputs("error: this processor is too old: AVX2, FMA, F16C and BMI2 are needed (Intel since 2013, AMD since 2015)\n",
+        fputs("error: this processor is too old: AVX2, FMA, F16C and BMI2 are needed (Intel since "
+              "2013, AMD since 2015)\n",
               stderr);
         _Exit(1);
     }

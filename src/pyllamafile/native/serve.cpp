@@ -19,31 +19,33 @@ extern char ** environ;
 namespace {
 
 const int FIRST_PORT = 8080;
-const int LAST_PORT  = 8180;
+const int LAST_PORT = 8180;
 
 // Whether the server could listen there.
 bool is_free(const std::string & host, int port) {
-    addrinfo   hints = {};
+    addrinfo hints = {};
     addrinfo * found = nullptr;
     hints.ai_socktype = SOCK_STREAM;
-    hints.ai_flags    = AI_PASSIVE;
+    hints.ai_flags = AI_PASSIVE;
     if (getaddrinfo(host.c_str(), std::to_string(port).c_str(), &hints, &found) != 0) {
         return true; // upstream says what is wrong with the host
     }
     const socket_t socket = ::socket(found->ai_family, found->ai_socktype, found->ai_protocol);
-    bool           free   = true;
+    bool free = true;
     if (socket != INVALID_SOCKET) {
-        // as upstream's server does: a port that somebody listens on is taken, one in TIME_WAIT isn't
+        // as upstream's server does: a port that somebody listens on is taken, one in TIME_WAIT
+        // isn't
         httplib::set_socket_opt(socket, SOL_SOCKET, SO_REUSEADDR, 1);
-        free = bind(socket, found->ai_addr, (socklen_t) found->ai_addrlen) == 0;
+        free = bind(socket, found->ai_addr, (socklen_t)found->ai_addrlen) == 0;
         httplib::detail::close_socket(socket);
     }
     freeaddrinfo(found);
     return free;
 }
 
-std::string value_of(const arguments & args, const flag_table & flags, std::initializer_list<const char *> names,
-                     const char * variable, const std::string & otherwise) {
+std::string value_of(const arguments & args, const flag_table & flags,
+                     std::initializer_list<const char *> names, const char * variable,
+                     const std::string & otherwise) {
     const size_t at = flags.find(args, names);
     if (at + 1 < args.size()) {
         return args[at + 1];
@@ -74,7 +76,7 @@ void open_browser(const std::string & url) {
     posix_spawn_file_actions_addopen(&quiet, 1, "/dev/null", O_WRONLY, 0);
     posix_spawn_file_actions_adddup2(&quiet, 1, 2);
     char * const argv[] = { const_cast<char *>(program), const_cast<char *>(url.c_str()), nullptr };
-    pid_t        child;
+    pid_t child;
     posix_spawnp(&child, program, &quiet, nullptr, argv, environ);
     posix_spawn_file_actions_destroy(&quiet);
 #endif
@@ -82,20 +84,21 @@ void open_browser(const std::string & url) {
 
 struct address {
     std::string host; // as a client reaches it
-    int         port;
+    int port;
     std::string prefix;
 
     std::string url() const {
         const bool literal = host.find(':') != std::string::npos; // IPv6, RFC 3986 section 3.2.2
-        return "http://" + (literal ? "[" + host + "]" : host) + ":" + std::to_string(port) + prefix + "/";
+        return "http://" + (literal ? "[" + host + "]" : host) + ":" + std::to_string(port) +
+               prefix + "/";
     }
 };
 
 // Waits for the server in the background; upstream has no call for "ready".
 class announcer {
   public:
-    announcer(const address & at, const std::string & model, bool browser) :
-        at(at), model(model), browser(browser), thread([this] { wait(); }) {}
+    announcer(const address & at, const std::string & model, bool browser)
+        : at(at), model(model), browser(browser), thread([this] { wait(); }) {}
 
     ~announcer() {
         ended = true;
@@ -128,19 +131,19 @@ class announcer {
         }
     }
 
-    const address     at;
+    const address at;
     const std::string model;
-    const bool        browser;
+    const bool browser;
     std::atomic<bool> ended{ false };
-    std::thread       thread; // last, so that all it uses is there
+    std::thread thread; // last, so that all it uses is there
 };
 
 } // namespace
 
 int serve(arguments args, const flag_table & flags, const std::string & model, bool browser,
           const std::function<int(const arguments &)> & run) {
-    address           at   = { value_of(args, flags, { "--host" }, "LLAMA_ARG_HOST", "127.0.0.1"), FIRST_PORT,
-                               value_of(args, flags, { "--api-prefix" }, "LLAMA_ARG_API_PREFIX", "") };
+    address at = { value_of(args, flags, { "--host" }, "LLAMA_ARG_HOST", "127.0.0.1"), FIRST_PORT,
+                   value_of(args, flags, { "--api-prefix" }, "LLAMA_ARG_API_PREFIX", "") };
     const std::string port = value_of(args, flags, { "--port" }, "LLAMA_ARG_PORT", "");
     if (at.host.size() > 5 && at.host.substr(at.host.size() - 5) == ".sock") {
         return run(args); // a Unix socket: nothing that a browser could open

@@ -15,20 +15,20 @@ struct media_type {
 };
 
 const media_type MEDIA_TYPES[] = {
-    { ".html",        "text/html; charset=utf-8"  },
-    { ".css",         "text/css"                  },
-    { ".js",          "application/javascript"    },
-    { ".json",        "application/json"          },
+    { ".html", "text/html; charset=utf-8" },
+    { ".css", "text/css" },
+    { ".js", "application/javascript" },
+    { ".json", "application/json" },
     { ".webmanifest", "application/manifest+json" },
-    { ".svg",         "image/svg+xml"             },
-    { ".png",         "image/png"                 },
-    { ".ico",         "image/x-icon"              },
-    { ".woff",        "font/woff"                 },
-    { ".woff2",       "font/woff2"                },
+    { ".svg", "image/svg+xml" },
+    { ".png", "image/png" },
+    { ".ico", "image/x-icon" },
+    { ".woff", "font/woff" },
+    { ".woff2", "font/woff2" },
 };
 
 std::string type_of(const std::string & name) {
-    const size_t      dot       = name.rfind('.');
+    const size_t dot = name.rfind('.');
     const std::string extension = dot == std::string::npos ? "" : name.substr(dot);
     for (const media_type & known : MEDIA_TYPES) {
         if (extension == known.extension) {
@@ -40,7 +40,7 @@ std::string type_of(const std::string & name) {
 
 void append_number(std::string & out, uint32_t value) {
     for (int i = 0; i < 4; i++) {
-        out += (char) (value >> (8 * i));
+        out += (char)(value >> (8 * i));
     }
 }
 
@@ -50,7 +50,7 @@ std::string as_gzip(const entry & member, const std::string & deflated) {
     std::string out("\x1f\x8b\x08\0\0\0\0\0\0\xff", 10);
     out += deflated;
     append_number(out, member.crc);
-    append_number(out, (uint32_t) member.size);
+    append_number(out, (uint32_t)member.size);
     return out;
 }
 
@@ -59,17 +59,19 @@ const std::string FOLDER = "ui/";
 } // namespace
 
 const std::vector<llama_ui_asset> & llama_ui_get_assets() {
-    static std::vector<std::string>          contents;
+    static std::vector<std::string> contents;
     static const std::vector<llama_ui_asset> assets = [] {
         std::vector<llama_ui_asset> out;
         contents.reserve(own_container.entries.size()); // the assets point into it
         for (const entry & member : own_container.entries) {
             if (member.deflated && member.name.compare(0, FOLDER.size(), FOLDER) == 0) {
-                const std::string & gzip = contents.emplace_back(as_gzip(member, own_container.read(member)));
-                const std::string   name = member.name.substr(FOLDER.size());
-                char                etag[16];
-                snprintf(etag, sizeof(etag), "\"%08x\"", (unsigned) member.crc);
-                out.push_back({ name, (const unsigned char *) gzip.data(), gzip.size(), etag, type_of(name) });
+                const std::string & gzip =
+                    contents.emplace_back(as_gzip(member, own_container.read(member)));
+                const std::string name = member.name.substr(FOLDER.size());
+                char etag[16];
+                snprintf(etag, sizeof(etag), "\"%08x\"", (unsigned)member.crc);
+                out.push_back(
+                    { name, (const unsigned char *)gzip.data(), gzip.size(), etag, type_of(name) });
             }
         }
         return out;

@@ -10,11 +10,11 @@
 #define LLAMA_UI_HAS_ASSETS 1
 
 struct llama_ui_asset {
-    std::string           name;
+    std::string name;
     const unsigned char * data; // gzip
-    std::size_t           size;
-    std::string           etag;
-    std::string           type;
+    std::size_t size;
+    std::string etag;
+    std::string type;
 };
 
 const llama_ui_asset * llama_ui_find_asset(const std::string & name);

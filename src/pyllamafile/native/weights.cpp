@@ -13,7 +13,8 @@ extern "C" FILE * ggml_fopen_upstream(const char * name, const char * mode);
 namespace {
 
 bool ends_with(const std::string & text, const std::string & end) {
-    return text.size() >= end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
+    return text.size() >= end.size() &&
+           text.compare(text.size() - end.size(), end.size(), end) == 0;
 }
 
 std::string list_models(const std::vector<const entry *> & models) {
@@ -32,15 +33,15 @@ bool means(const std::string & given, const std::string & name) {
 
 // Where the weights are, without a look at them.
 std::string locate(const std::string & name, weights & out) {
-    std::string path   = name;
+    std::string path = name;
     std::string member;
-    file_ptr    file = open_file(path);
+    file_ptr file = open_file(path);
     if (!file) {
         const size_t at = name.rfind('@');
         if (at != std::string::npos) {
-            path   = name.substr(0, at);
+            path = name.substr(0, at);
             member = name.substr(at + 1);
-            file   = open_file(path);
+            file = open_file(path);
         }
     }
     if (!file) {
@@ -56,7 +57,7 @@ std::string locate(const std::string & name, weights & out) {
             return path + ": " + strerror(errno);
         }
         out.offset = 0;
-        out.size   = (uint64_t) file_tell(file.get());
+        out.size = (uint64_t)file_tell(file.get());
         return {};
     }
     container zip;
@@ -64,10 +65,11 @@ std::string locate(const std::string & name, weights & out) {
         return path + ": neither a GGUF nor a llamafile";
     }
     const std::vector<const entry *> models = zip.models();
-    const entry *                    chosen = nullptr;
+    const entry * chosen = nullptr;
     if (!member.empty()) {
         for (const entry & candidate : zip.entries) {
-            if (!candidate.deflated && ends_with(candidate.name, ".gguf") && means(member, candidate.name)) {
+            if (!candidate.deflated && ends_with(candidate.name, ".gguf") &&
+                means(member, candidate.name)) {
                 chosen = &candidate;
                 break;
             }
@@ -79,14 +81,14 @@ std::string locate(const std::string & name, weights & out) {
     } else if (models.empty()) {
         return path + ": no weights inside; name some with -m FILE.gguf";
     } else if (models.size() > 1) {
-        return path + ": several models inside; choose one with -m " + path + "@NAME, where NAME is one of " +
-               list_models(models);
+        return path + ": several models inside; choose one with -m " + path +
+               "@NAME, where NAME is one of " + list_models(models);
     } else {
         chosen = models[0];
     }
     out.member = chosen->name;
     out.offset = chosen->offset;
-    out.size   = chosen->size;
+    out.size = chosen->size;
     return {};
 }
 
@@ -96,7 +98,7 @@ class range_reader {
     range_reader(FILE * file, uint64_t size) : file(file), left(size) {}
 
     bool read(void * out, size_t size) {
-        char * to = (char *) out;
+        char * to = (char *)out;
         while (size > 0) {
             if (at == end && !fill()) {
                 return false;
@@ -110,7 +112,9 @@ class range_reader {
         return true;
     }
 
-    template <typename T> bool read(T & out) { return read(&out, sizeof(T)); }
+    template <typename T> bool read(T & out) {
+        return read(&out, sizeof(T));
+    }
 
     bool skip(uint64_t size) {
         const uint64_t buffered = std::min<uint64_t>(size, end - at);
@@ -119,35 +123,37 @@ class range_reader {
         if (size == 0) {
             return true;
         }
-        if (size > left || !file_seek(file, (int64_t) size, SEEK_CUR)) {
+        if (size > left || !file_seek(file, (int64_t)size, SEEK_CUR)) {
             return false;
         }
         left -= size;
         return true;
     }
 
-    uint64_t remaining() const { return left + (end - at); }
+    uint64_t remaining() const {
+        return left + (end - at);
+    }
 
   private:
     bool fill() {
-        const size_t n = fread(buffer, 1, (size_t) std::min<uint64_t>(sizeof(buffer), left), file);
-        at             = 0;
-        end            = n;
+        const size_t n = fread(buffer, 1, (size_t)std::min<uint64_t>(sizeof(buffer), left), file);
+        at = 0;
+        end = n;
         left -= n;
         return n > 0;
     }
 
-    FILE *   file;
+    FILE * file;
     uint64_t left; // not in the buffer yet
-    size_t   at  = 0;
-    size_t   end = 0;
-    char     buffer[64 * 1024];
+    size_t at = 0;
+    size_t end = 0;
+    char buffer[64 * 1024];
 };
 
 const char TRUNCATED[] = "damaged or cut off: its header ends too early";
 
 // Sizes of the value types of GGUF, by number (ggml/include/gguf.h, enum gguf_type).
-const int  VALUE_SIZES[] = { 1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8 };
+const int VALUE_SIZES[] = { 1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8 };
 const uint32_t TYPE_UINT32 = 4, TYPE_STRING = 8, TYPE_ARRAY = 9, TYPE_COUNT = 13;
 
 bool skip_string(range_reader & in) {
@@ -191,10 +197,10 @@ bool read_string(range_reader & in, std::string & out) {
 // Walks the header of a GGUF (docs/gguf.md of ggml): magic, version, counts, metadata, tensors.
 std::string check_header(range_reader & in) {
     const uint64_t size = in.remaining();
-    char           magic[4];
-    uint32_t       version;
-    uint64_t       tensors;
-    uint64_t       values;
+    char magic[4];
+    uint32_t version;
+    uint64_t tensors;
+    uint64_t values;
     if (!in.read(magic, 4) || memcmp(magic, "GGUF", 4) != 0) {
         return "not a GGUF";
     }
@@ -202,13 +208,14 @@ std::string check_header(range_reader & in) {
         return TRUNCATED;
     }
     if (version != 2 && version != 3) {
-        return (version & 0xffff) == 0 ? "a big-endian GGUF, which this program can't read"
-                                       : "GGUF version " + std::to_string(version) + ", which this program can't read";
+        return (version & 0xffff) == 0
+                   ? "a big-endian GGUF, which this program can't read"
+                   : "GGUF version " + std::to_string(version) + ", which this program can't read";
     }
     uint64_t alignment = 32;
     for (uint64_t i = 0; i < values; i++) {
         std::string key;
-        uint32_t    type;
+        uint32_t type;
         if (!read_string(in, key) || !in.read(type)) {
             return TRUNCATED;
         }
@@ -225,33 +232,35 @@ std::string check_header(range_reader & in) {
     uint64_t data = 0; // bytes of tensors, from the start of the data
     for (uint64_t i = 0; i < tensors; i++) {
         std::string name;
-        uint32_t    dimensions;
-        uint64_t    shape[GGML_MAX_DIMS] = { 1, 1, 1, 1 };
-        uint32_t    type;
-        uint64_t    offset;
+        uint32_t dimensions;
+        uint64_t shape[GGML_MAX_DIMS] = { 1, 1, 1, 1 };
+        uint32_t type;
+        uint64_t offset;
         if (!read_string(in, name) || !in.read(dimensions) || dimensions > GGML_MAX_DIMS ||
             !in.read(shape, dimensions * sizeof(shape[0])) || !in.read(type) || !in.read(offset)) {
             return TRUNCATED;
         }
-        if (type >= GGML_TYPE_COUNT || ggml_blck_size((ggml_type) type) == 0) {
-            return "made for a newer llama.cpp: tensor " + name + " has type " + std::to_string(type);
+        if (type >= GGML_TYPE_COUNT || ggml_blck_size((ggml_type)type) == 0) {
+            return "made for a newer llama.cpp: tensor " + name + " has type " +
+                   std::to_string(type);
         }
         uint64_t rows = 1;
-        bool     fits = shape[0] <= size * 64; // 64 elements a byte is denser than any type
+        bool fits = shape[0] <= size * 64; // 64 elements a byte is denser than any type
         for (int d = 1; d < GGML_MAX_DIMS; d++) {
             fits = fits && (shape[d] == 0 || rows <= size / shape[d]);
             rows *= fits ? shape[d] : 1;
         }
-        const uint64_t row = fits ? ggml_row_size((ggml_type) type, (int64_t) shape[0]) : 0;
+        const uint64_t row = fits ? ggml_row_size((ggml_type)type, (int64_t)shape[0]) : 0;
         if (!fits || (row > 0 && rows > size / row) || offset > size) {
             return "damaged or cut off: tensor " + name + " reaches past its end";
         }
         data = std::max(data, offset + row * rows);
     }
     const uint64_t header = size - in.remaining();
-    const uint64_t start  = (header + alignment - 1) / alignment * alignment;
+    const uint64_t start = (header + alignment - 1) / alignment * alignment;
     if (data > 0 && (start > size || data > size - start)) {
-        return "cut off: " + std::to_string(data + start - size) + " bytes of its tensors are missing";
+        return "cut off: " + std::to_string(data + start - size) +
+               " bytes of its tensors are missing";
     }
     return {};
 }
@@ -264,11 +273,11 @@ std::string find_weights(const std::string & name, weights & out) {
         return problem;
     }
     const file_ptr file = open_file(out.path);
-    if (!file || !file_seek(file.get(), (int64_t) out.offset)) {
+    if (!file || !file_seek(file.get(), (int64_t)out.offset)) {
         return out.path + ": " + strerror(errno);
     }
     const auto in = std::make_unique<range_reader>(file.get(), out.size);
-    problem       = check_header(*in);
+    problem = check_header(*in);
     return problem.empty() ? problem : out.name() + ": " + problem;
 }
 
@@ -284,7 +293,7 @@ extern "C" FILE * ggml_fopen(const char * name, const char * mode) {
         return ggml_fopen_upstream(name, mode); // other files are read as they are
     }
     file_ptr file = open_file(found.path);
-    if (!file || !file_seek(file.get(), (int64_t) found.offset)) {
+    if (!file || !file_seek(file.get(), (int64_t)found.offset)) {
         return nullptr;
     }
     return file.release();

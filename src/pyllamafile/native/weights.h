@@ -7,12 +7,14 @@
 struct weights {
     std::string path;   // the file that holds them
     std::string member; // the entry's name, empty when the file is a bare GGUF
-    uint64_t    offset; // where the GGUF starts in the file
-    uint64_t    size;   // its bytes
+    uint64_t offset;    // where the GGUF starts in the file
+    uint64_t size;      // its bytes
 
     // What to hand to llama.cpp so that it finds the same bytes, and the parts of a split
     // model beside them.
-    std::string name() const { return member.empty() ? path : path + "@" + member; }
+    std::string name() const {
+        return member.empty() ? path : path + "@" + member;
+    }
 };
 
 // Finds the weights that a name means and walks through their header. Returns what is wrong,

