@@ -591,8 +591,12 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("limit", [0xFFFFFFFF, 150_000])
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize(
+    ("change", "limit"),
+    [(change, 0xFFFFFFFF) for change in CHANGES]
+    # Here the detour needs zip64 and the result does not.
+    + [(change, 158_000) for change in ("replace two, add one", "replace last")],
+)
 def test_add_leaves_what_a_fresh_archive_has(tmp_path, monkeypatch, change, limit):
     """No dead bytes, and the same bytes again when it is repeated."""
     monkeypatch.setattr(zipalign, "_MAX_32", limit)

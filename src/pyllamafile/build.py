@@ -243,7 +243,8 @@ def _appearing(path: Path, size: int, force: bool) -> Iterator[tuple[BinaryIO, P
         hint = f"{size:,} bytes are needed" if error.errno == errno.ENOSPC else None
         raise PyllamafileError(f"{path}: {error.strerror}", hint=hint) from error
     finally:
-        draft.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            draft.unlink()
 
 
 def _nameless(folder: Path) -> int | None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
+import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,7 +16,6 @@ import click
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 import pyllamafile
 from pyllamafile import native, plan, zipalign
@@ -29,9 +28,8 @@ Tell = Callable[[str, int, int], None]
 
 _PATH = click.Path(path_type=Path)
 
-# rich measures a terminal; a pipe gets whole lines.
-_out = Console(soft_wrap=True, highlight=False)
-_err = Console(stderr=True, soft_wrap=True, highlight=False)
+_out = Console(soft_wrap=True, highlight=False, emoji=False)
+_err = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -48,16 +46,15 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except (KeyboardInterrupt, click.Abort):
         _err.print("interrupted")
         sys.exit(130)
-    except BrokenPipeError:
-        # whoever read our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(128 + signal.SIGPIPE)
+    except OSError as error:  # nobody thought of it; click and rich see to a closed pipe
+        _fail(": ".join(filter(None, (error.filename, error.strerror or str(error)))))
 
 
 def _fail(message: str, hint: str | None = None) -> NoReturn:
-    _err.print(f"[bold red]error:[/] {escape(message)}")
+    lines = "\n".join(_shown(line) for line in message.split("\n"))  # of a log, maybe
+    _err.print(f"[bold red]error:[/] {lines}")
     if hint:
-        _err.print(f"[bold]hint:[/] {escape(hint)}")
+        _err.print(f"[bold]hint:[/] {_shown(hint)}")
     sys.exit(1)
 
 
@@ -71,11 +68,27 @@ def commands() -> None:
 
 
 @commands.command()
-@click.option("--gguf", type=_PATH, multiple=True, help="Weights; repeat it for several models.")
-@click.option("-o", "--output", type=_PATH, help="The file to write.  [default: NAME.llamafile]")
-@click.option("--name", help="What the model is called.  [default: its file's name]")
-@click.option("--arg", multiple=True, help="A default argument of the file; repeat it.")
-@click.option("--args-file", type=_PATH, help="A file of default arguments (see .args below).")
+@click.option(
+    "--gguf",
+    type=_PATH,
+    multiple=True,
+    metavar="FILE",
+    help="Weights; repeat it for several models.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=_PATH,
+    metavar="OUT",
+    help="The file to write.  [default: NAME.llamafile]",
+)
+@click.option(
+    "--name", metavar="NAME", help="What the model is called.  [default: its file's name]"
+)
+@click.option(
+    "--arg", multiple=True, metavar="ARG", help="A default argument of the file; repeat it."
+)
+@click.option("--args-file", type=_PATH, metavar="FILE", help="Default arguments in a text file.")
 @click.option("--add", multiple=True, metavar="FILE[=NAME]", help="Another file to put in.")
 @click.option(
     "--target",
@@ -97,20 +110,21 @@ def build(
     gui: bool,
     force: bool,
 ) -> None:
-    r"""Pack weights and everything that runs them into one file.
+    """Pack weights and everything that runs them into one file.
 
     Parts of a split GGUF (NAME-00001-of-00003.gguf) are taken together. Without
     --gguf the file is an engine alone, for weights given with -m when it runs.
 
-    Default arguments go into the entry .args, where white space separates, # starts
-    a comment, quotes work as in a shell, $NAME is an environment variable, and `...`
-    stands for what the user gives.
+    Default arguments go into the entry .args. In a text file of them white space
+    separates, # starts a comment, quotes work as in a shell, and $NAME is an
+    environment variable. An argument ... stands for those that the user gives, which
+    otherwise follow.
 
     \b
     Examples:
       pyllamafile build --gguf phi3.gguf -o phi3.llamafile
       pyllamafile build --gguf phi3.gguf --arg -c --arg 2048 --add LICENSE.txt
-    """
+    """  # noqa: D301
     with _progress() as tell:
         _announce_compiling(targets)
         built = pyllamafile.build(
@@ -125,12 +139,12 @@ def build(
             force=force,
             progress=tell,
         )
-    _out.print(f"[bold]{escape(str(built.path))}[/]  {_size(built.size)}")
-    _out.print(f"  weights   {escape(', '.join(built.models) or 'none: give some with -m FILE')}")
+    _out.print(f"[bold]{_shown(str(built.path))}[/]  {_size(built.size)}")
+    _out.print(f"  weights   {_shown(', '.join(built.models) or 'none: give some with -m FILE')}")
     _out.print(f"  runs on   {', '.join(built.targets)}")
     if built.missing:
         _out.print(f"  lacking   {', '.join(built.missing)} (pyllamafile runtimes build --all)")
-    run = escape(_as_command(built.path))
+    run = _shown(_as_command(built.path))
     model = "" if built.models else " -m MODEL.gguf"
     _out.print("try:")
     _out.print(f'  {run}{model} -p "Once upon a time" -n 64')
@@ -151,19 +165,13 @@ def _announce_compiling(targets: tuple[str, ...]) -> None:
 
 def _add_option(option: str) -> tuple[Path, str]:
     path, equals, name = option.rpartition("=")
-    if not equals or Path(option).exists():
+    if not equals or os.path.lexists(option):
         return Path(option), Path(option).name
     return Path(path), name
 
 
 def _as_command(path: Path) -> str:
-    text = str(path)
-    quoted = (
-        text
-        if text.replace("/", "").replace(".", "").replace("-", "").replace("_", "").isalnum()
-        else f"'{text}'"
-    )
-    return quoted if "/" in text else f"./{quoted}"
+    return shlex.quote(str(path) if "/" in str(path) else f"./{path}")
 
 
 # inspect, verify, extract
@@ -176,55 +184,59 @@ def inspect(file: Path, as_json: bool) -> None:
     """Say what is in a llamafile, a GGUF, or any zip."""
     report = pyllamafile.inspect(file)
     if as_json:
-        click.echo(json.dumps(report.as_dict(), indent=2, ensure_ascii=False))
+        click.echo(json.dumps(report.as_dict(), indent=2))
     else:
         _print_report(report)
 
 
 def _print_report(report: Report) -> None:
     built = f"  built by pyllamafile {report.built_by}" if report.built_by else ""
-    _out.print(f"[bold]{escape(report.path)}[/]  {_size(report.size)}{escape(built)}")
+    _out.print(f"[bold]{_shown(report.path)}[/]  {_size(report.size)}{_shown(built)}")
     for model in report.models:
         _print_model(model)
     if report.runtimes:
-        table = Table(
-            "runtime", "llama.cpp", "levels", "offset", "size", "packed", "sha256", box=None
+        _print_table(
+            ("runtime", "llama.cpp", "levels", "offset", "size", "packed", "sha256"),
+            [
+                (
+                    runtime.get("target"),
+                    runtime.get("llama_cpp"),
+                    " ".join(map(str, _list(runtime.get("levels")))),
+                    runtime.get("offset"),
+                    runtime.get("size"),
+                    runtime.get("packed_size"),
+                    str(runtime.get("sha256"))[:16],
+                )
+                for runtime in report.runtimes
+            ],
         )
-        for runtime in report.runtimes:
-            table.add_row(
-                str(runtime.get("target")),
-                str(runtime.get("llama_cpp")),
-                " ".join(map(str, runtime.get("levels", ()))),
-                str(runtime.get("offset")),
-                str(runtime.get("size")),
-                str(runtime.get("packed_size")),
-                str(runtime.get("sha256"))[:16],
-            )
-        _out.print(table)
     if report.args is not None:
         _out.print("[bold].args[/]")
         for line in report.args.splitlines():
-            _out.print(f"  {escape(line)}")
+            _out.print(f"  {_shown(line)}")
     if report.entries:
-        table = Table(box=None)
-        for column in ("offset", "align", "size", "stored"):
-            table.add_column(column, justify="right")
-        table.add_column("method")
-        table.add_column("entry", no_wrap=True)
-        for entry in report.entries:
-            table.add_row(
-                str(entry.offset),
-                str(entry.alignment),
-                str(entry.size),
-                str(entry.stored_size),
-                entry.method,
-                escape(entry.name),
-            )
-        _out.print(table)
+        _print_table(
+            ("offset", "align", "size", "stored", "method", "entry"),
+            [
+                (
+                    entry.offset,
+                    entry.alignment,
+                    entry.size,
+                    entry.stored_size,
+                    entry.method,
+                    entry.name,
+                )
+                for entry in report.entries
+            ],
+        )
+
+
+def _list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _print_model(model: ModelFacts) -> None:
-    _out.print(f"[bold]{escape(model.file)}[/]")
+    _out.print(f"[bold]{_shown(model.file)}[/]")
     template = model.chat_template
     rows: dict[str, Any] = {
         "problem": model.problem,
@@ -240,22 +252,26 @@ def _print_model(model: ModelFacts) -> None:
     }
     for label, value in rows.items():
         if value is not None:
-            _out.print(f"  {label:<12}  {escape(str(value))}")
+            _out.print(f"  {label:<12}  {_shown(str(value))}")
 
 
 @commands.command()
 @click.argument("file", type=_PATH)
 def verify(file: Path) -> None:
-    """Check structure, alignment, checksums and digests of a llamafile."""
+    """Check every byte of a llamafile.
+
+    Structure, alignment, checksums and digests of everything in it, runtimes included. Says
+    what is wrong and where, and exits with 1 if anything is.
+    """
     total = work(file)
     with _progress() as tell:
         problems = pyllamafile.verify(file, lambda done: tell("verifying", done, total))
     for problem in problems:
-        _out.print(f"{escape(problem.where)}: {escape(problem.what)}")
+        _out.print(_shown(f"{problem.where}: {problem.what}"))
     if problems:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         _fail(f"{file}: {count}")
-    _out.print(f"{escape(str(file))}: sound")
+    _out.print(_shown(f"{file}: sound"))
 
 
 @commands.command()
@@ -264,9 +280,13 @@ def verify(file: Path) -> None:
 @click.option("-C", "--directory", type=_PATH, default=Path(), help="Where to.  [default: here]")
 @click.option("--force", is_flag=True, help="Replace files that exist.")
 def extract(file: Path, names: tuple[str, ...], directory: Path, force: bool) -> None:
-    """Take the entries NAMES, or all of them, out of a llamafile or any zip."""
+    """Take entries out of a llamafile or any zip.
+
+    All of them, or those called NAMES. Nothing is written outside of the directory,
+    whatever the names in the file say.
+    """
     for path in pyllamafile.extract(file, directory, names, force=force):
-        _out.print(escape(str(path)))
+        _out.print(_shown(str(path)))
 
 
 # zipalign
@@ -327,7 +347,7 @@ def zipalign_command(
         members = {member.name: member for member in zipalign.read(archive).members}
         for entry in entries:
             member = members[entry.name]
-            _err.print(escape(f"{entry.name}: {member.stored_size} bytes at {member.data_offset}"))
+            _err.print(_shown(f"{entry.name}: {member.stored_size} bytes at {member.data_offset}"))
         if dead:
             _err.print(f"{dead} bytes of the old archive are left, unused")
 
@@ -357,28 +377,27 @@ def runtimes() -> None:
 @runtimes.command("list")
 def list_runtimes() -> None:
     """Say which runtimes are at hand, in the package or in the cache."""
-    table = Table("target", "where", "llama.cpp", "levels", "size", "packed", "sha256", box=None)
+    rows = []
     for target in TARGETS.values():
-        runtime = native.find(target)
-        if runtime is None:
-            table.add_row(target.name, "not built")
-        else:
-            table.add_row(
-                target.name,
-                runtime.origin,
-                runtime.llama_cpp,
-                " ".join(runtime.levels),
-                _size(runtime.size),
-                _size(runtime.packed_size),
-                runtime.sha256[:16],
-            )
-    _out.print(table)
+        found = native.find(target)
+        facts = ["not built", *[""] * 5]
+        if found:
+            size, packed = _size(found.size), _size(found.packed_size)
+            levels = " ".join(found.levels)
+            facts = [found.origin, found.llama_cpp, levels, size, packed, found.sha256[:16]]
+        rows.append([target.name, *facts])
+    _print_table(("target", "where", "llama.cpp", "levels", "size", "packed", "sha256"), rows)
 
 
 @runtimes.command("build")
 @click.option("--target", "targets", multiple=True, metavar="TARGET", help="Repeat it for more.")
 @click.option("--all", "everything", is_flag=True, help="All targets.")
-@click.option("-j", "--jobs", type=int, help="Compilers at once.  [default: one per processor]")
+@click.option(
+    "-j",
+    "--jobs",
+    type=click.IntRange(min=1),
+    help="Compilers at once.  [default: one per processor]",
+)
 def build_runtimes(targets: tuple[str, ...], everything: bool, jobs: int | None) -> None:
     """Compile the runtimes that are missing, and the web GUI.
 
@@ -401,12 +420,12 @@ def build_runtimes(targets: tuple[str, ...], everything: bool, jobs: int | None)
         _out.print(f"web GUI  {native.build_gui(progress=tell)}")
 
 
-# progress and numbers
+# progress, text and numbers
 
 
 @contextlib.contextmanager
 def _progress() -> Iterator[Tell]:
-    """A bar on the terminal for what takes over two seconds; nothing anywhere else."""
+    """A bar on the terminal for what takes over half a second; nothing anywhere else."""
     started = time.monotonic()
     if not _err.is_terminal:
         yield lambda what, done, total: None
@@ -429,13 +448,35 @@ def _progress() -> Iterator[Tell]:
             for task in tasks.values():
                 bar.remove_task(task)
             tasks.clear()
-            tasks[what] = bar.add_task(escape(what), total=total or None)
+            tasks[what] = bar.add_task(_shown(what), total=total or None)
         bar.update(tasks[what], completed=done, total=total or None)
 
     try:
         yield tell
     finally:
         bar.stop()
+
+
+def _print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Columns as wide as their widest cell, whatever the terminal; numbers to the right."""
+    cells = [[_printable(str(cell)) for cell in row] for row in (header, *rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    numbers = [all(isinstance(cell, int) for cell in column) for column in zip(*rows, strict=True)]
+    for line, row in enumerate(cells):
+        text = "  ".join(
+            cell.rjust(width) if number else cell.ljust(width)
+            for cell, width, number in zip(row, widths, numbers, strict=True)
+        )
+        _out.print(text.rstrip(), style=None if line else "bold", markup=False)
+
+
+def _shown(text: str) -> str:
+    """Text from a file or its name, as rich's markup: it can't command the terminal."""
+    return escape(_printable(text))
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _size(count: int) -> str:

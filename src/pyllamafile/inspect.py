@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+import secrets
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -116,8 +116,8 @@ def inspect(path: str | os.PathLike[str]) -> Report:
     return Report(
         path=str(path),
         size=archive.size,
-        name=manifest.get("name"),
-        built_by=manifest.get("pyllamafile"),
+        name=_text(manifest.get("name")),
+        built_by=_text(manifest.get("pyllamafile")),
         models=tuple(_models(path, archive)),
         runtimes=tuple(runtime for runtime in runtimes if isinstance(runtime, dict)),
         entries=tuple(_entry(member) for member in archive.members),
@@ -198,6 +198,10 @@ def _manifest(path: Path, archive: Archive) -> dict[str, Any]:
     return {}
 
 
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
 def _models(path: Path, archive: Archive) -> Iterator[ModelFacts]:
     for member in archive.members:
         if member.name.endswith(".gguf"):
@@ -259,17 +263,15 @@ def _inside(path: Path, root: Path, member: Member) -> Path:
 def _extract_one(path: Path, member: Member, target: Path) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as file:
-            draft = Path(file.name)
-            try:
+        draft = target.with_name(f".pyllamafile-{secrets.token_hex(8)}")
+        mode = 0o777 if member.mode & 0o100 else 0o666  # less what the umask takes away
+        try:
+            with open(draft, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
                 for chunk in _chunks(path, member):
                     file.write(chunk)
-                file.close()
-                draft.chmod(0o755 if member.mode & 0o100 else 0o644)
-                draft.replace(target)
-            except BaseException:
-                draft.unlink(missing_ok=True)
-                raise
+            draft.replace(target)
+        finally:
+            draft.unlink(missing_ok=True)
     except OSError as error:
         raise PyllamafileError(f"{target}: {error.strerror}") from error
 

@@ -1,0 +1,280 @@
+"""The plan: everything decided before a byte is written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from pyllamafile.errors import PyllamafileError
+from pyllamafile.launcher import BLOCK, HEAD
+from pyllamafile.plan import File, plan, quote, updated_manifest
+from pyllamafile.targets import Runtime
+from pyllamafile.zipalign import Digest, Entry, Late
+
+NOWHERE = Path("/nonexistent")  # a plan looks at no file
+
+
+def runtime(packed_size: int = 3 * BLOCK) -> Runtime:
+    return Runtime(
+        target="linux-amd64",
+        path=NOWHERE,
+        packed_size=packed_size,
+        packed_sha256="a" * 64,
+        size=12345,
+        sha256="b" * 64,
+        llama_cpp="1.2.3",
+        levels=("v3",),
+        origin="cache",
+    )
+
+
+def planned(**changes):
+    settings = {
+        "name": "m",
+        "version": "1",
+        "models": [File(NOWHERE, "m.gguf", 1000)],
+        "runtimes": [runtime()],
+    }
+    return plan(**{**settings, **changes})
+
+
+def test_the_parts_stand_in_order_and_do_not_overlap():
+    made = planned(
+        models=[File(NOWHERE, "a.gguf", 100_000), File(NOWHERE, "b.gguf", 5 << 30)],
+        extras=[File(NOWHERE, "LICENSE.txt", 11)],
+        args="-c 1\n",
+        gui=[Entry("ui/index.html", b"<html>")],
+    )
+    names = [item.entry.name for item in made.layout.placed]
+    assert names == ["a.gguf", "b.gguf", "LICENSE.txt", ".args", "ui/index.html", "llamafile.json"]
+    assert len(made.head) == HEAD
+    assert made.programs[0].offset == BLOCK
+    end = made.programs[0].offset + made.programs[0].runtime.packed_size
+    for item in made.layout.placed:
+        assert item.header_offset >= end
+        assert item.data_offset > item.header_offset
+        end = item.data_offset + item.stored_size
+    assert made.layout.directory_offset >= end
+    assert made.size == made.layout.size > end > 5 << 30
+
+
+@pytest.mark.parametrize("size", [1, BLOCK - 1, BLOCK, BLOCK + 1, (1 << 32) + 1])
+def test_weights_are_aligned_and_close_to_what_is_before(size):
+    made = planned(models=[File(NOWHERE, f"{n}.gguf", size) for n in range(3)])
+    end = made.programs[0].offset + made.programs[0].runtime.packed_size
+    for item in made.layout.placed[:3]:
+        assert item.data_offset % BLOCK == 0
+        assert item.data_offset - end < BLOCK + 100
+        end = item.data_offset + size
+
+
+def test_weights_among_the_extra_files_are_aligned_too():
+    made = planned(extras=[File(NOWHERE, "x.txt", 7), File(NOWHERE, "mmproj.gguf", 7)])
+    assert [item.data_offset % BLOCK == 0 for item in made.layout.placed[:3]] == [True, False, True]
+
+
+def test_an_engine_alone_has_no_gap():
+    made = planned(models=[])
+    assert made.layout.placed[0].header_offset == 4 * BLOCK
+    assert made.size < 4 * BLOCK + 2000
+
+
+def test_the_manifest_has_the_size_that_was_planned():
+    made = planned(args="-c 1\n", extras=[File(NOWHERE, "ä.txt", 7)])
+    late = made.layout.placed[-1].entry.data
+    assert isinstance(late, Late)
+    sizes = {"m.gguf": 1000, "ä.txt": 7, ".args": 5}
+    text = late.make({name: Digest(size, 1, "c" * 64) for name, size in sizes.items()})
+    assert len(text) == late.size == made.layout.placed[-1].stored_size
+    assert json.loads(text) == {
+        "format": 1,
+        "name": "m",
+        "pyllamafile": "1",
+        "head": {"size": HEAD, "sha256": hashlib.sha256(made.head).hexdigest()},
+        "runtimes": [
+            {
+                "target": "linux-amd64",
+                "offset": BLOCK,
+                "packed_size": 3 * BLOCK,
+                "packed_sha256": "a" * 64,
+                "size": 12345,
+                "sha256": "b" * 64,
+                "llama_cpp": "1.2.3",
+                "levels": ["v3"],
+            }
+        ],
+        "entries": {name: {"size": size, "sha256": "c" * 64} for name, size in sizes.items()},
+    }
+    assert text == json.dumps(json.loads(text), sort_keys=True, indent=1).encode() + b"\n"
+
+
+def test_the_same_plan_comes_out_twice():
+    one, other = planned(), planned()
+    assert one.head == other.head
+    assert [item.data_offset for item in one.layout.placed] == [
+        item.data_offset for item in other.layout.placed
+    ]
+
+
+def test_without_a_runtime_there_is_no_plan():
+    with pytest.raises(PyllamafileError, match="at least one runtime"):
+        planned(runtimes=[])
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("m.gguf", "twice"),
+        (".args", "twice"),
+        ("llamafile.json", "twice"),
+        ("../x", r"\.\."),
+        ("a/../../x", r"\.\."),
+        ("/x", "absolute"),
+        ("C:/x", "absolute"),
+        ("a\\b", "backslash"),
+        ("a\nb", "control"),
+        ("\udcff", "UTF-8"),
+        ("", "empty"),
+    ],
+)
+def test_names_that_are_refused(name, reason):
+    with pytest.raises(PyllamafileError, match=reason):
+        planned(extras=[File(NOWHERE, name, 1)], args="-c 1\n")
+
+
+# The manifest of a file that is changed
+
+
+def manifest_text(**entries: bytes) -> bytes:
+    facts = {
+        "format": 1,
+        "name": "m",
+        "entries": {
+            name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+            for name, data in entries.items()
+        },
+    }
+    return json.dumps(facts).encode()
+
+
+def test_a_changed_entry_changes_the_manifest():
+    old = manifest_text(a=b"old a", b=b"b", gone=b"gone")
+    entry = updated_manifest(old, [Entry("a", b"newer a"), Entry("c", b"c")], ["gone"])
+    assert entry is not None
+    text = entry.data.make({"a": Digest(7, 0, "d" * 64), "c": Digest(1, 0, "e" * 64)})
+    assert len(text) == entry.data.size
+    assert json.loads(text) == {
+        "format": 1,
+        "name": "m",
+        "entries": {
+            "a": {"size": 7, "sha256": "d" * 64},
+            "b": {"size": 1, "sha256": hashlib.sha256(b"b").hexdigest()},
+            "c": {"size": 1, "sha256": "e" * 64},
+        },
+    }
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"\xff",
+        b"[]",
+        b"1",
+        b"{}",
+        b'{"format": 2, "entries": {}}',
+        b'{"format": 1}',
+        b'{"format": 1, "entries": []}',
+        b'{"format": 1, "entries": {"a": 1}}',
+        b"[" * 100_000,
+    ],
+)
+def test_a_manifest_that_is_not_ours_is_left_alone(text):
+    assert updated_manifest(text, [Entry("x", b"")]) is None
+
+
+# .args
+
+ESCAPES = {"a": "\a", "b": "\b", "e": "\033", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v"}
+
+
+def parse(text: str) -> list[str]:
+    """What native/arguments.cpp makes of `.args`, without variables: those must not be found."""
+    words, word, at = [], None, 0
+    while at < len(text):
+        c = text[at]
+        if c in " \t\n\r\f\v":
+            words += [] if word is None else [word]
+            word = None
+        elif c == "#" and word is None:
+            at = (text + "\n").index("\n", at)
+        elif c == "'":
+            end = text.index("'", at + 1)
+            word, at = (word or "") + text[at + 1 : end], end
+        elif c == '"':
+            word, at = word or "", at + 1
+            while text[at] != '"':
+                assert text[at] != "$", "a variable"
+                if text[at] == "\\":
+                    at += 1
+                    assert text[at] not in "x01234567", "a number"
+                    word += ESCAPES.get(text[at], text[at])
+                else:
+                    word += text[at]
+                at += 1
+        elif c == "\\":
+            at += 1
+            word = (word or "") + text[at]
+        else:
+            assert c != "$", "a variable"
+            word = (word or "") + c
+        at += 1
+    return words if word is None else [*words, word]
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "-c",
+        "2048",
+        "",
+        " ",
+        "two words",
+        "#",
+        "a#b",
+        "it's",
+        'say "hi"',
+        """both ' and \" """,
+        "back\\slash",
+        "'\\n",
+        "$HOME",
+        "'$HOME",
+        "${HOME}",
+        "a\nb\tc",
+        "<|user|>\\n",
+        "äöü 東京",
+        "~",
+        "*",
+        "`id`",
+        "\u00a0",
+    ],
+)
+def test_a_quoted_argument_is_read_as_itself(argument):
+    assert parse(quote(argument)) == [argument]
+
+
+def test_any_arguments_are_read_as_themselves():
+    rng = random.Random(7)
+    for _ in range(3000):
+        given = [
+            "".join(rng.choices("ab x0'\"\\$#\n\t{}nä.", k=rng.randrange(8))) for _ in range(4)
+        ]
+        assert parse("\n".join(map(quote, given)) + "\n") == given
+
+
+def test_the_place_of_the_users_arguments():
+    assert quote("...") == "..."
