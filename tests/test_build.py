@@ -219,6 +219,23 @@ def test_extract_brings_the_same_weights(built, model, tmp_path):
     assert path.read_bytes() == model.read_bytes()
 
 
+def test_extract_tells_its_progress(built, tmp_path):
+    heard = []
+    pyllamafile.extract(built.path, tmp_path / "new", progress=lambda *step: heard.append(step))
+    total = sum(entry.size for entry in pyllamafile.inspect(built.path).entries)
+    assert heard[-1] == ("extracting out.llamafile", total, total)
+    assert [done for _, done, _ in heard] == sorted(done for _, done, _ in heard)
+
+
+def test_an_interrupted_extraction_leaves_nothing(built, tmp_path):
+    def progress(what, done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pyllamafile.extract(built.path, tmp_path / "new", progress=progress)
+    assert names(tmp_path / "new") == []
+
+
 def test_bytes_behind_the_last_tensor_are_kept(folder, model):
     with model.open("ab") as file:
         file.write(b"behind")
@@ -483,6 +500,15 @@ def test_a_damaged_runtime_is_not_put_in(folder, model, prebuilt):
     path.write_bytes(raw)
     error = fails("linux-amd64.gz: damaged", model)
     assert "runtimes build" in (error.hint or "")
+
+
+def test_names_are_checked_before_a_runtime_is_compiled(folder, model, monkeypatch):
+    def refuse(target, **options):
+        raise AssertionError("compiling")
+
+    monkeypatch.setattr(native, "find", lambda target: None)
+    monkeypatch.setattr(native, "build", refuse)
+    fails("twice", [model, model])
 
 
 def test_every_target_that_is_asked_for_must_exist(folder, model):

@@ -67,7 +67,8 @@ def build(
     leaves no partial file and no damaged one.
 
     Args:
-        gguf: The weights; parts of a split GGUF are taken together. None for an engine alone.
+        gguf: The weights; parts of a split GGUF are taken together. Without any
+            the file is an engine alone.
         output: The file to write; by default ``NAME.llamafile`` in the current directory.
         name: What the model is called; by default as its file is.
         targets: Systems to run on; by default those whose runtimes are at hand.
@@ -90,6 +91,8 @@ def build(
     inputs += [Path(args_file)] if args_file is not None else []
     text = _args_text(args, args_file)
     _check_output(destination, inputs, force)
+    # Now rather than after the minutes that a runtime may take.
+    zipalign.layout([zipalign.Entry(file.name, b"") for file in (*models, *extras)], 0)
 
     runtimes = _runtimes(targets, tell)
     layout = plan(

@@ -14,8 +14,8 @@ from typing import Any, NoReturn
 
 import click
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 import pyllamafile
 from pyllamafile import native, plan, zipalign
@@ -28,8 +28,8 @@ Tell = Callable[[str, int, int], None]
 
 _PATH = click.Path(path_type=Path)
 
-_out = Console(soft_wrap=True, highlight=False, emoji=False)
-_err = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
+_out = Console(soft_wrap=True, highlight=False, emoji=False, markup=False)
+_err = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False, markup=False)
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -38,8 +38,6 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         sys.exit(commands.main(arguments, prog_name="pyllamafile", standalone_mode=False))
     except PyllamafileError as error:
         _fail(error.message, error.hint)
-    except click.exceptions.Exit as exit_:
-        sys.exit(exit_.exit_code)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
@@ -47,14 +45,15 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         _err.print("interrupted")
         sys.exit(130)
     except OSError as error:  # nobody thought of it; click and rich see to a closed pipe
-        _fail(": ".join(filter(None, (error.filename, error.strerror or str(error)))))
+        reason = error.strerror or str(error)
+        _fail(f"{error.filename}: {reason}" if error.filename else reason)
 
 
 def _fail(message: str, hint: str | None = None) -> NoReturn:
     lines = "\n".join(_shown(line) for line in message.split("\n"))  # of a log, maybe
-    _err.print(f"[bold red]error:[/] {lines}")
+    _err.print(Text("error:", "bold red"), lines)
     if hint:
-        _err.print(f"[bold]hint:[/] {_shown(hint)}")
+        _err.print(Text("hint:", "bold"), _shown(hint))
     sys.exit(1)
 
 
@@ -126,7 +125,6 @@ def build(
       pyllamafile build --gguf phi3.gguf --arg -c --arg 2048 --add LICENSE.txt
     """  # noqa: D301
     with _progress() as tell:
-        _announce_compiling(targets)
         built = pyllamafile.build(
             gguf,
             output,
@@ -137,9 +135,9 @@ def build(
             add=[_add_option(option) for option in add],
             gui=gui,
             force=force,
-            progress=tell,
+            progress=_announcing(tell),
         )
-    _out.print(f"[bold]{_shown(str(built.path))}[/]  {_size(built.size)}")
+    _out.print(_bold(str(built.path)), f" {_size(built.size)}")
     _out.print(f"  weights   {_shown(', '.join(built.models) or 'none: give some with -m FILE')}")
     _out.print(f"  runs on   {', '.join(built.targets)}")
     if built.missing:
@@ -151,16 +149,21 @@ def build(
     _out.print(f"  {run}{model}   # web GUI and API on http://127.0.0.1:8080")
 
 
-def _announce_compiling(targets: tuple[str, ...]) -> None:
-    here = host()
-    wanted = select(targets) if targets else ()
-    if any(native.find(target) is None for target in wanted) or (
-        not wanted and here is not None and not native.available()
-    ):
-        _err.print(
-            "No runtime is at hand yet: compiling llama.cpp and its web GUI, once. "
-            "That takes about ten minutes on two cores."
-        )
+def _announcing(tell: Tell) -> Tell:
+    """The same, with a word in front of the first step that is not the writing itself."""
+    announced = False
+
+    def announce(what: str, done: int, total: int) -> None:
+        nonlocal announced
+        if not announced and not what.startswith("writing "):
+            announced = True
+            _err.print(
+                "No runtime is at hand yet: compiling llama.cpp and its web GUI, once. "
+                "That takes about ten minutes on two cores."
+            )
+        tell(what, done, total)
+
+    return announce
 
 
 def _add_option(option: str) -> tuple[Path, str]:
@@ -191,7 +194,7 @@ def inspect(file: Path, as_json: bool) -> None:
 
 def _print_report(report: Report) -> None:
     built = f"  built by pyllamafile {report.built_by}" if report.built_by else ""
-    _out.print(f"[bold]{_shown(report.path)}[/]  {_size(report.size)}{_shown(built)}")
+    _out.print(_bold(report.path), f" {_size(report.size)}{_shown(built)}")
     for model in report.models:
         _print_model(model)
     if report.runtimes:
@@ -211,7 +214,7 @@ def _print_report(report: Report) -> None:
             ],
         )
     if report.args is not None:
-        _out.print("[bold].args[/]")
+        _out.print(_bold(".args"))
         for line in report.args.splitlines():
             _out.print(f"  {_shown(line)}")
     if report.entries:
@@ -236,7 +239,7 @@ def _list(value: object) -> list[Any]:
 
 
 def _print_model(model: ModelFacts) -> None:
-    _out.print(f"[bold]{_shown(model.file)}[/]")
+    _out.print(_bold(model.file))
     template = model.chat_template
     rows: dict[str, Any] = {
         "problem": model.problem,
@@ -285,7 +288,9 @@ def extract(file: Path, names: tuple[str, ...], directory: Path, force: bool) ->
     All of them, or those called NAMES. Nothing is written outside of the directory,
     whatever the names in the file say.
     """
-    for path in pyllamafile.extract(file, directory, names, force=force):
+    with _progress() as tell:
+        paths = pyllamafile.extract(file, directory, names, force=force, progress=tell)
+    for path in paths:
         _out.print(_shown(str(path)))
 
 
@@ -431,7 +436,7 @@ def _progress() -> Iterator[Tell]:
         yield lambda what, done, total: None
         return
     bar = Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f}%"),
         TimeRemainingColumn(),
@@ -459,7 +464,7 @@ def _progress() -> Iterator[Tell]:
 
 def _print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Columns as wide as their widest cell, whatever the terminal; numbers to the right."""
-    cells = [[_printable(str(cell)) for cell in row] for row in (header, *rows)]
+    cells = [[_shown(str(cell)) for cell in row] for row in (header, *rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     numbers = [all(isinstance(cell, int) for cell in column) for column in zip(*rows, strict=True)]
     for line, row in enumerate(cells):
@@ -467,15 +472,15 @@ def _print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> Non
             cell.rjust(width) if number else cell.ljust(width)
             for cell, width, number in zip(row, widths, numbers, strict=True)
         )
-        _out.print(text.rstrip(), style=None if line else "bold", markup=False)
+        _out.print(text.rstrip(), style=None if line else "bold")
+
+
+def _bold(text: str) -> Text:
+    return Text(_shown(text), "bold")
 
 
 def _shown(text: str) -> str:
-    """Text from a file or its name, as rich's markup: it can't command the terminal."""
-    return escape(_printable(text))
-
-
-def _printable(text: str) -> str:
+    """Text from a file, or its name, that can't command the terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

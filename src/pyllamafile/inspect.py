@@ -6,7 +6,7 @@ import json
 import os
 import secrets
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -131,6 +131,7 @@ def extract(
     names: Sequence[str] = (),
     *,
     force: bool = False,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> list[Path]:
     """Take entries out of a llamafile or any zip.
 
@@ -139,6 +140,7 @@ def extract(
         directory: Where to, made if it isn't there; nothing is ever written outside of it.
         names: Which entries; all if there are none.
         force: Whether existing files may be replaced.
+        progress: Called with what is being done, the bytes done and the bytes in all.
 
     Returns:
         The files written.
@@ -161,8 +163,16 @@ def extract(
     for _, target in plan:
         if target.exists() and not force:
             raise PyllamafileError(f"{target}: exists already", hint="--force replaces it")
+    done, total = 0, sum(member.size for member in chosen)
+
+    def written(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress:
+            progress(f"extracting {path.name}", done, total)
+
     for member, target in plan:
-        _extract_one(path, member, target)
+        _extract_one(path, member, target, written)
     return [target for _, target in plan]
 
 
@@ -260,7 +270,7 @@ def _inside(path: Path, root: Path, member: Member) -> Path:
     return target
 
 
-def _extract_one(path: Path, member: Member, target: Path) -> None:
+def _extract_one(path: Path, member: Member, target: Path, written: Callable[[int], None]) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         draft = target.with_name(f".pyllamafile-{secrets.token_hex(8)}")
@@ -268,7 +278,7 @@ def _extract_one(path: Path, member: Member, target: Path) -> None:
         try:
             with open(draft, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
                 for chunk in _chunks(path, member):
-                    file.write(chunk)
+                    written(file.write(chunk))
             draft.replace(target)
         finally:
             draft.unlink(missing_ok=True)

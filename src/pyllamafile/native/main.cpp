@@ -67,8 +67,20 @@ bool wants_log(const arguments & args, const flag_table & flags) {
            getenv("LLAMA_ARG_LOG_VERBOSITY") != nullptr;
 }
 
-// Flags of Mozilla's llamafile that have nothing to switch here.
-const char * const IGNORED[] = { "--nologo", "--ascii", "--unsecure" };
+// Flags of Mozilla's llamafile, and what llama.cpp has for them; nothing is nothing to switch.
+struct translation {
+    const char * flag;
+    arguments now; // what it is called today
+};
+
+const translation OLD_NAMES[] = {
+    { "--nologo", {} },
+    { "--ascii", {} },
+    { "--unsecure", {} },
+    { "--url-prefix", { "--api-prefix" } },
+    { "--no-mmap", { "--load-mode", "none" } },
+    { "--mlock", { "--load-mode", "mlock" } },
+};
 
 // ggml maps tensors only at multiples of this (ggml-impl.h).
 const uint64_t TENSOR_ALIGNMENT = 32;
@@ -86,13 +98,12 @@ bool take(arguments & args, const flag_table & flags, const char * flag) {
     return found;
 }
 
-// Mozilla's names for things that llama.cpp has under other names, or not at all.
 std::string translate(arguments & args, const flag_table & flags) {
-    for (const char * flag : IGNORED) {
-        take(args, flags, flag);
-    }
-    for (size_t at; (at = flags.find(args, { "--url-prefix" })) < args.size();) {
-        args[at] = "--api-prefix";
+    for (const translation & old : OLD_NAMES) {
+        for (size_t at; (at = flags.find(args, { old.flag })) < args.size();) {
+            args.erase(args.begin() + at);
+            args.insert(args.begin() + at, old.now.begin(), old.now.end());
+        }
     }
     const size_t gpu = flags.find(args, { "--gpu" });
     if (gpu < args.size()) {
@@ -141,7 +152,8 @@ mode choose(arguments & args, const flag_table & flags) {
 
 // Puts the weights into the arguments under a name that weights.cpp can open again, and leaves
 // what to call them in `called`.
-std::string choose_weights(arguments & args, const flag_table & flags, std::string & called) {
+std::string choose_weights(arguments & args, const flag_table & flags, const mode & chosen,
+                           std::string & called) {
     static const auto ELSEWHERE = { "-hf",           "-hfr",         "--hf-repo",
                                     "-mu",           "--model-url",  "-dr",
                                     "--docker-repo", "--models-dir", "--models-preset",
@@ -166,12 +178,13 @@ std::string choose_weights(arguments & args, const flag_table & flags, std::stri
     if (!problem.empty()) {
         return problem;
     }
-    if (found.offset % TENSOR_ALIGNMENT != 0) {
+    // the tokenizer is read, never mapped
+    if (found.offset % TENSOR_ALIGNMENT != 0 && chosen.run != llama_tokenize_main) {
         fprintf(stderr,
                 "warning: the weights in %s are not aligned (some zip tool moved them): read into "
                 "memory instead of mapped\n",
                 found.path.c_str());
-        args.insert(args.end(), "--no-mmap");
+        args.insert(args.end(), { "--load-mode", "none" });
     }
     if (at + 1 < args.size()) {
         args[at + 1] = found.name();
@@ -250,7 +263,7 @@ int run(const char * program, arguments args) {
 
     std::string called;
     if (chosen.model) {
-        const std::string missing = choose_weights(args, flags, called);
+        const std::string missing = choose_weights(args, flags, chosen, called);
         if (!missing.empty()) {
             return fail(missing);
         }

@@ -12,7 +12,9 @@
 #include <shellapi.h>
 #else
 #include <fcntl.h>
+#include <signal.h>
 #include <spawn.h>
+#include <unistd.h>
 extern char ** environ;
 #endif
 
@@ -94,13 +96,45 @@ struct address {
     }
 };
 
-// Waits for the server in the background; upstream has no call for "ready".
-class announcer {
-  public:
-    announcer(const address & at, const std::string & model, bool browser)
-        : at(at), model(model), browser(browser), thread([this] { wait(); }) {}
+#ifndef _WIN32
+// Upstream answers Ctrl-C by waiting until every client has had its answer. Nobody who presses
+// it wants that, so the program ends shortly after, clients or not.
+const int GRACE_MS = 500;
 
-    ~announcer() {
+void (*upstreams_handler)(int) = nullptr;
+volatile sig_atomic_t interrupted = 0;
+
+void on_interrupt(int signal) {
+    interrupted = signal;
+    upstreams_handler(signal);
+}
+
+// Upstream sets its handler at about the time when it is ready, and on both signals at once.
+bool take_over_signals() {
+    struct sigaction action = {};
+    sigaction(SIGINT, nullptr, &action);
+    if (action.sa_handler == SIG_DFL || action.sa_handler == SIG_IGN) {
+        return false;
+    }
+    upstreams_handler = action.sa_handler;
+    action.sa_handler = on_interrupt;
+    sigaction(SIGINT, &action, nullptr);
+    sigaction(SIGTERM, &action, nullptr);
+    return true;
+}
+#endif
+
+void pause_ms(int milliseconds) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(milliseconds));
+}
+
+// Stands beside the server, which has no call for "ready", and sees to its end.
+class companion {
+  public:
+    companion(const address & at, const std::string & model, bool browser)
+        : at(at), model(model), browser(browser), thread([this] { run(); }) {}
+
+    ~companion() {
         ended = true;
         thread.join();
     }
@@ -113,22 +147,39 @@ class announcer {
         return answer && answer->status == 200;
     }
 
-    void wait() {
-        for (int tries = 0; !ended; tries++) {
-            if (is_ready()) {
-                printf("%s is ready: %s (Ctrl-C ends it)\n", model.c_str(), at.url().c_str());
-                fflush(stdout);
-                if (browser && has_desktop()) {
-                    open_browser(at.url());
-                }
-                return;
-            }
+    void run() {
+        for (int tries = 0; !ended && !is_ready(); tries++) {
             if (tries == 40) { // two seconds
                 printf("loading %s ...\n", model.c_str());
                 fflush(stdout);
             }
-            std::this_thread::sleep_for(std::chrono::milliseconds(50));
+            pause_ms(50);
         }
+        if (ended) {
+            return;
+        }
+#ifndef _WIN32
+        while (!ended && !take_over_signals()) {
+            pause_ms(1);
+        }
+#endif
+        printf("%s is ready: %s (Ctrl-C ends it)\n", model.c_str(), at.url().c_str());
+        fflush(stdout);
+        if (browser && has_desktop()) {
+            open_browser(at.url());
+        }
+#ifndef _WIN32
+        while (!ended && !interrupted) {
+            pause_ms(50);
+        }
+        for (int waited = 0; !ended && waited < GRACE_MS; waited += 10) {
+            pause_ms(10);
+        }
+        if (!ended) {
+            fflush(stdout);
+            _exit(128 + interrupted);
+        }
+#endif
     }
 
     const address at;
@@ -162,6 +213,6 @@ int serve(arguments args, const flag_table & flags, const std::string & model, b
     if (at.host == "0.0.0.0" || at.host == "::") {
         at.host = "127.0.0.1";
     }
-    const announcer waiting(at, model, browser);
+    const companion beside(at, model, browser);
     return run(args);
 }

@@ -1,0 +1,772 @@
+"""The command line, as scenarios: what a user types, sees, and finds in the directory then."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import select
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from fixtures import tiny_gguf
+from test_build import (
+    COMMAND,
+    PROGRAM,
+    folder,
+    model,
+    names,
+    prebuilt,
+    snapshot,
+    sparse_gguf,
+    split_gguf,
+)
+
+import pyllamafile
+from pyllamafile import cli, native
+from pyllamafile.targets import TARGETS
+
+__all__ = ["folder", "model", "prebuilt"]  # fixtures
+
+ENDED_BY_INTERRUPT = 130
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def run(capfd):
+    """Runs a command in this process, which is quick; streams are as in a pipe."""
+
+    def run(*arguments: str | Path) -> Result:
+        with pytest.raises(SystemExit) as ended:
+            cli.main([str(argument) for argument in arguments])
+        code = ended.value.code or 0
+        out, err = capfd.readouterr()
+        assert isinstance(code, int)
+        assert "Traceback" not in out + err
+        return Result(code, out, err)
+
+    return run
+
+
+@pytest.fixture
+def fails(run):
+    """Runs a command that must fail with one line, maybe a hint, and change no file."""
+
+    def fails(error: str, *arguments: str | Path, hint: str | None = None) -> None:
+        before = snapshot(Path())
+        done = run(*arguments)
+        assert snapshot(Path()) == before
+        assert done.code == 1
+        assert done.out == ""
+        lines = done.err.splitlines()
+        assert re.fullmatch(f"error: {error}", lines[0]), lines[0]
+        assert [re.sub("^hint: ", "", line) for line in lines[1:]] == ([hint] if hint else [])
+
+    return fails
+
+
+@pytest.fixture
+def here(folder, model):
+    """A working directory with a model in it."""
+    shutil.copy(model, folder / "m.gguf")
+    return folder
+
+
+@pytest.fixture
+def built(here):
+    return pyllamafile.build("m.gguf", args=["-c", "2048"]).path
+
+
+# build
+
+
+def test_build_says_what_it_made_and_what_to_try(run, here):
+    done = run("build", "--gguf", "m.gguf", "--arg", "-c", "--arg", "2048")
+    assert (done.code, done.err) == (0, "")
+    assert re.fullmatch(
+        r"m\.llamafile  [0-9.]+ KB\n"
+        r"  weights   m\.gguf\n"
+        r"  runs on   linux-amd64\n"
+        r"(  lacking   .*\n)?"
+        r"try:\n"
+        r"  \./m\.llamafile -p \"Once upon a time\" -n 64\n"
+        r"  \./m\.llamafile   # web GUI and API on http://127\.0\.0\.1:8080\n",
+        done.out,
+    )
+    assert names() == ["m.gguf", "m.llamafile"]
+    assert run("verify", "m.llamafile") == (0, "m.llamafile: sound\n", "")
+
+
+def test_what_is_to_be_tried_can_be_pasted_into_a_shell(run, here):
+    for name in ("sp ace's", "-dash", "$x", "a;b"):
+        out = run("build", "--gguf", "m.gguf", "-o", name).out
+        command = next(line for line in out.splitlines() if "Once" in line)
+        done = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
+        assert done.stdout.splitlines()[2:] == ["<-p>", "<Once upon a time>", "<-n>", "<64>"]
+
+
+def test_build_without_weights_is_an_engine(run, here):
+    done = run("build", "-o", "engine")
+    assert "weights   none: give some with -m FILE" in done.out
+    assert "./engine -m MODEL.gguf -p" in done.out
+
+
+def test_name_is_what_the_file_is_called_by_default(run, here):
+    run("build", "--gguf", "m.gguf", "--name", "phi3")
+    assert json.loads(run("inspect", "--json", "phi3.llamafile").out)["name"] == "phi3"
+
+
+def test_add_takes_a_name_after_an_equals_sign(run, here):
+    Path("a=b").write_text("1")
+    Path("c").write_text("2")
+    done = run("build", "-o", "o", "--add", "a=b", "--add", "a=b=x=y", "--add", "c=docs/c.txt")
+    assert done.code == 1  # there is no file a=b=x
+    assert run("build", "-o", "o", "--add", "a=b", "--add", "c=docs/c.txt", "--no-gui").code == 0
+    with zipfile.ZipFile("o") as archive:
+        assert archive.namelist() == ["a=b", "docs/c.txt", "llamafile.json"]
+
+
+def test_existing_output_is_replaced_only_with_force(run, fails, here):
+    Path("o").write_text("precious")
+    fails("o: exists already", "build", "--gguf", "m.gguf", "-o", "o", hint="--force replaces it")
+    assert run("build", "--gguf", "m.gguf", "-o", "o", "--force").code == 0
+    assert run("verify", "o").code == 0
+    assert os.access("o", os.X_OK)
+
+
+@pytest.mark.parametrize("force", [(), ("--force",)], ids=["", "force"])
+def test_output_equals_input(fails, here, force):
+    Path("symbolic").symlink_to("m.gguf")
+    Path("hard").hardlink_to("m.gguf")
+    Path("sub").mkdir()
+    for output in ("m.gguf", "./sub/../m.gguf", "symbolic", "hard", here / "m.gguf"):
+        fails(
+            rf"{Path(output)}: is input and output at once",
+            *("build", "--gguf", "m.gguf", "-o", output, *force),
+            hint="name another -o",
+        )
+    fails(
+        "m.gguf: is input and output at once",
+        *("build", "--add", "hard", "-o", "m.gguf", *force),
+        hint="name another -o",
+    )
+
+
+def test_a_dangling_link_is_an_existing_output(fails, run, here):
+    Path("o").symlink_to("nowhere")
+    done = run("build", "-o", "o")
+    assert (done.code, done.err) == (1, "error: o: exists already\nhint: --force replaces it\n")
+    assert names() == ["m.gguf", "o"]
+
+
+def test_bad_outputs(fails, here):
+    Path("d").mkdir()
+    os.mkfifo("fifo")
+    for output, error, hint in (
+        ("d", "d: is a directory", "name a file with -o"),
+        (".", r"\.: is a directory", "name a file with -o"),
+        ("nix/o", "nix: no such directory", None),
+        ("m.gguf/o", "m.gguf: no such directory", None),
+        ("x" * 300, "x{300}: File name too long", None),
+        ("fifo", "fifo: not a regular file, so it can't be replaced", None),
+        ("/dev/null", "/dev/null: not a regular file, so it can't be replaced", None),
+    ):
+        fails(error, "build", "--gguf", "m.gguf", "-o", output, "--force", hint=hint)
+
+
+AGAIN = "the download may have been interrupted: get the file again"
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "hint"),
+    [
+        (lambda raw: b"not a model", "not a GGUF file", None),
+        (lambda raw: b"", "is empty", AGAIN),
+        (lambda raw: raw[:3], "not a GGUF file", None),
+        (lambda raw: raw[:6], "the header is cut short at byte 6", AGAIN),
+        (
+            lambda raw: raw[:100],
+            "a metadata key claims to be .* bytes long|.*cut short.*|.*claim.*",
+            AGAIN,
+        ),
+        (lambda raw: raw[:-1], "incomplete: 1 of [0-9]+ bytes are missing, from tensor .*", AGAIN),
+        (
+            lambda raw: raw[:4] + struct.pack("<I", 1) + raw[8:],
+            "GGUF version 1, only 2 and 3 can be read",
+            "get a newer GGUF of this model, or convert it again with llama.cpp",
+        ),
+        (
+            lambda raw: raw[:4] + struct.pack("<I", 99) + raw[8:],
+            "GGUF version 99, only 2 and 3 can be read",
+            "a newer pyllamafile may know it",
+        ),
+        (
+            lambda raw: raw[:4] + struct.pack(">I", 3) + raw[8:],
+            "a big-endian GGUF, which only big-endian machines can use",
+            "convert it with `gguf-convert-endian FILE little` of the package gguf",
+        ),
+        (
+            lambda raw: raw[:8] + struct.pack("<Q", 1 << 60) + raw[16:],
+            "the header claims 1152921504606846976 tensors, which cannot be",
+            AGAIN,
+        ),
+        (
+            lambda raw: raw[:16] + struct.pack("<Q", 1 << 60) + raw[24:],
+            "the header claims 1152921504606846976 metadata entries, which cannot be",
+            AGAIN,
+        ),
+    ],
+    ids=[
+        *("text", "empty", "3 bytes", "6 bytes", "100 bytes", "a byte less"),
+        *("version 1", "version 99", "big endian", "2^60 tensors", "2^60 entries"),
+    ],
+)
+def test_bad_weights(fails, here, change, error, hint):
+    Path("bad.gguf").write_bytes(change(Path("m.gguf").read_bytes()))
+    fails(rf"bad\.gguf:? ({error})", "build", "--gguf", "bad.gguf", hint=hint)
+
+
+def test_inputs_that_are_no_files(fails, here):
+    os.mkfifo("fifo")
+    Path("loop").symlink_to("loop")
+    own = "pass the .gguf file itself"
+    for name, error, hint in (
+        ("nix.gguf", r"cannot read nix\.gguf: No such file or directory", None),
+        ("m.gguf/x", r"cannot read m\.gguf/x: Not a directory", None),
+        (".", r"\. is a directory", own),
+        ("fifo", "fifo is not a regular file", own),
+        ("/dev/zero", "/dev/zero is not a regular file", own),
+        ("loop", "cannot read loop: Too many levels of symbolic links", None),
+        ("x" * 300, "cannot read x{300}: File name too long", None),
+    ):
+        fails(error, "build", "--gguf", name, hint=hint)
+    for name, error in (
+        ("nix", "nix: No such file or directory"),
+        (".", r"\.: is a directory"),
+        ("fifo", "fifo: not a regular file"),
+        ("x" * 300, "x{300}: File name too long"),
+    ):
+        fails(error, "build", "--add", name)
+        fails(error, "build", "--args-file", name)
+
+
+def test_a_model_that_may_not_be_read(run, here):
+    here.chmod(0o755)
+    Path("m.gguf").chmod(0)
+    user = os.geteuid()
+    try:
+        if user == 0:  # who may read everything
+            os.seteuid(65534)
+        done = run("build", "--gguf", "m.gguf")
+    finally:
+        os.seteuid(user)
+    assert done == (1, "", "error: cannot read m.gguf: Permission denied\n")
+    assert names() == ["m.gguf"]
+
+
+def test_a_missing_part(fails, here):
+    first, second = split_gguf(here)
+    first.unlink()
+    fails(
+        rf"{first.name} is missing: the model is split into 2 files",
+        *("build", "--gguf", second.name),
+        hint="put all of them into the same directory",
+    )
+
+
+def test_names_that_cannot_be_packed(fails, here):
+    Path("sub").mkdir()
+    shutil.copy("m.gguf", "sub")
+    for arguments, error in (
+        (["--gguf", "m.gguf", "--gguf", "m.gguf"], "'m.gguf': the name is in the archive twice"),
+        (["--gguf", "m.gguf", "--gguf", "sub/m.gguf"], "'m.gguf': .* twice"),
+        (["--add", "m.gguf", "--add", "sub/m.gguf"], "'m.gguf': .* twice"),
+        (["--arg", "x", "--add", "m.gguf=.args"], r"'\.args': .* twice"),
+        (["--add", "m.gguf=ui/index.html"], "'ui/index.html': .* twice"),
+        (["--add", "m.gguf=llamafile.json"], "'llamafile.json': .* twice"),
+        (["--add", "m.gguf=../x"], r"'\.\./x': the name has an empty part, \. or \.\. in it"),
+        (["--add", "m.gguf=a/../x"], r"'a/\.\./x': .*"),
+        (["--add", "m.gguf=/x"], "'/x': the name is absolute"),
+        (["--add", "m.gguf=C:/x"], "'C:/x': the name is absolute"),
+        (["--add", "m.gguf=a\\b"], r"'a.*b': the name has a backslash in it"),
+        (["--add", "m.gguf="], "'': the name is empty"),
+    ):
+        fails(f"cannot pack {error}", "build", "-o", "o", *arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--nix"],
+        ["stray"],
+        ["--gguf"],
+        ["--force=1"],
+    ],
+    ids=str,
+)
+def test_asked_in_the_wrong_way(run, here, arguments):
+    done = run("build", *arguments)
+    assert done.code == 2
+    assert done.out == ""
+    assert re.search("^Error: ", done.err, re.M)
+    assert names() == ["m.gguf"]
+
+
+def test_more_wrong_ways(run, here):
+    for arguments in (
+        ["nix"],
+        ["verify"],
+        ["inspect", "a", "b"],
+        ["zipalign", "x.zip"],
+        ["zipalign", "-a", "many", "x.zip", "m.gguf"],
+        ["runtimes", "build", "-j", "0"],
+    ):
+        assert run(*arguments).code == 2
+    assert names() == ["m.gguf"]
+
+
+def test_a_target_that_does_not_exist(fails, here):
+    fails(
+        "no such target: linux-vax",
+        *("build", "--gguf", "m.gguf", "--target", "linux-vax"),
+        hint="the targets are " + ", ".join(TARGETS),
+    )
+
+
+def test_without_any_runtime_it_says_what_takes_so_long(run, here, monkeypatch, tmp_path):
+    def refuse(target, progress):
+        progress("building the runtime", 0, 0)
+        progress("building the runtime", 1, 9)
+        raise pyllamafile.PyllamafileError("no compiler", "get one")
+
+    monkeypatch.setattr(native, "PREBUILT", tmp_path / "nothing")
+    monkeypatch.setattr(native, "build", refuse)
+    done = run("build", "--gguf", "m.gguf")
+    assert done.code == 1
+    assert done.err.splitlines()[0].startswith("No runtime is at hand yet: compiling llama.cpp")
+    assert done.err.splitlines()[1:] == ["error: no compiler", "hint: get one"]
+    assert names() == ["m.gguf"]
+
+
+# In a process of its own
+
+
+@pytest.fixture
+def start(here, prebuilt) -> Iterator:
+    """Starts a command; ends it with the test."""
+    started = []
+
+    def start(*arguments: str | Path, **options) -> subprocess.Popen[str]:
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        process = subprocess.Popen([*COMMAND, prebuilt, *arguments], **{**pipes, **options})
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        with process:
+            process.kill()
+
+
+def wait_until_it_copies(process: subprocess.Popen[str]) -> None:
+    """Until the process has a file open for writing in this directory that holds its runtime."""
+    folder = Path.cwd()
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()
+        for link in Path(f"/proc/{process.pid}/fd").iterdir():
+            try:
+                target, size = link.readlink(), link.stat().st_size
+            except OSError:  # closed meanwhile
+                continue
+            if target.parent == folder and ".gguf" not in target.name and size > 1 << 16:
+                time.sleep(0.2)  # well into it
+                return
+        time.sleep(0.01)
+    raise AssertionError("nothing was written")
+
+
+@pytest.mark.parametrize("old", [None, b"old"])
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_interrupted_half_way(start, here, how, old):
+    sparse_gguf(here / "big.gguf", 8 << 30)
+    if old is not None:
+        (here / "o").write_bytes(old)
+    before = names()
+    process = start("build", "--gguf", "big.gguf", "-o", "o", "--force")
+    wait_until_it_copies(process)
+    process.send_signal(how)
+    out, err = process.communicate(timeout=20)
+    assert process.returncode == (ENDED_BY_INTERRUPT if how == signal.SIGINT else -how)
+    assert out == ""
+    assert err.strip() == ("interrupted" if how == signal.SIGINT else "")
+    assert names() == before
+    assert old is None or (here / "o").read_bytes() == old
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Path]:
+    """A file system with 1 MiB of room."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", place]
+    try:
+        done = subprocess.run(mount, capture_output=True, text=True)
+    except FileNotFoundError:
+        pytest.skip("mount is missing: apt install mount")
+    if done.returncode:
+        pytest.skip(f"cannot mount a file system: {done.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+@pytest.mark.parametrize("room", ["for the runtime", "for less than that"])
+def test_a_full_disk(fails, run, here, small_disk, room):
+    Path("big.txt").write_bytes(os.urandom(2 << 20))
+    output = small_disk / "o"
+    output.write_text("precious")
+    if room == "for less than that":
+        (small_disk / "ballast").write_bytes(bytes((1 << 20) - 4096 * 20))
+    before = snapshot(small_disk)
+    done = run("build", "--gguf", "m.gguf", "--add", "big.txt", "-o", output, "--force")
+    assert done.code == 1
+    error, hint = done.err.splitlines()
+    assert re.fullmatch(f"error: {output}: (cannot write: )?No space left on device", error)
+    assert re.match("hint: .*[0-9]{7}|hint: .*[0-9],[0-9]{3},[0-9]{3} bytes", hint)
+    assert snapshot(small_disk) == before
+    output.unlink()
+    assert run("build", "--gguf", "m.gguf", "--add", "big.txt", "-o", output).code == 1
+    assert "o" not in names(small_disk)
+    run("extract", "big.txt", "-C", small_disk)
+
+
+def test_extracting_to_a_full_disk(run, here, small_disk):
+    Path("big.txt").write_bytes(os.urandom(2 << 20))
+    run("build", "-o", "o", "--add", "big.txt")
+    done = run("extract", "o", "-C", small_disk, "big.txt")
+    assert done == (1, "", f"error: {small_disk / 'big.txt'}: No space left on device\n")
+    assert names(small_disk) == []
+
+
+def test_a_closed_pipe_is_no_error_to_speak_of(start, built):
+    for arguments in (["inspect", built], ["inspect", "--json", built], ["build", "--help"]):
+        reading, writing = os.pipe()
+        os.close(reading)
+        process = start(*arguments, stdout=writing)
+        os.close(writing)
+        assert process.communicate()[1] == ""
+        assert process.returncode == 1
+
+
+def terminal(start, *arguments: str | Path) -> tuple[int, str]:
+    """What a command shows on a terminal of 100 columns."""
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100", "LINES": "40"}
+    process = start(*arguments, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
+    os.close(theirs)
+    shown = b""
+    while select.select([ours], [], [], 60)[0]:
+        try:
+            shown += os.read(ours, 65536)
+        except OSError:  # the other side is closed
+            break
+    os.close(ours)
+    return process.wait(), shown.decode()
+
+
+def test_progress_is_shown_on_a_terminal(start, here):
+    sparse_gguf(here / "big.gguf", 2 << 30)
+    code, shown = terminal(start, "build", "--gguf", "big.gguf")
+    assert code == 0
+    assert "writing big.llamafile" in shown
+    assert re.search("[1-9][0-9]?%", shown)
+
+
+def test_progress_is_shown_nowhere_else(run, here, monkeypatch):
+    monkeypatch.setattr(cli.time, "monotonic", iter(range(0, 1 << 20, 10)).__next__)  # slow
+    assert run("build", "--gguf", "m.gguf").err == ""
+    assert run("verify", "m.llamafile").err == ""
+
+
+def test_what_is_quick_shows_no_progress(start, here):
+    code, shown = terminal(start, "build", "--gguf", "m.gguf")
+    assert code == 0
+    assert "%" not in shown
+    assert "runs on" in shown
+
+
+def test_it_is_a_module_and_a_command():
+    for command in ([sys.executable, "-m", "pyllamafile"], ["pyllamafile"]):
+        if shutil.which(command[0]) is None:
+            continue  # not installed, only on the path
+        done = subprocess.run([*command, "--version"], capture_output=True, text=True)
+        assert done.stdout == f"pyllamafile {pyllamafile.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["", "build", "inspect", "verify", "extract", "zipalign", "runtimes", "runtimes build"],
+)
+def test_help(run, command):
+    done = run(*command.split(), "--help")
+    assert (done.code, done.err) == (0, "")
+    assert done.out.startswith(f"Usage: pyllamafile {command}".strip())
+    assert run(*command.split(), "-h").out == done.out
+    assert max(map(len, done.out.splitlines())) <= 80
+    assert "\b" not in done.out
+    assert "..." not in re.sub(r"\[NAMES\]\.\.\.|FILE\.\.\.|ARGS\]\.\.\.| \.\.\. ", "", done.out)
+
+
+def test_the_help_of_build_has_examples_that_work(run, here):
+    shutil.copy("m.gguf", "phi3.gguf")
+    Path("LICENSE.txt").write_text("free")
+    lines = run("build", "--help").out.splitlines()
+    examples = [line.split() for line in lines if line.startswith("    pyllamafile build ")]
+    assert len(examples) >= 2
+    for _, *arguments in examples:
+        assert run(*arguments).code == 0
+        Path("phi3.llamafile").unlink()
+
+
+# inspect, verify, extract
+
+
+def test_inspect(run, built):
+    done = run("inspect", built)
+    assert (done.code, done.err) == (0, "")
+    size = (Path(built)).stat().st_size
+    sha256 = json.loads(zipfile.ZipFile(built).read("llamafile.json"))["runtimes"][0]["sha256"]
+    expected = f"""
+m.llamafile  {size / 1000:.1f} KB  built by pyllamafile {pyllamafile.__version__}
+m.gguf
+  name          Tiny
+  architecture  llama
+  parameters    2,080
+  quantization  F32
+  context       128 tokens
+  tokenizer     llama
+  vocabulary    64 tokens
+  tensors       2
+  template      25 characters
+runtime      llama.cpp    levels  offset  size  packed  sha256
+linux-amd64  1.2.3 (abc)  v3       65536  {len(PROGRAM):>4}   65536  {sha256[:16]}
+.args
+  -c
+  2048
+""".lstrip()
+    assert done.out.startswith(expected)
+    header, *rows = done.out.removeprefix(expected).splitlines()
+    assert header.split() == ["offset", "align", "size", "stored", "method", "entry"]
+    assert [row.split()[5] for row in rows] == zipfile.ZipFile(built).namelist()
+    assert rows[0].split() == ["196608", "65536", "9856", "9856", "stored", "m.gguf"]
+
+
+def test_inspect_json(run, built):
+    done = run("inspect", "--json", built)
+    assert (done.code, done.err) == (0, "")
+    assert json.loads(done.out) == json.loads(json.dumps(pyllamafile.inspect(built).as_dict()))
+
+
+def test_inspect_a_bare_model(run, here):
+    out = run("inspect", "m.gguf").out
+    assert "architecture  llama" in out
+    assert "offset" not in out
+
+
+def test_text_from_a_file_cannot_command_the_terminal(run, here):
+    tiny_gguf(Path("m.gguf"), name="\x1b[31mTiny :smile: [/]\u202e")
+    with zipfile.ZipFile("o", "w") as archive:
+        archive.write("m.gguf", "\x1b]0;m\x07[red].gguf")
+        archive.writestr(".args", "\x1b[2J\\\n")
+    out = run("inspect", "o").out
+    assert "\n\\x1b]0;m\\x07[red].gguf\n" in out
+    assert "  name          \\x1b[31mTiny :smile: [/]\\u202e\n" in out
+    assert "  \\x1b[2J\\\n" in out
+    done = run("verify", "\x1b[31m\nx")
+    assert "\x1b" not in done.err
+
+
+def test_names_in_no_encoding(run, here):
+    name = os.fsdecode(b"\xff.gguf")
+    shutil.copy("m.gguf", name)
+    done = run("build", "--gguf", name)
+    assert done == (
+        1,
+        "",
+        "error: cannot pack '\\udcff.gguf': the name cannot be written as UTF-8\n",
+    )
+    assert run("build", "--gguf", "m.gguf", "-o", os.fsdecode(b"\xff")).code == 0
+    assert run("verify", os.fsdecode(b"\xff")).out == "\\udcff: sound\n"
+
+
+def test_verify_says_what_is_wrong_and_where(run, built):
+    raw = bytearray(built.read_bytes())
+    raw[196608 + 9000] ^= 1
+    raw[65536 + 65000] ^= 1
+    built.write_bytes(raw)
+    done = run("verify", built)
+    assert done.code == 1
+    assert re.search(r"^m\.gguf \(entry at offset [0-9]+\): damaged: its CRC-32 ", done.out, re.M)
+    assert re.search(r"^runtime linux-amd64 \(offset 65536\): damaged", done.out, re.M)
+    count = len(done.out.splitlines())
+    assert done.err == f"error: m.llamafile: {count} problems\n"
+
+
+def test_files_that_are_no_archives(fails, run, here):
+    fails(r"m\.gguf is no ZIP archive, .*", "verify", "m.gguf", hint=AGAIN)
+    Path("x").write_text("x")
+    fails("x: not a zip archive, or cut off", "inspect", "x")
+    fails("x: not a zip archive, or cut off", "extract", "x")
+    Path("d").mkdir()
+    for command in ("inspect", "verify", "extract"):
+        for name in ("nix", "d"):
+            done = run(command, name)
+            assert (done.code, done.out) == (1, "")
+            assert len(done.err.splitlines()) == 1
+            assert name in done.err
+
+
+def test_extract(run, built):
+    done = run("extract", built, "-C", "new/d", "m.gguf", ".args")
+    assert done == (0, "new/d/m.gguf\nnew/d/.args\n", "")
+    assert Path("new/d/m.gguf").read_bytes() == Path("m.gguf").read_bytes()
+    done = run("extract", built, "-C", "all")
+    assert done.code == 0
+    with zipfile.ZipFile(built) as archive:
+        found = {path for path in Path("all").rglob("*") if path.is_file()}
+        assert found == {Path("all", name) for name in archive.namelist()}
+        for path in found:
+            assert path.read_bytes() == archive.read(path.relative_to("all").as_posix())
+
+
+def test_extract_replaces_nothing_by_itself(run, fails, built):
+    fails("m.gguf: exists already", "extract", built, hint="--force replaces it")
+    assert run("extract", built, "--force", "m.gguf").code == 0
+
+
+def test_extract_refuses_hostile_names(fails, here):
+    with zipfile.ZipFile("evil.zip", "w") as archive:
+        archive.writestr("../evil", b"evil")
+    fails(
+        r"evil\.zip: the entry '\.\./evil' would be written outside of d, or is a link",
+        *("extract", "evil.zip", "-C", "d"),
+        hint="name the entries that you want",
+    )
+    assert not Path("../evil").exists()
+
+
+# zipalign
+
+
+def test_zipalign_on_a_file_of_ours(run, built):
+    Path("notes").mkdir()
+    Path("notes/a.txt").write_text("a" * 1000)
+    Path(".args").write_text("-c 4096\n")
+    assert run("zipalign", built, "notes/a.txt", ".args") == (0, "", "")
+    assert run("verify", built) == (0, "m.llamafile: sound\n", "")
+    report = pyllamafile.inspect(built)
+    assert report.args == "-c 4096\n"
+    assert {entry.name: entry.alignment for entry in report.entries}["notes/a.txt"] == 65536
+    assert subprocess.run(["sh", built, "x"], capture_output=True).stdout.endswith(b"<x>\n")
+    tiny_gguf(Path("m.gguf"), tokens=128)  # the weights themselves
+    assert run("zipalign", built, "m.gguf").code == 0
+    assert run("verify", built).code == 0
+    assert zipfile.ZipFile(built).read("m.gguf") == Path("m.gguf").read_bytes()
+
+
+def test_zipalign_makes_the_same_archive_twice(run, here):
+    assert run("zipalign", "a.zip", "m.gguf").code == 0
+    os.utime("m.gguf", (0, 0))
+    assert run("zipalign", "b.zip", "m.gguf").code == 0
+    assert Path("a.zip").read_bytes() == Path("b.zip").read_bytes()
+    once = Path("a.zip").read_bytes()
+    assert run("zipalign", "a.zip", "m.gguf").code == 0
+    assert Path("a.zip").read_bytes() == once
+
+
+def test_zipalign_on_a_plain_zip(run, here):
+    with zipfile.ZipFile("x.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("old.txt", "old" * 100)
+    done = run("zipalign", "-v", "-a", "4096", "x.zip", "m.gguf")
+    assert (done.code, done.out) == (0, "")
+    assert re.search(r"^m\.gguf: 9856 bytes at ([0-9]+)$", done.err, re.M)
+    with zipfile.ZipFile("x.zip") as archive:
+        assert archive.testzip() is None
+        assert archive.namelist() == ["old.txt", "m.gguf"]
+    entry = pyllamafile.inspect("x.zip").entries[1]
+    assert entry.offset % 4096 == 0
+
+
+def test_zipalign_options(run, here):
+    Path("sub").mkdir()
+    Path("sub/x").write_text("x" * 5000)
+    os.utime("sub/x", (1_000_000_000, 1_000_000_000))
+    sizes = []
+    for level in ("-0", "-1", "-5", "-9"):
+        assert run("zipalign", level, f"{level[1]}.zip", "sub/x").code == 0
+        info = zipfile.ZipFile(f"{level[1]}.zip").getinfo("sub/x")
+        assert info.compress_type == (0 if level == "-0" else 8)
+        assert info.date_time == (1980, 1, 1, 0, 0, 0)
+        sizes.append(info.compress_size)
+    assert sizes[0] == 5000 > sizes[1] >= sizes[2] >= sizes[3]
+    assert run("zipalign", "-j", "-N", "j.zip", "sub/x").code == 0
+    (info,) = zipfile.ZipFile("j.zip").infolist()
+    assert info.filename == "x"
+    assert info.date_time == time.localtime(1_000_000_000)[:6]
+    assert info.compress_type == 0
+    assert run("zipalign", "abs.zip", here / "sub" / "x").code == 0
+    assert zipfile.ZipFile("abs.zip").namelist() == [f"{here}/sub/x"[1:]]
+
+
+def test_zipalign_that_fails_changes_nothing(fails, built):
+    Path("a").write_text("a")
+    fails("nix: cannot read: No such file or directory", "zipalign", built, "a", "nix")
+    fails("a: not a regular file|.*a.*", "zipalign", "-a", "3", built, "a")
+    fails(r"m\.llamafile: cannot be added to itself", "zipalign", built, built)
+    fails(r"cannot pack '\.\./here/a': .*", "zipalign", built, "../here/a")
+    fails("cannot pack 'a': the name is in the archive twice", "zipalign", built, "a", "a")
+    fails("m.gguf: .*", "zipalign", "m.gguf", "a")
+
+
+# runtimes
+
+
+def test_runtimes_list(run, here, prebuilt):
+    done = run("runtimes", "list")
+    assert (done.code, done.err) == (0, "")
+    header, *rows = done.out.splitlines()
+    assert header.split() == ["target", "where", "llama.cpp", "levels", "size", "packed", "sha256"]
+    assert [row.split()[0] for row in rows] == list(TARGETS)
+    facts = json.loads((prebuilt / "linux-amd64.json").read_text())
+    assert rows[0].split() == [
+        *(
+            "linux-amd64",
+            "package",
+            "1.2.3",
+            "(abc)",
+            "v3",
+            str(len(PROGRAM)),
+            "bytes",
+            "65.5",
+            "KB",
+        ),
+        facts["sha256"][:16],
+    ]
+    for path in prebuilt.iterdir():
+        path.unlink()
+    assert run("runtimes", "list").out.splitlines()[1] == "linux-amd64  not built"
