@@ -189,8 +189,22 @@ def test_args_are_read_before_the_mode_is_chosen(
     file = with_args(model, tmp_path / "a.llamafile", text)
     assert run(file).stdout == answer
     assert run(file, "-n", "3").stdout != answer  # what is given last counts
-    tokens = run(file, "--tokenize", "--ids")
-    assert tokens.returncode != 0 or tokens.stdout  # -n means nothing there, but no crash
+
+
+def test_args_for_one_mode_do_not_stop_another(
+    model: Path, runtime: Path, run: Run, answer: bytes, tmp_path: Path
+) -> None:
+    port = str(free_port())
+    text = f"--server --port {port} --api-key k --nobrowser --temp 0 -n 12 ..."
+    file = with_args(model, tmp_path / "a.llamafile", text)
+    assert run(file, "--completion", "-no-cnv", "-p", PROMPT, "-lv", "0").stdout.startswith(
+        answer.rstrip()
+    )
+    done = run(file, "--tokenize", "-p", "hello", "--ids")
+    assert (done.returncode, done.stdout) == (0, b"[28120]\n")
+    assert run(file, "--bench", "-p", "8", "-n", "0", "-r", "1").returncode == 0
+    with serving(file) as url:
+        assert url.endswith(f":{port}/")
 
 
 def test_args_place_what_the_user_gives(
@@ -303,6 +317,18 @@ def test_split_weights(model: Path, runtime: Path, run: Run, answer: bytes, tmp_
     pyllamafile.build(tmp_path / "smol-00001-of-00002.gguf", file, targets=["linux-amd64"])
     done = run(file, "-p", PROMPT, *GREEDY)
     assert (done.stdout, done.stderr) == (answer, b"")
+
+
+def test_compressed_weights_are_refused(
+    llamafile: Path, phi3: Path, run: Run, tmp_path: Path
+) -> None:
+    file = tmp_path / "squeezed.zip"
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.write(phi3, "phi3.gguf")
+    done = run(llamafile, "-m", file, "-p", PROMPT)
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert done.stderr.count(b"\n") == 1
+    assert b"compressed" in done.stderr
 
 
 @pytest.mark.parametrize("size", [0, 3, 20, 1000, 1_000_000, 50_000_000])

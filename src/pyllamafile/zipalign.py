@@ -1050,12 +1050,12 @@ def _change(
     kept, lost, behind = _split(archive.members, gone)
 
     # The tail of the new archive: what moves, replacements in the place of what they replace,
-    # and then what is new.
+    # and then what is new. What is late depends on the others, so it comes behind them.
     tail: list[Entry | Member] = []
     for member in behind:
         if member.name not in gone:
             tail.append(member)
-        elif member.name in new:
+        elif member.name in new and not isinstance(new[member.name].data, Late):
             tail.append(new.pop(member.name))
     tail += new.values()
 

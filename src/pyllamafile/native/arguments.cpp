@@ -3,6 +3,7 @@
 #include "arg.h"
 #include "common.h"
 
+#include <algorithm>
 #include <cctype>
 #include <cstdlib>
 
@@ -141,21 +142,38 @@ flag_table::flag_table() {
            LLAMA_EXAMPLE_CLI, LLAMA_EXAMPLE_TOKENIZE }) {
         common_params params;
         for (const common_arg & option : common_params_parser_init(params, tool).options) {
-            const int values = option.value_hint_2 != nullptr ? 2
-                               : option.value_hint != nullptr ? 1
-                                                              : 0;
-            for (const char * flag : option.args) {
-                known[flag] = values;
+            const size_t values = option.value_hint_2 != nullptr ? 2
+                                  : option.value_hint != nullptr ? 1
+                                                                 : 0;
+            for (const auto & names : { option.args, option.args_neg }) {
+                for (const char * name : names) {
+                    known[name].values = values;
+                    known[name].tools.insert(tool);
+                }
             }
         }
     }
-    known["--url-prefix"] = 1;
-    known["--gpu"] = 1;
 }
 
-size_t flag_table::values(const std::string & flag) const {
-    const auto found = known.find(flag);
-    return found == known.end() ? 0 : (size_t)found->second;
+size_t flag_table::values(const std::string & name) const {
+    if (name == "--url-prefix" || name == "--gpu") {
+        return 1; // Mozilla's, see main.cpp
+    }
+    const auto found = known.find(name);
+    return found == known.end() ? 0 : found->second.values;
+}
+
+arguments flag_table::meant_for(int tool, const arguments & args) const {
+    arguments out;
+    for (size_t i = 0; i < args.size();) {
+        const size_t end = std::min(i + 1 + values(args[i]), args.size());
+        const auto found = known.find(args[i]);
+        if (found == known.end() || found->second.tools.count(tool) > 0) {
+            out.insert(out.end(), args.begin() + i, args.begin() + end);
+        }
+        i = end;
+    }
+    return out;
 }
 
 size_t flag_table::find(const arguments & args, std::initializer_list<const char *> flags) const {

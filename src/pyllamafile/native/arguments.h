@@ -2,6 +2,7 @@
 #pragma once
 
 #include <map>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -15,8 +16,8 @@ arguments parse_args_file(const std::string & text);
 // Puts the user's arguments where the first bare `...` stands, or behind the file's own.
 arguments merge_args(arguments own, const arguments & user);
 
-// How many values each flag takes, out of llama.cpp's own table, so that a value that looks
-// like a flag (-p --help) is not taken for one.
+// The flags of llama.cpp's tools, out of its own table: how many values each takes, so that a
+// value that looks like a flag (-p --help) is not taken for one, and which tools know it.
 class flag_table {
   public:
     flag_table();
@@ -24,8 +25,14 @@ class flag_table {
     // counts.
     size_t find(const arguments & args, std::initializer_list<const char *> flags) const;
     bool has(const arguments & args, std::initializer_list<const char *> flags) const;
+    // `args` without the flags that only other tools know.
+    arguments meant_for(int tool, const arguments & args) const;
 
   private:
-    size_t values(const std::string & flag) const;
-    std::map<std::string, int> known;
+    struct flag {
+        size_t values;
+        std::set<int> tools; // llama_example
+    };
+    size_t values(const std::string & name) const;
+    std::map<std::string, flag> known;
 };

@@ -1,6 +1,7 @@
 // The program inside a llamafile: reads `.args`, picks a mode, finds the weights, and calls
 // the tool of llama.cpp that does the work.
 
+#include "arg.h"
 #include "arguments.h"
 #include "build-info.h"
 #include "container.h"
@@ -38,24 +39,33 @@ namespace {
 
 using tool = int (*)(int, char **);
 
+// Tools with a table of flags of their own: what `.args` says is not for them.
+const int NO_COMMON_FLAGS = -1;
+
 struct mode {
     const char * flag; // chooses it
     tool run;
+    int flags;       // llama_example: whose flags it knows
     bool model;      // takes -m; the file's own weights are the default
     bool quiet;      // logs nothing but errors unless asked
     arguments first; // in front of what the user gave
 };
 
-const mode SERVE = { "--server", llama_server, true, true, {} };
-const mode COMPLETE = { "--cli", llama_completion, true, true, { "-no-cnv", "--no-warmup" } };
-const mode CHAT = { "--chat", llama_cli, true, false, {} };
-
-const mode OTHERS[] = {
-    { "--completion", llama_completion, true, false, {} },
-    { "--bench", llama_bench, true, false, {} },
-    { "--perplexity", llama_perplexity, true, false, {} },
-    { "--quantize", llama_quantize, false, false, {} },
-    { "--tokenize", llama_tokenize_main, true, true, {} },
+enum { SERVE, CHAT, COMPLETE };
+const mode MODES[] = {
+    { "--server", llama_server, LLAMA_EXAMPLE_SERVER, true, true, {} },
+    { "--chat", llama_cli, LLAMA_EXAMPLE_CLI, true, false, {} },
+    { "--cli",
+      llama_completion,
+      LLAMA_EXAMPLE_COMPLETION,
+      true,
+      true,
+      { "-no-cnv", "--no-warmup" } },
+    { "--completion", llama_completion, LLAMA_EXAMPLE_COMPLETION, true, false, {} },
+    { "--perplexity", llama_perplexity, LLAMA_EXAMPLE_PERPLEXITY, true, false, {} },
+    { "--tokenize", llama_tokenize_main, LLAMA_EXAMPLE_TOKENIZE, true, true, {} },
+    { "--bench", llama_bench, NO_COMMON_FLAGS, true, false, {} },
+    { "--quantize", llama_quantize, NO_COMMON_FLAGS, false, false, {} },
 };
 
 // Errors alone, as plain lines; not where the user asks for a log.
@@ -131,23 +141,33 @@ void read_prompt_from_stdin(arguments & args, const flag_table & flags) {
     }
 }
 
-mode choose(arguments & args, const flag_table & flags) {
-    for (const mode & other : OTHERS) {
-        if (take(args, flags, other.flag)) {
-            return other;
+// Takes the flags of modes out of the arguments; the last one counts, so that the user's wins
+// over that of `.args`. Null if there is none.
+const mode * take_mode(arguments & args, const flag_table & flags) {
+    const mode * named = nullptr;
+    size_t last = 0;
+    for (const mode & candidate : MODES) {
+        const size_t at = flags.find(args, { candidate.flag });
+        if (at < args.size() && (named == nullptr || at > last)) {
+            named = &candidate;
+            last = at;
         }
     }
-    if (take(args, flags, SERVE.flag)) {
-        return SERVE;
+    for (const mode & candidate : MODES) {
+        take(args, flags, candidate.flag);
     }
-    if (take(args, flags, CHAT.flag)) {
-        return CHAT;
+    return named;
+}
+
+// `--cli` is whatever the terminal is good for.
+mode choose(const mode * named, const arguments & args, const flag_table & flags) {
+    if (named != nullptr && named != &MODES[COMPLETE]) {
+        return *named;
     }
-    const bool cli = take(args, flags, COMPLETE.flag);
     if (flags.has(args, { "-p", "--prompt", "-f", "--file", "-bf", "--binary-file" })) {
-        return COMPLETE;
+        return MODES[COMPLETE];
     }
-    return cli ? CHAT : SERVE;
+    return MODES[named != nullptr ? CHAT : SERVE];
 }
 
 // Puts the weights into the arguments under a name that weights.cpp can open again, and leaves
@@ -231,16 +251,17 @@ int print_manual() {
     return 0;
 }
 
-int run(const char * program, arguments args) {
+int run(const char * program, const arguments & own, const arguments & user) {
     const flag_table flags;
+    arguments args = merge_args(own, user);
+    const mode * named = take_mode(args, flags);
+    mode chosen = choose(named, args, flags);
+    // What `.args` says for one mode must not stop another: --port is for the server alone.
+    args = merge_args(flags.meant_for(chosen.flags, own), user);
+    take_mode(args, flags);
+
     const bool help_all = take(args, flags, "--help-all");
     const bool browser = !take(args, flags, "--nobrowser");
-    const bool no_mode =
-        args.end() == std::find_if(args.begin(), args.end(), [](const std::string & arg) {
-            return arg == SERVE.flag || arg == CHAT.flag || arg == COMPLETE.flag ||
-                   std::any_of(std::begin(OTHERS), std::end(OTHERS),
-                               [&](const mode & m) { return arg == m.flag; });
-        });
     if (flags.has(args, { "--version" })) {
         return print_version();
     }
@@ -248,7 +269,7 @@ int run(const char * program, arguments args) {
         return print_licenses();
     }
     const bool help = flags.has(args, { "-h", "--help", "--usage" });
-    if (help && no_mode) {
+    if (help && named == nullptr) {
         return print_manual();
     }
     const std::string problem = translate(args, flags);
@@ -256,7 +277,6 @@ int run(const char * program, arguments args) {
         return fail(problem);
     }
     read_prompt_from_stdin(args, flags);
-    mode chosen = choose(args, flags);
     if (help || help_all) {
         return call(chosen.run, program, { "--help" });
     }
@@ -271,7 +291,7 @@ int run(const char * program, arguments args) {
     if (chosen.run == llama_server && !flags.has(args, { "-a", "--alias" }) && !called.empty()) {
         chosen.first.insert(chosen.first.end(), { "--alias", called });
     }
-    completion_is_scripted = chosen.flag == COMPLETE.flag &&
+    completion_is_scripted = chosen.flag == MODES[COMPLETE].flag &&
                              !flags.has(args, { "-cnv", "--conversation", "-i", "--interactive",
                                                 "-if", "--interactive-first" });
     if (chosen.quiet && !wants_log(args, flags)) {
@@ -308,7 +328,7 @@ int main(int argc, char ** argv) {
         }
     }
     try {
-        return run(program, merge_args(own, user));
+        return run(program, own, user);
     } catch (const std::exception & problem) {
         return fail(problem.what());
     }

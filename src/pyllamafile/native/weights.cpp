@@ -79,6 +79,12 @@ std::string locate(const std::string & name, weights & out) {
                    (models.empty() ? "none" : list_models(models));
         }
     } else if (models.empty()) {
+        for (const entry & candidate : zip.entries) {
+            if (ends_with(candidate.name, ".gguf")) {
+                return path + ": " + candidate.name +
+                       " is compressed inside, and must be stored: zip -0, or pyllamafile zipalign";
+            }
+        }
         return path + ": no weights inside; name some with -m FILE.gguf";
     } else if (models.size() > 1) {
         return path + ": several models inside; choose one with -m " + path +
