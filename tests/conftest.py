@@ -95,10 +95,13 @@ def run() -> Run:
 
 
 @contextmanager
-def serving(*command: str | Path) -> Iterator[str]:
+def serving(*command: str | Path, env: dict[str, str] | None = None) -> Iterator[str]:
     """A server that was started by a command; gives the URL that it prints."""
     process = subprocess.Popen(
-        [str(word) for word in command], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL
+        [str(word) for word in command],
+        stdout=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        env=env,
     )
     try:
         yield ready(process)

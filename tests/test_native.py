@@ -9,6 +9,7 @@ import re
 import signal
 import socket
 import subprocess
+import time
 import urllib.request
 import zipfile
 from pathlib import Path
@@ -504,6 +505,28 @@ def test_a_port_that_was_asked_for_is_taken(server: str, llamafile: Path, run: R
     done = run(llamafile, "--nobrowser", "--port", port)
     assert done.returncode == 1
     assert port.encode() in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("desktop", "flags", "opened"),
+    [({"DISPLAY": ":9"}, (), True), ({"DISPLAY": ":9"}, ("--nobrowser",), False), ({}, (), False)],
+)
+def test_browser_opens_on_a_desktop(
+    desktop: dict[str, str], flags: tuple[str, ...], opened: bool, llamafile: Path, tmp_path: Path
+) -> None:
+    browser = tmp_path / "xdg-open"
+    browser.write_text(f'#!/bin/sh\necho "$1" >"{tmp_path}/opened"\n')
+    browser.chmod(0o755)
+    names = ("DISPLAY", "WAYLAND_DISPLAY")
+    environment = {name: value for name, value in os.environ.items() if name not in names}
+    environment |= {"PATH": f"{tmp_path}:{environment['PATH']}", **desktop}
+    with serving(llamafile, *flags, "--port", str(free_port()), env=environment) as url:
+        wait_until = time.monotonic() + (10 if opened else 0.5)
+        while not (tmp_path / "opened").exists() and time.monotonic() < wait_until:
+            time.sleep(0.02)
+    assert (tmp_path / "opened").exists() == opened
+    if opened:
+        assert (tmp_path / "opened").read_text().strip() == url
 
 
 def test_llamafiles_names_for_flags(llamafile: Path) -> None:

@@ -346,6 +346,29 @@ def test_blocks_are_shared_where_possible(tmp_path, model, monkeypatch):
     assert contents(path) == [("model.gguf", RANDOM)]
 
 
+@pytest.mark.skipif(not hasattr(os, "copy_file_range"), reason="copy_file_range is Linux")
+@pytest.mark.parametrize("stop", [None, errno.EXDEV, errno.ENOSPC])
+def test_the_kernel_copies_where_it_can(tmp_path, model, monkeypatch, stop):
+    real, copied = os.copy_file_range, []
+
+    def copy(source, target, length, offset, at):
+        if stop and len(copied) == 2:
+            raise OSError(stop, "stop")
+        copied.append(real(source, target, min(length, 1000), offset, at))
+        return copied[-1]
+
+    monkeypatch.setattr(os, "copy_file_range", copy)
+    monkeypatch.setattr(zipalign, "_share", lambda *_: 0)
+    path = tmp_path / "a.zip"
+    if stop == errno.ENOSPC:
+        with pytest.raises(PyllamafileError, match="cannot write"):
+            packed(path, [gguf(model)])
+        return
+    packed(path, [gguf(model)])
+    assert contents(path) == [("model.gguf", RANDOM)]
+    assert sum(copied) == (len(RANDOM) if stop is None else 2000)
+
+
 # -------------------------------------------------------------------- zip64
 
 
@@ -613,6 +636,10 @@ def test_add_leaves_what_a_fresh_archive_has(tmp_path, monkeypatch, change, limi
     assert path.read_bytes() == fresh.read_bytes()
 
 
+def not_here(*_args):
+    raise OSError(errno.ENOSYS, "Function not implemented")
+
+
 class Spy:
     """Stands in for `os.write` and `os.ftruncate`: the file after every page written."""
 
@@ -622,6 +649,7 @@ class Spy:
         self.real = {name: getattr(os, name) for name in ("write", "ftruncate")}
         for name in self.real:
             monkeypatch.setattr(os, name, getattr(self, name))
+        monkeypatch.setattr(os, "copy_file_range", not_here, raising=False)
 
     def write(self, fd, data):
         room = 4096 - os.lseek(fd, 0, os.SEEK_CUR) % 4096

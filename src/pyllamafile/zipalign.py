@@ -47,6 +47,9 @@ _MAX_32 = 0xFFFFFFFF
 _MAX_COMMENT = 0xFFFF
 _EPOCHS = (315532800, 4354819198)  # 1980-01-01 and 2107-12-31 23:59:58: what DOS time can say
 
+# Another file system, or one that lacks it; an old kernel.
+_NOT_BY_KERNEL = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM}
+
 _LOCAL = struct.Struct("<4s5H3L2H")  # 4.3.7
 _CENTRAL = struct.Struct("<4s6H3L5H2L")  # 4.3.12
 _END64 = struct.Struct("<4sQ2H2L4Q")  # 4.3.14
@@ -540,6 +543,22 @@ class _Target:
         while view:
             view = view[os.write(self.fd, view) :]
 
+    def take(self, at: int, fd: int, offset: int, length: int) -> bool:
+        """Let the kernel copy from another file; False where it doesn't (man copy_file_range)."""
+        if fd == self.fd or not hasattr(os, "copy_file_range"):
+            return False
+        try:
+            while length:
+                count = os.copy_file_range(fd, self.fd, length, offset, at)
+                if not count:
+                    return False
+                at, offset, length = at + count, offset + count, length - count
+        except OSError as error:
+            if error.errno in _NOT_BY_KERNEL:
+                return False
+            raise
+        return True
+
     def zero(self, start: int, end: int) -> None:
         """Make the bytes from `start` to `end` zero; a hole already is."""
         end = min(end, self.blank)
@@ -623,11 +642,11 @@ def _copy(
 ) -> None:
     """Copy a range of an open file to offset `at`, hashing it on the way.
 
-    Hashing needs the bytes in user space anyway, and a buffer that was just filled is written
-    as fast as the kernel copies (`copy_file_range`); so the kernel is asked for help only
-    where it need not copy at all.
+    The kernel copies where it can, at best by letting both files share blocks; the hashes
+    are made of the same bytes, which the page cache then holds.
     """
     shared = _share(fd, offset, size, target, at)
+    by_kernel = True
     buffers = [memoryview(bytearray(min(size, _CHUNK))) for _ in range(_DEPTH)]
     for turn, done in enumerate(range(0, size, _CHUNK)):
         view = buffers[turn % _DEPTH][: size - done]
@@ -642,7 +661,9 @@ def _copy(
         if hashes:
             hashes.update(view)
         if done + len(view) > shared and not (hole and at + done >= target.blank):
-            target.put(at + done, view)
+            by_kernel = by_kernel and target.take(at + done, fd, offset + done, len(view))
+            if not by_kernel:
+                target.put(at + done, view)
         progress(done + len(view))
 
 

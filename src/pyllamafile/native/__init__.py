@@ -361,15 +361,17 @@ def _run(
 ) -> None:
     """Run a program with its output in a log; raises with the log's last lines if it fails."""
     path = _log_path(log)
-    with path.open("ab" if append else "wb") as file:
-        process = subprocess.Popen(
+    with (
+        path.open("ab" if append else "wb", buffering=0) as file,
+        subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             cwd=cwd,
             env=environment,
-        )
+        ) as process,
+    ):
         assert process.stdout is not None
         try:
             for line in process.stdout:
@@ -379,7 +381,6 @@ def _run(
             code = process.wait()
         except BaseException:
             process.terminate()
-            process.wait()
             raise
     if code != 0:
         lines = path.read_text(errors="replace").strip().splitlines()

@@ -1,0 +1,171 @@
+"""The driver of native builds, without a compiler: lookup, keys, logs, missing tools."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from pyllamafile import native
+from pyllamafile.errors import PyllamafileError
+from pyllamafile.launcher import pack
+from pyllamafile.targets import TARGETS, select
+
+TARGET = TARGETS["linux-amd64"]
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache, and a package without prebuilt runtimes."""
+    monkeypatch.setenv("PYLLAMAFILE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(native, "PREBUILT", tmp_path / "prebuilt")
+    return tmp_path
+
+
+def put_runtime(folder: Path, name: str, program: bytes) -> None:
+    folder.mkdir(parents=True)
+    packed = pack(program)
+    facts = {
+        "target": TARGET.name,
+        "packed_size": len(packed),
+        "packed_sha256": "0" * 64,
+        "size": len(program),
+        "sha256": "0" * 64,
+        "llama_cpp": "1.2.3",
+        "levels": ["v3"],
+    }
+    (folder / f"{name}.gz").write_bytes(packed)
+    (folder / f"{name}.json").write_text(json.dumps(facts))
+
+
+def test_nothing_is_at_hand_at_first() -> None:
+    assert native.find(TARGET) is None
+    assert native.find_gui() is None
+    assert native.available() == []
+
+
+def test_the_package_comes_before_the_cache(home: Path) -> None:
+    cached = f"{TARGET.name}-{native._key(TARGET)}"
+    put_runtime(home / "cache" / "runtimes", cached, b"from the cache")
+    assert native.find(TARGET).origin == "cache"
+    put_runtime(home / "prebuilt", TARGET.name, b"from the package")
+    found = native.find(TARGET)
+    assert (found.origin, found.size) == ("package", len(b"from the package"))
+    assert native.available() == [found]
+
+
+@pytest.mark.parametrize("facts", ["", "[]", "{}", '{"packed_size": 1}'])
+def test_a_damaged_cache_is_an_empty_one(home: Path, facts: str) -> None:
+    put_runtime(home / "prebuilt", TARGET.name, b"x")
+    (home / "prebuilt" / f"{TARGET.name}.json").write_text(facts)
+    assert native.find(TARGET) is None
+
+
+def test_the_key_follows_the_sources(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = native._key(TARGET)
+    copy = home / "native"
+    shutil.copytree(native.HERE, copy)
+    monkeypatch.setattr(native, "HERE", copy)
+    assert native._key(TARGET) == before
+    with (copy / "main.cpp").open("a") as file:
+        file.write("\n")
+    assert native._key(TARGET) != before
+
+
+def test_a_failing_step_shows_its_last_lines_and_the_log() -> None:
+    script = "import sys; [print('line', i) for i in range(30)]; sys.exit(3)"
+    with pytest.raises(PyllamafileError, match="ended with 3") as caught:
+        native._run([sys.executable, "-c", script], log="test", what="testing")
+    assert "line 29" in caught.value.message
+    assert "line 5\n" not in caught.value.message
+    log = native.cache() / "logs" / "test.log"
+    assert str(log) in caught.value.hint
+    assert "line 0" in log.read_text()
+
+
+def test_an_interrupt_ends_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(line: str) -> None:
+        raise KeyboardInterrupt
+
+    started: list[subprocess.Popen[bytes]] = []
+    real = subprocess.Popen
+
+    def popen(*args: object, **options: object) -> subprocess.Popen[bytes]:
+        started.append(real(*args, **options))
+        return started[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", popen)
+    script = "import time; print(flush=True); time.sleep(60)"
+    with pytest.raises(KeyboardInterrupt):
+        native._run([sys.executable, "-c", script], log="test", what="test", each_line=interrupt)
+    assert started[0].returncode is not None
+
+
+def test_a_missing_tool_is_named(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(PyllamafileError, match="no_such_package is missing") as caught:
+        native._package("no_such_package")
+    assert caught.value.hint == "pip install no_such_package"
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(home))
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(PyllamafileError, match="cmake is missing") as caught:
+        native._program("cmake")
+    assert caught.value.hint == "pip install cmake"
+
+
+def fake_pip(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Let `pip download` bring a small sdist from disk."""
+    sdist = folder / "llama_cpp_python-0.tar.gz"
+    source = folder / "vendor"
+    source.mkdir()
+    (source / "CMakeLists.txt").write_text("set(LLAMA_VERSION_MAJOR 7)\n")
+    (source / "secret").write_text("not llama.cpp's")
+    with tarfile.open(sdist, "w:gz") as archive:
+        archive.add(source / "CMakeLists.txt", "llama-0/vendor/llama.cpp/CMakeLists.txt")
+        archive.add(source / "secret", "llama-0/secret")
+
+    def run(command: list[str], **options: object) -> None:
+        shutil.copy(sdist, command[command.index("--dest") + 1])
+
+    monkeypatch.setattr(native, "_run", run)
+
+
+def test_another_sdist_is_refused(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_pip(monkeypatch, home)
+    with pytest.raises(PyllamafileError, match="is not the file"):
+        native.llama_source()
+    assert list((home / "cache" / "source").iterdir()) == []
+
+
+def test_only_llama_cpp_is_unpacked(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_pip(monkeypatch, home)
+    digest = native.hashlib.sha256((home / "llama_cpp_python-0.tar.gz").read_bytes()).hexdigest()
+    monkeypatch.setattr(native, "SDIST_SHA256", digest)
+    source = native.llama_source()
+    assert [path.name for path in source.iterdir()] == ["CMakeLists.txt"]
+    assert native.llama_source() == source
+
+
+def test_the_gui_zip_has_no_dates(home: Path) -> None:
+    folder = home / "cache" / "ui"
+    folder.mkdir(parents=True)
+    contents = []
+    for name in ("a.zip", "b.zip"):
+        native._write_zip(folder / name, {"b": b"2" * 99, "a/c": b"1"})
+        contents.append((folder / name).read_bytes())
+    assert contents[0] == contents[1]
+    with zipfile.ZipFile(folder / "a.zip") as archive:
+        assert archive.namelist() == ["a/c", "b"]
+        assert archive.testzip() is None
+
+
+def test_unknown_target_names_the_known_ones() -> None:
+    with pytest.raises(PyllamafileError, match="no such target: amiga") as caught:
+        select(["amiga"])
+    assert "linux-amd64" in caught.value.hint
