@@ -221,7 +221,9 @@ def _compile(target: Target, source: Path, jobs: int | None, tell: Progress) -> 
     zig = _package("ziglang") / "zig"
     cmake = _program("cmake")
     ninja = _program("ninja")
-    key = hashlib.sha256(f"{SDIST_SHA256} {_version('ziglang')} {source}".encode()).hexdigest()[:8]
+    # CMake holds on to the paths that it began with.
+    paths = f"{SDIST_SHA256} {_version('ziglang')} {zig} {source} {HERE}"
+    key = hashlib.sha256(paths.encode()).hexdigest()[:8]
     folder = _folder("build") / f"{target.name}-{key}"
     tools = _toolchain(folder / "tools", target, zig, source)
     processor = {"amd64": "x86_64", "arm64": "aarch64"}[target.arch]
