@@ -209,9 +209,13 @@ def _toolchain(folder: Path, target: Target, zig: Path, source: Path) -> dict[st
     hidden = [f"-ffile-prefix-map={path}=." for path in (source, HERE, zig.parent)]
     options = ["-target", target.triple, f"-mcpu={target.base}", *hidden]
     folder.mkdir(parents=True, exist_ok=True)
+    # CMake asks a compiler who it is by linking a program, but an object will do, too.
+    object_will_do = 'case "$*" in *CompilerId*) set -- -c "$@" ;; esac\n'
     return {
         "CMAKE_C_COMPILER": _script(folder / "zig-cc", zig, "cc", *options),
-        "CMAKE_CXX_COMPILER": _script(folder / "zig-c++", zig, "c++", *options),
+        "CMAKE_CXX_COMPILER": _script(
+            folder / "zig-c++", zig, "c++", *options, before=object_will_do
+        ),
         "CMAKE_AR": _script(folder / "zig-ar", zig, "ar"),
         "CMAKE_RANLIB": _script(folder / "zig-ranlib", zig, "ranlib"),
     }
@@ -424,10 +428,10 @@ def _program(name: str) -> Path:
     return Path(found)
 
 
-def _script(path: Path, *command: str | Path) -> Path:
+def _script(path: Path, *command: str | Path, before: str = "") -> Path:
     """Write a program that stands for a command and the first of its arguments."""
     words = " ".join(shlex.quote(str(word)) for word in command)
-    _write(path, f'#!/bin/sh\nexec {words} "$@"\n'.encode())
+    _write(path, f'#!/bin/sh\n{before}exec {words} "$@"\n'.encode())
     path.chmod(0o755)
     return path
 
