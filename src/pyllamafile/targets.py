@@ -18,12 +18,13 @@ class Level:
     """An instruction set that the matrix kernels are compiled for.
 
     Attributes:
-        name: What `--version` calls it, for example ``v3``.
-        ggml: The ``GGML_*`` options of ggml/CMakeLists.txt that enable it.
+        name: What `--version` calls it, for example ``v3``. native/cpu.cpp knows by it how to
+            recognise such a processor.
+        flags: The compiler's flags that enable it.
     """
 
     name: str
-    ggml: tuple[str, ...]
+    flags: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,20 @@ class Runtime:
     origin: str
 
 
-AMD64_V3 = Level("v3", ("SSE42", "AVX", "AVX2", "FMA", "F16C", "BMI2"))
+def _level(name: str, flags: str, below: Level | None = None) -> Level:
+    return Level(name, (*(below.flags if below else ()), *flags.split()))
+
+
+# x86-64 psABI, microarchitecture levels; ggml has no use for what else v2 and v3 comprise.
+AMD64_V2 = _level("v2", "-mssse3 -msse4.1 -msse4.2 -mpopcnt")
+AMD64_V3 = _level("v3", "-mavx -mavx2 -mfma -mf16c -mbmi2", AMD64_V2)
+# Intel since Sapphire Rapids and Cooper Lake, AMD since Zen 4.
+AMD64_AVX512 = _level(
+    "avx512",
+    "-mavx512f -mavx512cd -mavx512bw -mavx512dq -mavx512vl"
+    " -mavx512vbmi -mavx512vnni -mavx512bf16",
+    AMD64_V3,
+)
 
 TARGETS: dict[str, Target] = {
     target.name: target
@@ -96,7 +110,7 @@ TARGETS: dict[str, Target] = {
             uname=("Linux x86_64", "Linux amd64"),
             system="Linux",
             base="x86_64",
-            levels=(AMD64_V3,),
+            levels=(AMD64_V2, AMD64_V3, AMD64_AVX512),
         ),
     )
 }

@@ -187,7 +187,7 @@ def _key(target: Target) -> str:
     for part in (SDIST_SHA256, _version("ziglang"), _version("pyllamafile"), repr(target)):
         digest.update(part.encode() + b"\0")
     for path in sorted(HERE.iterdir()):
-        if path.suffix in {".cpp", ".h", ".txt", ".py"}:
+        if path.suffix in {".cpp", ".h", ".txt", ".py", ".in"}:
             digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 
@@ -231,7 +231,6 @@ def _compile(target: Target, source: Path, jobs: int | None, tell: Progress) -> 
     folder = _folder("build") / f"{target.name}-{key}"
     tools = _toolchain(folder / "tools", target, zig, source)
     processor = {"amd64": "x86_64", "arm64": "aarch64"}[target.arch]
-    level = target.levels[-1]
     licenses = {
         "musl": zig.parent / "lib/libc/musl/COPYRIGHT",
         "libc++": zig.parent / "lib/libcxx/LICENSE.TXT",
@@ -254,9 +253,10 @@ def _compile(target: Target, source: Path, jobs: int | None, tell: Progress) -> 
         "LLAMA_COMMIT": LLAMA_COMMIT,
         "RUNTIME_VERSION": _version("pyllamafile"),
         "RUNTIME_TARGET": target.name,
-        "RUNTIME_LEVEL": level.name,
+        "RUNTIME_LEVELS": ";".join(level.name for level in target.levels),
+        **{f"FLAGS_{level.name}": ";".join(level.flags) for level in target.levels},
+        "PYTHON": sys.executable,
         "RUNTIME_LICENSES": ";".join(f"{name}={path}" for name, path in licenses.items()),
-        **{f"GGML_{option}": "ON" for option in level.ggml},
     }
     what = f"building the runtime for {target.name}"
     log = f"runtime-{target.name}"

@@ -1,49 +1,142 @@
-// Refuses a processor that lacks the kernels' instructions, before any of them runs.
+#include "cpu.h"
+
+#include "ggml-backend.h"
+
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+// Every level is a build of ggml's kernels for one instruction set. The best that the processor
+// and the operating system have is chosen before anything else happens, so that nothing that
+// they lack is ever executed. upstream's own detection loads libraries, which a static program
+// can't; __builtin_cpu_supports answers 0 to everything under zig 0.17.1.
+
+struct level {
+    const char * name;
+    bool (*is_here)();
+    ggml_backend_reg_t (*kernels)();
+};
 
 #if defined(__x86_64__)
 
 #include <cpuid.h>
-#include <cstdint>
-#include <cstdio>
-#include <cstdlib>
 
-// Bits of CPUID and XCR0 (Intel SDM volume 2A, CPUID; volume 1, 13.3).
-static const uint32_t LEAF1_ECX_FMA = 1u << 12, LEAF1_ECX_SSE42 = 1u << 20,
-                      LEAF1_ECX_OSXSAVE = 1u << 27, LEAF1_ECX_AVX = 1u << 28,
-                      LEAF1_ECX_F16C = 1u << 29;
-static const uint32_t LEAF7_EBX_AVX2 = 1u << 5, LEAF7_EBX_BMI2 = 1u << 8;
-static const uint32_t XCR0_SSE_AND_AVX = 6;
+namespace {
 
-static uint32_t xcr0() {
-    uint32_t low;
-    uint32_t high;
+// Registers of CPUID and what to look for in them (Intel SDM volume 2A, CPUID).
+struct bits {
+    unsigned leaf;
+    unsigned subleaf;
+    unsigned ebx;
+    unsigned ecx;
+    unsigned edx;
+    unsigned eax;
+};
+
+constexpr unsigned bit(int number) {
+    return 1u << number;
+}
+
+const bits V2 = {
+    1, 0, 0, bit(9) | bit(19) | bit(20) | bit(23), 0, 0
+}; // SSSE3 SSE4.1 SSE4.2 POPCNT
+const bits V3_1 = { 1, 0, 0, bit(12) | bit(27) | bit(28) | bit(29), 0, 0 }; // FMA OSXSAVE AVX F16C
+const bits V3_7 = { 7, 0, bit(5) | bit(8), 0, 0, 0 };                       // AVX2 BMI2
+// AVX512 F DQ CD BW VL; VBMI VNNI; BF16
+const bits AVX512_7 = { 7, 0, bit(16) | bit(17) | bit(28) | bit(30) | bit(31), bit(1) | bit(11),
+                        0, 0 };
+const bits AVX512_7_1 = { 7, 1, 0, 0, 0, bit(5) };
+
+bool has(const bits & wanted) {
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    return __get_cpuid_count(wanted.leaf, wanted.subleaf, &a, &b, &c, &d) &&
+           (a & wanted.eax) == wanted.eax && (b & wanted.ebx) == wanted.ebx &&
+           (c & wanted.ecx) == wanted.ecx && (d & wanted.edx) == wanted.edx;
+}
+
+// Which registers the operating system saves (Intel SDM volume 1, 13.3); asked only when OSXSAVE
+// is there.
+bool saves(unsigned wanted) {
+    unsigned low, high;
     __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
-    return low;
+    return (low & wanted) == wanted;
 }
 
-static bool has_v3() {
-    const uint32_t leaf1 =
-        LEAF1_ECX_FMA | LEAF1_ECX_SSE42 | LEAF1_ECX_OSXSAVE | LEAF1_ECX_AVX | LEAF1_ECX_F16C;
-    const uint32_t leaf7 = LEAF7_EBX_AVX2 | LEAF7_EBX_BMI2;
-    unsigned a, b, c, d;
-    if (!__get_cpuid(1, &a, &b, &c, &d) || (c & leaf1) != leaf1) {
-        return false;
-    }
-    if ((xcr0() & XCR0_SSE_AND_AVX) != XCR0_SSE_AND_AVX) {
-        return false; // the processor has AVX, the operating system doesn't save its registers
-    }
-    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & leaf7) == leaf7;
+const unsigned YMM = bit(1) | bit(2);
+const unsigned ZMM = YMM | bit(5) | bit(6) | bit(7);
+
+bool has_v2() {
+    return has(V2);
 }
 
-// Static initialisers of the kernels use their instructions too, so this runs before those:
-// 101 is the first priority that a program may use.
-__attribute__((constructor(101))) static void check_cpu() {
-    if (!has_v3()) {
-        fputs("error: this processor is too old: AVX2, FMA, F16C and BMI2 are needed (Intel since "
-              "2013, AMD since 2015)\n",
-              stderr);
-        _Exit(1);
-    }
+bool has_v3() {
+    return has_v2() && has(V3_1) && saves(YMM) && has(V3_7);
 }
+
+bool has_avx512() {
+    return has_v3() && saves(ZMM) && has(AVX512_7) && has(AVX512_7_1);
+}
+
+const char NEEDED[] = "SSE4.2 is needed (Intel since 2008, AMD since 2011)";
+
+} // namespace
 
 #endif
+
+#include "levels.h"
+
+namespace {
+
+const level * chosen = nullptr;
+
+[[noreturn]] void refuse(const char * reason) {
+    fprintf(stderr, "error: %s\n", reason);
+    _Exit(1);
+}
+
+// PYLLAMAFILE_CPU=v3 asks for a lower level, for tests and bug reports.
+const level * asked_for(const char * name) {
+    for (const level & candidate : LEVELS) {
+        if (strcmp(candidate.name, name) == 0) {
+            if (!candidate.is_here()) {
+                refuse("PYLLAMAFILE_CPU names a level that this processor lacks");
+            }
+            return &candidate;
+        }
+    }
+    fprintf(stderr, "error: PYLLAMAFILE_CPU is none of the levels in here:");
+    for (const level & candidate : LEVELS) {
+        fprintf(stderr, " %s", candidate.name);
+    }
+    fputs("\n", stderr);
+    _Exit(1);
+}
+
+// 101 is the first priority that a program may use: static initialisers come after it.
+__attribute__((constructor(101))) void choose_level() {
+    for (const level & candidate : LEVELS) {
+        if (candidate.is_here()) {
+            chosen = &candidate;
+        }
+    }
+    if (chosen == nullptr) {
+        fprintf(stderr, "error: this processor is too old: %s\n", NEEDED);
+        _Exit(1);
+    }
+    const char * name = getenv("PYLLAMAFILE_CPU");
+    if (name != nullptr && name[0] != '\0') {
+        chosen = asked_for(name);
+    }
+}
+
+} // namespace
+
+const char * cpu_level() {
+    return chosen->name;
+}
+
+// What ggml's registry calls in place of ggml_backend_cpu_reg (CMakeLists.txt renames it there).
+extern "C" ggml_backend_reg_t chosen_cpu_reg() {
+    return chosen->kernels();
+}

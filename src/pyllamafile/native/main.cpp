@@ -5,6 +5,7 @@
 #include "arguments.h"
 #include "build-info.h"
 #include "container.h"
+#include "cpu.h"
 #include "llama.h"
 #include "log.h"
 #include "manual.h"
@@ -235,7 +236,7 @@ int call(tool run, const char * program, const arguments & args) {
 
 int print_version() {
     printf("pyllamafile %s\nllama.cpp %s (%s)\n%s, CPU level %s\n", RUNTIME_VERSION,
-           llama_version(), llama_commit(), RUNTIME_TARGET, RUNTIME_LEVEL);
+           llama_version(), llama_commit(), RUNTIME_TARGET, cpu_level());
     return 0;
 }
 

@@ -1,0 +1,68 @@
+"""Lets several builds of the same kernels stand in one program, under names of their own.
+
+A build step of CMakeLists.txt: from the objects of the first level it takes every external
+name and writes, for each other level, a header that is included in front of all its sources and
+renames them: ``#define ggml_vec_dot_q4_0_q8_0 ggml_vec_dot_q4_0_q8_0__v3``.
+
+    python levels.py OUT_DIRECTORY LEVEL... -- OBJECT...
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import lief
+
+# Namespaces around the kernels that others have things in too.
+SHARED_NAMESPACES = {"ggml", "cpu"}
+
+
+def external_symbols(path: Path) -> Iterator[str]:
+    """The names that an object file (ELF, Mach-O or COFF) defines for others, as it has them."""
+    binary = lief.parse(path)
+    if isinstance(binary, lief.ELF.Binary):
+        outside = (lief.ELF.Symbol.BINDING.GLOBAL, lief.ELF.Symbol.BINDING.WEAK)
+        yield from (str(s.name) for s in binary.symbols if s.binding in outside and s.shndx)
+    else:
+        raise SystemExit(f"{path}: not an object file that can be read")
+
+
+def identifier(symbol: str) -> str | None:
+    """What to rename in the sources so that a symbol gets another name.
+
+    Follows the Itanium C++ ABI, 5.1: ``_ZN4ggml3cpu6repack...`` is in a namespace ``repack``,
+    ``_ZTV...`` is the virtual table of what follows. None for what is the standard library's.
+    """
+    mangled = re.match(r"_Z(?:T[VISTvc]|GV)?N?[rVKRO]*", symbol)
+    if not mangled:
+        return symbol
+    at = mangled.end()
+    while length := re.match(r"\d+", symbol[at:]):
+        start = at + length.end()
+        at = start + int(length[0])
+        if symbol[start:at] not in SHARED_NAMESPACES:
+            return symbol[start:at]
+    return None
+
+
+def header(identifiers: Iterable[str], level: str) -> str:
+    """The header that renames everything for a level."""
+    lines = [f"#define {name} {name}__{level}" for name in sorted(identifiers)]
+    return "\n".join(["#pragma once", *lines, ""])
+
+
+def main() -> None:
+    """Write the headers."""
+    split = sys.argv.index("--")
+    folder, *levels = sys.argv[1:split]
+    symbols = {s for path in sys.argv[split + 1 :] for s in external_symbols(Path(path))}
+    identifiers = {name for symbol in symbols if (name := identifier(symbol))}
+    for level in levels:
+        Path(folder, f"level-{level}.h").write_text(header(identifiers, level))
+
+
+if __name__ == "__main__":
+    main()
