@@ -128,7 +128,7 @@ def test_every_option_in_the_manual_exists(llamafile: Path, run: Run) -> None:
 def test_version_and_licenses(llamafile: Path, run: Run) -> None:
     text = run(llamafile, "--version").stdout.decode()
     assert text.splitlines()[0] == f"pyllamafile {pyllamafile.__version__}"
-    assert "linux-amd64, CPU level v3" in text
+    assert "linux-amd64, CPU level " in text
     licenses = run(llamafile, "--licenses").stdout.decode()
     for name in ("llama.cpp", "musl", "libc++", "libunwind", "cpp-httplib", "jsonhpp"):
         assert f"License for {name}\n" in licenses
@@ -579,12 +579,3 @@ def test_program_is_static_and_knows_no_paths(runtime: Path) -> None:
     raw = runtime.read_bytes()
     for place in (Path.home(), Path(pyllamafile.__file__).parent, native.cache()):
         assert f"{place}/".encode() not in raw
-
-
-def test_old_processor_gets_a_clear_line(runtime: Path, run: Run) -> None:
-    qemu = need("qemu-x86_64-static", "qemu-user-static")
-    done = run(qemu, "-cpu", "Nehalem", runtime, "--version")
-    assert (done.returncode, done.stdout) == (1, b"")
-    assert b"error: this processor is too old" in done.stderr
-    new = run(qemu, "-cpu", "Haswell", runtime, "--version")
-    assert new.returncode == 0

@@ -96,8 +96,7 @@ AMD64_V3 = _level("v3", "-mavx -mavx2 -mfma -mf16c -mbmi2", AMD64_V2)
 # Intel since Sapphire Rapids and Cooper Lake, AMD since Zen 4.
 AMD64_AVX512 = _level(
     "avx512",
-    "-mavx512f -mavx512cd -mavx512bw -mavx512dq -mavx512vl"
-    " -mavx512vbmi -mavx512vnni -mavx512bf16",
+    "-mavx512f -mavx512cd -mavx512bw -mavx512dq -mavx512vl -mavx512vbmi -mavx512vnni -mavx512bf16",
     AMD64_V3,
 )
 

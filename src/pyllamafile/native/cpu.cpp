@@ -90,24 +90,19 @@ namespace {
 
 const level * chosen = nullptr;
 
-[[noreturn]] void refuse(const char * reason) {
-    fprintf(stderr, "error: %s\n", reason);
-    _Exit(1);
-}
-
 // PYLLAMAFILE_CPU=v3 asks for a lower level, for tests and bug reports.
 const level * asked_for(const char * name) {
     for (const level & candidate : LEVELS) {
-        if (strcmp(candidate.name, name) == 0) {
-            if (!candidate.is_here()) {
-                refuse("PYLLAMAFILE_CPU names a level that this processor lacks");
-            }
+        if (strcmp(candidate.name, name) == 0 && candidate.is_here()) {
             return &candidate;
         }
     }
-    fprintf(stderr, "error: PYLLAMAFILE_CPU is none of the levels in here:");
+    fprintf(stderr,
+            "error: PYLLAMAFILE_CPU=%s is not a level that this processor has; it has:", name);
     for (const level & candidate : LEVELS) {
-        fprintf(stderr, " %s", candidate.name);
+        if (candidate.is_here()) {
+            fprintf(stderr, " %s", candidate.name);
+        }
     }
     fputs("\n", stderr);
     _Exit(1);
