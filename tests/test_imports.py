@@ -21,6 +21,7 @@ GRAPH = {
     "verify": {"errors"},
     "launcher": {"errors", "targets"},
     "native": {"errors", "targets", "launcher"},
+    "native.levels": set(),
     "plan": {"errors", "targets", "weights", "zipalign", "launcher"},
     "inspect": {"errors", "weights", "zipalign", "plan"},
     "build": {

@@ -27,7 +27,7 @@ def external_symbols(path: Path) -> Iterator[str]:
         outside = (lief.ELF.Symbol.BINDING.GLOBAL, lief.ELF.Symbol.BINDING.WEAK)
         yield from (str(s.name) for s in binary.symbols if s.binding in outside and s.shndx)
     else:
-        raise SystemExit(f"{path}: not an object file that can be read")
+        raise ValueError(f"{path}: not an object file that can be read")
 
 
 def identifier(symbol: str) -> str | None:
