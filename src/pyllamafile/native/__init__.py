@@ -221,14 +221,19 @@ def _toolchain(folder: Path, target: Target, zig: Path, source: Path) -> dict[st
     }
 
 
+def build_folder(target: Target) -> Path:
+    """Where a target is compiled; ``out`` in it is CMake's, and stays for the next time."""
+    # CMake holds on to the paths that it began with.
+    paths = f"{SDIST_SHA256} {_version('ziglang')} {_package('ziglang')} {cache()} {HERE}"
+    key = hashlib.sha256(paths.encode()).hexdigest()[:8]
+    return cache() / "build" / f"{target.name}-{key}"
+
+
 def _compile(target: Target, source: Path, jobs: int | None, tell: Progress) -> bytes:
     zig = _package("ziglang") / "zig"
     cmake = _program("cmake")
     ninja = _program("ninja")
-    # CMake holds on to the paths that it began with.
-    paths = f"{SDIST_SHA256} {_version('ziglang')} {zig} {source} {HERE}"
-    key = hashlib.sha256(paths.encode()).hexdigest()[:8]
-    folder = _folder("build") / f"{target.name}-{key}"
+    folder = build_folder(target)
     tools = _toolchain(folder / "tools", target, zig, source)
     processor = {"amd64": "x86_64", "arm64": "aarch64"}[target.arch]
     licenses = {
