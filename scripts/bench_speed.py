@@ -19,6 +19,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,8 +90,6 @@ def one(bench: list[str], complete: list[str], model: Path, threads: int) -> Run
 
 def bandwidth(threads: int) -> float:
     """Bytes per second that this machine reads from memory, with all threads."""
-    from concurrent.futures import ThreadPoolExecutor
-
     data = np.ones(1 << 27, dtype=np.uint64)  # 1 GiB
     parts = np.array_split(data, threads)
     with ThreadPoolExecutor(threads) as pool:
@@ -123,7 +122,9 @@ def main() -> None:
     program.chmod(0o755)
     peer = upstream()
     version = subprocess.run([program, "--version"], capture_output=True, text=True, check=True)
-    limit = bandwidth(options.threads)
+    # in a process of its own: a child's peak of memory begins with that of its parent
+    with ProcessPoolExecutor(1) as pool:
+        limit = pool.submit(bandwidth, options.threads).result()
     print(f"{machine()}, {options.threads} threads, {limit / 1e9:.1f} GB/s read from memory")
     print(f"{version.stdout.splitlines()[-1]}; medians of {options.rounds} rounds")
     print("ours / upstream = ratio, in tokens per second; MiB; milliseconds to the first token\n")
