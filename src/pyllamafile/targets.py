@@ -93,7 +93,7 @@ def _level(name: str, flags: str, below: Level | None = None) -> Level:
 # x86-64 psABI, microarchitecture levels; ggml has no use for what else v2 and v3 comprise.
 AMD64_V2 = _level("v2", "-mssse3 -msse4.1 -msse4.2 -mpopcnt")
 AMD64_V3 = _level("v3", "-mavx -mavx2 -mfma -mf16c -mbmi2", AMD64_V2)
-# Intel since Sapphire Rapids and Cooper Lake, AMD since Zen 4.
+# Intel since Sapphire Rapids, AMD since Zen 4; Cooper Lake lacks VBMI, Ice Lake BF16.
 AMD64_AVX512 = _level(
     "avx512",
     "-mavx512f -mavx512cd -mavx512bw -mavx512dq -mavx512vl -mavx512vbmi -mavx512vnni -mavx512bf16",
