@@ -5,7 +5,7 @@ Upstream is compiled from the same sdist the way its README says (CMake, Release
 gcc -O3 -march=native here), into the cache. Both programs take turns; the medians of several
 rounds are printed with their ratio, which is above 1 where the llamafile is faster.
 
-    scripts/bench_speed.py --model FILE [--rounds N] [--threads N] [--types F16,Q8_0,...] [--level v3]
+    scripts/bench_speed.py --model FILE [--rounds N] [--threads N] [--types F16,...] [--level v3]
 """
 
 from __future__ import annotations
