@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import time
+import urllib.error
 import urllib.request
 import zipfile
 from pathlib import Path
@@ -82,6 +83,7 @@ def test_log_only_on_request_and_on_stderr(llamafile: Path, run: Run, answer: by
     done = run(llamafile, "-p", PROMPT, *GREEDY, "-v")
     assert done.stdout == answer
     assert b"llama_model_loader" in done.stderr
+    assert b"CPU level " in done.stderr
 
 
 def test_interrupt_ends_with_130(llamafile: Path) -> None:
@@ -92,7 +94,65 @@ def test_interrupt_ends_with_130(llamafile: Path) -> None:
     assert process.stdout.read(4) == b"Once"
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=20) == 130
+    assert process.stdout.read().endswith(b"\n")
     process.stdout.close()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("-p", "Once", "-n", "100000", "-c", "8192", "--ignore-eos"),
+        ("--help",),
+        ("--server", "--help"),
+        ("--version",),
+    ],
+)
+def test_a_full_disk_is_noticed(arguments: tuple[str, ...], llamafile: Path) -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [llamafile, *arguments], stdout=full, stderr=subprocess.PIPE, timeout=60
+        )
+    assert done.returncode == 1
+    assert done.stderr.startswith(b"error: standard output can't be written")
+    assert done.stderr.count(b"\n") == 1
+
+
+WRONG = {
+    ("-p",): "-p needs a value",
+    ("-m",): "-m needs a value",
+    ("-n", "abc"): "-n abc: not a number",
+    ("-p", "x", "--temp", "hot"): "--temp hot: not a number",
+    ("-f", "no such file"): "-f no such file: no such file",
+    ("model.gguf",): "-m model.gguf",
+    ("-p", "x", "--tmep", "0"): "unknown argument: --tmep",
+    ("-p", "x", "--port", "80"): "--port means nothing in this mode",
+    ("--perplexity",): "--perplexity needs a text",
+    ("--tokenize",): "--tokenize needs a text",
+    ("-hf", "somebody/something"): "-hf: there is no HTTPS",
+    ("--nobrowser", "--host", "192.0.2.1"): "can't listen on 192.0.2.1:8080",
+    ("--nobrowser", "--host", "no.such.invalid"): "can't listen on no.such.invalid:8080",
+}
+
+
+@pytest.mark.parametrize("arguments", WRONG, ids=" ".join)
+def test_wrong_arguments_get_one_line(
+    arguments: tuple[str, ...], llamafile: Path, run: Run, tmp_path: Path
+) -> None:
+    done = run(llamafile, *arguments, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert done.stderr.startswith(b"error: ")
+    assert done.stderr.count(b"\n") == 1
+    assert WRONG[arguments] in done.stderr.decode()
+
+
+def test_busy_threads_let_others_go_first(runtime: Path, model: Path, run: Run) -> None:
+    """Waiting threads give the processor away, which strace sees."""
+    trace = run(
+        need("strace"), "-f", "-c", "-e", "trace=sched_yield",
+        runtime, "-m", model, "-p", PROMPT, *GREEDY,
+    )  # fmt: skip
+    assert trace.returncode == 0
+    assert b"sched_yield" in trace.stderr
 
 
 # modes
@@ -109,6 +169,7 @@ def test_help_is_a_manual(llamafile: Path, run: Run) -> None:
     assert b"--api-key" in run(llamafile, "--server", "--help").stdout
     assert b"--api-key" in run(llamafile, "--help-all").stdout
     assert b"n-prompt" in run(llamafile, "--bench", "--help").stdout
+    assert run(llamafile, "--quantize", "--help").returncode == 0
 
 
 def test_every_option_in_the_manual_exists(llamafile: Path, run: Run) -> None:
@@ -174,6 +235,13 @@ def test_chat_over_a_pipe(llamafile: Path, run: Run) -> None:
     assert b"Blue" in done.stdout
 
 
+def test_interrupt_while_chat_loads(llamafile: Path) -> None:
+    process = subprocess.Popen([llamafile, "--chat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    time.sleep(0.15)  # the model takes longer; if it didn't, the chat ends all the same
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=20)
+
+
 # .args
 
 
@@ -206,6 +274,24 @@ def test_args_for_one_mode_do_not_stop_another(
     assert run(file, "--bench", "-p", "8", "-n", "0", "-r", "1").returncode == 0
     with serving(file) as url:
         assert url.endswith(f":{port}/")
+
+
+def test_a_prompt_is_stronger_than_a_server_in_args(
+    model: Path, runtime: Path, run: Run, answer: bytes, tmp_path: Path
+) -> None:
+    file = with_args(model, tmp_path / "a.llamafile", f"--server --nobrowser {' '.join(GREEDY)}")
+    assert run(file, "-p", PROMPT).stdout == answer
+
+
+def test_what_is_wrong_in_args_is_said_to_be_there(
+    model: Path, runtime: Path, run: Run, tmp_path: Path
+) -> None:
+    file = with_args(model, tmp_path / "a.llamafile", "--temp hot")
+    done = run(file, "-p", PROMPT)
+    assert done.returncode == 1
+    assert done.stderr.startswith(b"error: .args of this file: --temp hot: ")
+    assert run(file, "-p", PROMPT, "-n", "x").stderr.startswith(b"error: .args")
+    assert run(file, "--temp", "warm", "-p", PROMPT).stderr.startswith(b"error: .args")
 
 
 def test_args_place_what_the_user_gives(
@@ -504,7 +590,8 @@ def test_a_port_that_was_asked_for_is_taken(server: str, llamafile: Path, run: R
     port = server.rsplit(":", 1)[1].strip("/")
     done = run(llamafile, "--nobrowser", "--port", port)
     assert done.returncode == 1
-    assert port.encode() in done.stderr
+    assert done.stderr.count(b"\n") == 1
+    assert f":{port}: ".encode() in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -534,6 +621,51 @@ def test_llamafiles_names_for_flags(llamafile: Path) -> None:
     with serving(llamafile, "--server", *flags, "--port", str(free_port())) as url:
         assert url.endswith("/ai/")
         assert json.loads(get(url + "health")[0]) == {"status": "ok"}
+
+
+@pytest.mark.parametrize("prefix", ["/llm", "llm", "llm/"])
+def test_prefix_and_key_together(prefix: str, llamafile: Path) -> None:
+    flags = ("--nobrowser", "--url-prefix", prefix, "--api-key", "k", "--port", str(free_port()))
+    with serving(llamafile, *flags) as url:
+        assert url.endswith("/llm/")
+        assert get(url, **{"Accept-Encoding": "gzip"})[1]["Content-Type"].startswith("text/html")
+        assert get(url + "v1/models", Authorization="Bearer k")
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            get(url + "v1/models")
+
+
+def test_a_server_completes_no_prompt(llamafile: Path) -> None:
+    flags = ("--server", "--nobrowser", "-p", "hello", "--port", str(free_port()))
+    with serving(llamafile, *flags) as url:
+        assert json.loads(get(url + "health")[0]) == {"status": "ok"}
+
+
+def test_without_gui_none_is_announced(llamafile: Path, tmp_path: Path) -> None:
+    opened = tmp_path / "xdg-open"
+    opened.write_text(f'#!/bin/sh\n: >"{tmp_path}/opened"\n')
+    opened.chmod(0o755)
+    environment = {**os.environ, "DISPLAY": ":9", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    process = subprocess.Popen(
+        [llamafile, "--no-ui", "--port", str(free_port())],
+        stdout=subprocess.PIPE,
+        env=environment,
+    )
+    assert b"(API alone) is ready: " in process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=10) in (0, 130)
+    process.stdout.close()
+    assert not (tmp_path / "opened").exists()
+
+
+def test_unix_socket(llamafile: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a.sock"
+    with serving(llamafile, "--nobrowser", "--host", str(path)) as url:
+        assert url == f"unix:{path}"
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(path))
+            client.sendall(b"GET /health HTTP/1.0\r\n\r\n")
+            assert b" 200 " in client.recv(100)
+    assert not path.exists()
 
 
 def test_interrupt_ends_the_server_while_it_answers(llamafile: Path) -> None:

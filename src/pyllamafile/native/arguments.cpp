@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cctype>
 #include <cstdlib>
+#include <filesystem>
 
 namespace {
 
@@ -136,7 +137,47 @@ arguments merge_args(arguments own, const arguments & user) {
     return own;
 }
 
-flag_table::flag_table() {
+namespace {
+
+// llama.cpp takes --no_mmap for --no-mmap.
+std::string spelled(std::string name) {
+    if (name.compare(0, 2, "--") == 0) {
+        std::replace(name.begin(), name.end(), '_', '-');
+    }
+    return name;
+}
+
+// What llama.cpp says to the value of an option, in one line; empty if it takes it.
+std::string refusal(const common_arg & option, const std::string & value) {
+    static const std::set<std::string> READ = { "-f",     "-bf",           "--grammar-file",
+                                                "-jf",    "-sysf",         "--chat-template-file",
+                                                "--lora", "--api-key-file" };
+    const std::string hint = option.value_hint;
+    if (hint == "FNAME" || hint == "FILE" || hint == "PATH") {
+        // a look only: who reads a pipe twice finds it empty
+        std::error_code ignored;
+        const bool missing = READ.count(option.args[0]) > 0 && value != "-" &&
+                             !std::filesystem::exists(value, ignored);
+        return missing ? "no such file" : "";
+    }
+    common_params scratch;
+    try {
+        if (option.handler_int != nullptr) {
+            option.handler_int(scratch, std::stoi(value));
+        } else if (option.handler_string != nullptr) {
+            option.handler_string(scratch, value);
+        }
+    } catch (const std::exception & problem) {
+        const std::string what = problem.what();
+        const bool number = what.compare(0, 3, "sto") == 0; // of std::stoi and its family
+        return number ? "not a number that it can take" : what.substr(0, what.find('\n'));
+    }
+    return {};
+}
+
+} // namespace
+
+flag_table::flag_table(const std::map<std::string, size_t> & ours) {
     for (const llama_example tool :
          { LLAMA_EXAMPLE_SERVER, LLAMA_EXAMPLE_COMPLETION, LLAMA_EXAMPLE_PERPLEXITY,
            LLAMA_EXAMPLE_CLI, LLAMA_EXAMPLE_TOKENIZE }) {
@@ -153,22 +194,27 @@ flag_table::flag_table() {
             }
         }
     }
+    for (const auto & [name, values] : ours) {
+        known[name] = { values, {} };
+    }
+}
+
+const flag_table::flag * flag_table::look_up(const std::string & name) const {
+    const auto found = known.find(spelled(name));
+    return found == known.end() ? nullptr : &found->second;
 }
 
 size_t flag_table::values(const std::string & name) const {
-    if (name == "--url-prefix" || name == "--gpu") {
-        return 1; // Mozilla's, see main.cpp
-    }
-    const auto found = known.find(name);
-    return found == known.end() ? 0 : found->second.values;
+    const flag * found = look_up(name);
+    return found == nullptr ? 0 : found->values;
 }
 
 arguments flag_table::meant_for(int tool, const arguments & args) const {
     arguments out;
     for (size_t i = 0; i < args.size();) {
         const size_t end = std::min(i + 1 + values(args[i]), args.size());
-        const auto found = known.find(args[i]);
-        if (found == known.end() || found->second.tools.count(tool) > 0) {
+        const flag * found = look_up(args[i]);
+        if (found == nullptr || found->tools.empty() || found->tools.count(tool) > 0) {
             out.insert(out.end(), args.begin() + i, args.begin() + end);
         }
         i = end;
@@ -176,11 +222,44 @@ arguments flag_table::meant_for(int tool, const arguments & args) const {
     return out;
 }
 
+std::string flag_table::problem(int tool, const arguments & args) const {
+    common_params params;
+    const auto options = common_params_parser_init(params, (llama_example)tool).options;
+    for (size_t i = 0; i < args.size();) {
+        const std::string & arg = args[i];
+        const flag * found = look_up(arg);
+        if (found == nullptr) {
+            const bool weights = arg.size() > 5 && arg.compare(arg.size() - 5, 5, ".gguf") == 0;
+            return "unknown argument: " + arg +
+                   (weights ? " (weights are given as -m " + arg + ")"
+                            : " (--help and --help-all list what there is)");
+        }
+        if (!found->tools.empty() && found->tools.count(tool) == 0) {
+            return arg + " means nothing in this mode (--help lists the modes)";
+        }
+        if (args.size() - i - 1 < found->values) {
+            return arg + " needs a value";
+        }
+        for (const common_arg & option : options) {
+            const auto is_it = [&](const char * name) { return spelled(arg) == name; };
+            if (found->values == 1 && option.value_hint != nullptr &&
+                std::any_of(option.args.begin(), option.args.end(), is_it)) {
+                const std::string refused = refusal(option, args[i + 1]);
+                if (!refused.empty()) {
+                    return arg + " " + args[i + 1] + ": " + refused;
+                }
+            }
+        }
+        i += 1 + found->values;
+    }
+    return {};
+}
+
 size_t flag_table::find(const arguments & args, std::initializer_list<const char *> flags) const {
     size_t found = args.size();
     for (size_t i = 0; i < args.size(); i += 1 + values(args[i])) {
         for (const char * flag : flags) {
-            if (args[i] == flag) {
+            if (spelled(args[i]) == flag) {
                 found = i;
             }
         }
@@ -190,4 +269,13 @@ size_t flag_table::find(const arguments & args, std::initializer_list<const char
 
 bool flag_table::has(const arguments & args, std::initializer_list<const char *> flags) const {
     return find(args, flags) < args.size();
+}
+
+bool flag_table::take(arguments & args, std::initializer_list<const char *> flags) const {
+    bool found = false;
+    for (size_t at; (at = find(args, flags)) < args.size(); found = true) {
+        const size_t end = std::min(at + 1 + values(args[at]), args.size());
+        args.erase(args.begin() + at, args.begin() + end);
+    }
+    return found;
 }

@@ -20,19 +20,25 @@ arguments merge_args(arguments own, const arguments & user);
 // value that looks like a flag (-p --help) is not taken for one, and which tools know it.
 class flag_table {
   public:
-    flag_table();
+    // `ours`: the flags that we add for every tool, and how many values each takes.
+    explicit flag_table(const std::map<std::string, size_t> & ours);
     // Index of the flag in `args`, or args.size(); of several the last, which is the one that
     // counts.
     size_t find(const arguments & args, std::initializer_list<const char *> flags) const;
     bool has(const arguments & args, std::initializer_list<const char *> flags) const;
+    // Takes every occurrence of a flag out, with its values; says whether there was one.
+    bool take(arguments & args, std::initializer_list<const char *> flags) const;
     // `args` without the flags that only other tools know.
     arguments meant_for(int tool, const arguments & args) const;
+    // What a tool would not understand in `args`, in one line; empty if it understands all.
+    std::string problem(int tool, const arguments & args) const;
 
   private:
     struct flag {
         size_t values;
-        std::set<int> tools; // llama_example
+        std::set<int> tools; // llama_example; empty for ours
     };
+    const flag * look_up(const std::string & name) const;
     size_t values(const std::string & name) const;
     std::map<std::string, flag> known;
 };

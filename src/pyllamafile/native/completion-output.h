@@ -5,7 +5,9 @@
 
 #include "log.h"
 
+#include <cstdio>
 #include <cstring>
+#include <stdexcept>
 
 // Set by main.cpp: standard output belongs to a script.
 extern bool completion_is_scripted;
@@ -13,6 +15,9 @@ extern bool completion_is_scripted;
 extern char completion_last;
 
 static inline void completion_output(const char * format, const char * text) {
+    if (completion_is_scripted && ferror(stdout) != 0) {
+        throw std::runtime_error("standard output can't be written"); // why go on?
+    }
     if (text[0] != '\0') {
         completion_last = text[strlen(text) - 1];
     }
@@ -24,6 +29,8 @@ static inline void completion_output(const char * format, const char * text) {
 template <typename... Remark> static void completion_output(const char * format, Remark... remark) {
     if (!completion_is_scripted) {
         common_log_add(common_log_main(), GGML_LOG_LEVEL_NONE, format, remark...);
+    } else if (strncmp(format, "Interrupted", 11) == 0 && completion_last != '\n') {
+        common_log_add(common_log_main(), GGML_LOG_LEVEL_NONE, "\n");
     }
 }
 #pragma clang diagnostic pop

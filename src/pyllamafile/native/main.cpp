@@ -13,8 +13,10 @@
 #include "weights.h"
 
 #include <algorithm>
+#include <cerrno>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <iostream>
 #include <iterator>
 
@@ -49,24 +51,26 @@ struct mode {
     int flags;       // llama_example: whose flags it knows
     bool model;      // takes -m; the file's own weights are the default
     bool quiet;      // logs nothing but errors unless asked
+    bool text;       // needs a text: -p or -f
     arguments first; // in front of what the user gave
 };
 
 enum { SERVE, CHAT, COMPLETE };
 const mode MODES[] = {
-    { "--server", llama_server, LLAMA_EXAMPLE_SERVER, true, true, {} },
-    { "--chat", llama_cli, LLAMA_EXAMPLE_CLI, true, false, {} },
+    { "--server", llama_server, LLAMA_EXAMPLE_SERVER, true, true, false, {} },
+    { "--chat", llama_cli, LLAMA_EXAMPLE_CLI, true, false, false, {} },
     { "--cli",
       llama_completion,
       LLAMA_EXAMPLE_COMPLETION,
       true,
       true,
+      false,
       { "-no-cnv", "--no-warmup" } },
-    { "--completion", llama_completion, LLAMA_EXAMPLE_COMPLETION, true, false, {} },
-    { "--perplexity", llama_perplexity, LLAMA_EXAMPLE_PERPLEXITY, true, false, {} },
-    { "--tokenize", llama_tokenize_main, LLAMA_EXAMPLE_TOKENIZE, true, true, {} },
-    { "--bench", llama_bench, NO_COMMON_FLAGS, true, false, {} },
-    { "--quantize", llama_quantize, NO_COMMON_FLAGS, false, false, {} },
+    { "--completion", llama_completion, LLAMA_EXAMPLE_COMPLETION, true, false, false, {} },
+    { "--perplexity", llama_perplexity, LLAMA_EXAMPLE_PERPLEXITY, true, false, true, {} },
+    { "--tokenize", llama_tokenize_main, LLAMA_EXAMPLE_TOKENIZE, true, true, true, {} },
+    { "--bench", llama_bench, NO_COMMON_FLAGS, true, false, false, {} },
+    { "--quantize", llama_quantize, NO_COMMON_FLAGS, false, false, false, {} },
 };
 
 // Errors alone, as plain lines; not where the user asks for a log.
@@ -93,6 +97,24 @@ const translation OLD_NAMES[] = {
     { "--mlock", { "--load-mode", "mlock" } },
 };
 
+// The flags that llama.cpp doesn't know, and how many values each takes.
+std::map<std::string, size_t> our_flags() {
+    std::map<std::string, size_t> out = { { "--gpu", 1 },      { "--help", 0 },
+                                          { "-h", 0 },         { "--usage", 0 },
+                                          { "--help-all", 0 }, { "--version", 0 },
+                                          { "--licenses", 0 }, { "--nobrowser", 0 } };
+    for (const mode & known : MODES) {
+        out[known.flag] = 0;
+    }
+    for (const translation & old : OLD_NAMES) {
+        out[old.flag] = 0;
+    }
+    out["--url-prefix"] = 1;
+    return out;
+}
+
+const auto TEXT = { "-p", "--prompt", "-f", "--file", "-bf", "--binary-file" };
+
 // ggml maps tensors only at multiples of this (ggml-impl.h).
 const uint64_t TENSOR_ALIGNMENT = 32;
 
@@ -101,12 +123,16 @@ int fail(const std::string & problem) {
     return 1;
 }
 
-bool take(arguments & args, const flag_table & flags, const char * flag) {
-    bool found = false;
-    for (size_t at; (at = flags.find(args, { flag })) < args.size(); found = true) {
-        args.erase(args.begin() + at);
+// Whether all that was printed got where it should; says so if it didn't.
+bool flushed() {
+    errno = 0;
+    const bool flushed = fflush(stdout) == 0;
+    if (flushed && ferror(stdout) == 0) {
+        return true;
     }
-    return found;
+    fail(std::string("standard output can't be written") +
+         (errno != 0 ? std::string(": ") + strerror(errno) : ""));
+    return false;
 }
 
 std::string translate(arguments & args, const flag_table & flags) {
@@ -155,30 +181,35 @@ const mode * take_mode(arguments & args, const flag_table & flags) {
         }
     }
     for (const mode & candidate : MODES) {
-        take(args, flags, candidate.flag);
+        flags.take(args, { candidate.flag });
     }
     return named;
 }
 
-// `--cli` is whatever the terminal is good for.
-mode choose(const mode * named, const arguments & args, const flag_table & flags) {
-    if (named != nullptr && named != &MODES[COMPLETE]) {
+// `--cli` is whatever the terminal is good for. A text to complete is stronger than a server
+// that only `.args` asked for.
+mode choose(const mode * named, bool by_user, const arguments & args, const flag_table & flags) {
+    const bool server = named == &MODES[SERVE] && !by_user;
+    if (named != nullptr && named != &MODES[COMPLETE] && !(server && flags.has(args, TEXT))) {
         return *named;
     }
-    if (flags.has(args, { "-p", "--prompt", "-f", "--file", "-bf", "--binary-file" })) {
+    if (flags.has(args, TEXT)) {
         return MODES[COMPLETE];
     }
-    return MODES[named != nullptr ? CHAT : SERVE];
+    return MODES[named == nullptr || server ? SERVE : CHAT];
 }
 
 // Puts the weights into the arguments under a name that weights.cpp can open again, and leaves
 // what to call them in `called`.
 std::string choose_weights(arguments & args, const flag_table & flags, const mode & chosen,
                            std::string & called) {
-    static const auto ELSEWHERE = { "-hf",           "-hfr",         "--hf-repo",
-                                    "-mu",           "--model-url",  "-dr",
-                                    "--docker-repo", "--models-dir", "--models-preset",
+    static const auto HTTPS = { "-hf", "-hfr", "--hf-repo", "-dr", "--docker-repo" };
+    static const auto ELSEWHERE = { "-mu", "--model-url", "--models-dir", "--models-preset",
                                     "--server-base" };
+    const size_t https = flags.find(args, HTTPS);
+    if (https < args.size()) {
+        return args[https] + ": there is no HTTPS in here; fetch the weights, then give them as -m";
+    }
     const size_t at = flags.find(args, { "-m", "--model" });
     std::string name;
     if (at + 1 < args.size()) {
@@ -252,17 +283,19 @@ int print_manual() {
     return 0;
 }
 
-int run(const char * program, const arguments & own, const arguments & user) {
-    const flag_table flags;
+int run(const char * program, const arguments & own, arguments user) {
+    const flag_table flags(our_flags());
     arguments args = merge_args(own, user);
     const mode * named = take_mode(args, flags);
-    mode chosen = choose(named, args, flags);
+    const bool by_user = take_mode(user, flags) != nullptr;
+    mode chosen = choose(named, by_user, args, flags);
+    if (chosen.run == llama_server && flags.take(user, TEXT)) {
+        fputs("note: the server completes no -p or -f; leave --server out for that\n", stderr);
+    }
     // What `.args` says for one mode must not stop another: --port is for the server alone.
     args = merge_args(flags.meant_for(chosen.flags, own), user);
     take_mode(args, flags);
 
-    const bool help_all = take(args, flags, "--help-all");
-    const bool browser = !take(args, flags, "--nobrowser");
     if (flags.has(args, { "--version" })) {
         return print_version();
     }
@@ -273,14 +306,27 @@ int run(const char * program, const arguments & own, const arguments & user) {
     if (help && named == nullptr) {
         return print_manual();
     }
+    if (help || flags.has(args, { "--help-all" })) {
+        // asked for, help is no failure, whatever a tool makes of it
+        atexit([] { _Exit(flushed() ? 0 : 1); });
+        return call(chosen.run, program, { "--help" });
+    }
+    if (chosen.flags != NO_COMMON_FLAGS) {
+        const std::string wrong = flags.problem(chosen.flags, args);
+        if (!wrong.empty()) {
+            const bool users = flags.problem(chosen.flags, user) == wrong;
+            return fail((users ? "" : ".args of this file: ") + wrong);
+        }
+    }
+    if (chosen.text && !flags.has(args, TEXT)) {
+        return fail(std::string(chosen.flag) + " needs a text: -f FILE or -p TEXT");
+    }
+    const bool browser = !flags.take(args, { "--nobrowser" });
     const std::string problem = translate(args, flags);
     if (!problem.empty()) {
         return fail(problem);
     }
     read_prompt_from_stdin(args, flags);
-    if (help || help_all) {
-        return call(chosen.run, program, { "--help" });
-    }
 
     std::string called;
     if (chosen.model) {
@@ -295,7 +341,10 @@ int run(const char * program, const arguments & own, const arguments & user) {
     completion_is_scripted = chosen.flag == MODES[COMPLETE].flag &&
                              !flags.has(args, { "-cnv", "--conversation", "-i", "--interactive",
                                                 "-if", "--interactive-first" });
-    if (chosen.quiet && !wants_log(args, flags)) {
+    if (wants_log(args, flags)) {
+        fprintf(stderr, "pyllamafile %s for %s, CPU level %s\n", RUNTIME_VERSION, RUNTIME_TARGET,
+                cpu_level());
+    } else if (chosen.quiet) {
         chosen.first.insert(chosen.first.begin(), QUIET.begin(), QUIET.end());
     }
     args.insert(args.begin(), chosen.first.begin(), chosen.first.end());
@@ -329,7 +378,8 @@ int main(int argc, char ** argv) {
         }
     }
     try {
-        return run(program, own, user);
+        const int code = run(program, own, user);
+        return flushed() ? code : std::max(code, 1);
     } catch (const std::exception & problem) {
         return fail(problem.what());
     }

@@ -1,11 +1,15 @@
 #include "serve.h"
 
+#include "ui.h"
+
 #include <cpp-httplib/httplib.h>
 
 #include <atomic>
+#include <cerrno>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <thread>
 
 #ifdef _WIN32
@@ -18,31 +22,39 @@
 extern char ** environ;
 #endif
 
+extern std::string ui_prefix; // for ui.cpp
+
 namespace {
 
 const int FIRST_PORT = 8080;
 const int LAST_PORT = 8180;
 
-// Whether the server could listen there.
-bool is_free(const std::string & host, int port) {
+// Why the server could not listen there: 0 if it could, or the system's error.
+int listen_error(const std::string & host, int port) {
     addrinfo hints = {};
     addrinfo * found = nullptr;
     hints.ai_socktype = SOCK_STREAM;
     hints.ai_flags = AI_PASSIVE;
     if (getaddrinfo(host.c_str(), std::to_string(port).c_str(), &hints, &found) != 0) {
-        return true; // upstream says what is wrong with the host
+        return EADDRNOTAVAIL;
     }
     const socket_t socket = ::socket(found->ai_family, found->ai_socktype, found->ai_protocol);
-    bool free = true;
+    int error = 0;
     if (socket != INVALID_SOCKET) {
         // as upstream's server does: a port that somebody listens on is taken, one in TIME_WAIT
         // isn't
         httplib::set_socket_opt(socket, SOL_SOCKET, SO_REUSEADDR, 1);
-        free = bind(socket, found->ai_addr, (socklen_t)found->ai_addrlen) == 0;
+        if (bind(socket, found->ai_addr, (socklen_t)found->ai_addrlen) != 0) {
+#ifdef _WIN32
+            error = WSAGetLastError() == WSAEADDRINUSE ? EADDRINUSE : EADDRNOTAVAIL;
+#else
+            error = errno;
+#endif
+        }
         httplib::detail::close_socket(socket);
     }
     freeaddrinfo(found);
-    return free;
+    return error;
 }
 
 std::string value_of(const arguments & args, const flag_table & flags,
@@ -85,21 +97,29 @@ void open_browser(const std::string & url) {
 }
 
 struct address {
-    std::string host; // as a client reaches it
+    std::string host; // as a client reaches it; the path of a Unix socket if it ends in .sock
     int port;
-    std::string prefix;
+    std::string prefix; // empty, or /…
+
+    bool is_socket() const {
+        return host.size() > 5 && host.compare(host.size() - 5, 5, ".sock") == 0;
+    }
 
     std::string url() const {
+        if (is_socket()) {
+            return "unix:" + host;
+        }
         const bool literal = host.find(':') != std::string::npos; // IPv6, RFC 3986 section 3.2.2
         return "http://" + (literal ? "[" + host + "]" : host) + ":" + std::to_string(port) +
                prefix + "/";
     }
 };
 
-#ifndef _WIN32
 // Upstream answers Ctrl-C by waiting until every client has had its answer. Nobody who presses
 // it wants that, so the program ends shortly after, clients or not.
 const int GRACE_MS = 500;
+
+#ifndef _WIN32
 
 void (*upstreams_handler)(int) = nullptr;
 volatile sig_atomic_t interrupted = 0;
@@ -137,14 +157,25 @@ class companion {
     ~companion() {
         ended = true;
         thread.join();
+        clean_up();
     }
 
   private:
     bool is_ready() {
         httplib::Client client(at.host, at.port);
+        if (at.is_socket()) {
+            client.set_address_family(AF_UNIX);
+        }
         client.set_connection_timeout(1, 0);
         const auto answer = client.Get(at.prefix + "/health");
-        return answer && answer->status == 200;
+        return answer && answer->status != 503; // which says that the model is being loaded
+    }
+
+    void clean_up() {
+        if (at.is_socket()) {
+            remove(at.host.c_str());
+        }
+        fflush(stdout);
     }
 
     void run() {
@@ -165,7 +196,7 @@ class companion {
 #endif
         printf("%s is ready: %s (Ctrl-C ends it)\n", model.c_str(), at.url().c_str());
         fflush(stdout);
-        if (browser && has_desktop()) {
+        if (browser && !at.is_socket() && has_desktop()) {
             open_browser(at.url());
         }
 #ifndef _WIN32
@@ -176,7 +207,7 @@ class companion {
             pause_ms(10);
         }
         if (!ended) {
-            fflush(stdout);
+            clean_up();
             _exit(128 + interrupted);
         }
 #endif
@@ -196,16 +227,28 @@ int serve(arguments args, const flag_table & flags, const std::string & model, b
     address at = { value_of(args, flags, { "--host" }, "LLAMA_ARG_HOST", "127.0.0.1"), FIRST_PORT,
                    value_of(args, flags, { "--api-prefix" }, "LLAMA_ARG_API_PREFIX", "") };
     const std::string port = value_of(args, flags, { "--port" }, "LLAMA_ARG_PORT", "");
-    if (at.host.size() > 5 && at.host.substr(at.host.size() - 5) == ".sock") {
-        return run(args); // a Unix socket: nothing that a browser could open
+    while (!at.prefix.empty() && at.prefix.back() == '/') {
+        at.prefix.pop_back();
     }
-    if (!port.empty()) {
-        at.port = atoi(port.c_str());
-    } else {
-        while (at.port < LAST_PORT && !is_free(at.host, at.port)) {
+    if (!at.prefix.empty()) {
+        at.prefix.insert(0, at.prefix.front() == '/' ? "" : "/");
+        args.insert(args.end(), { "--api-prefix", at.prefix });
+        ui_prefix = at.prefix;
+    }
+    if (!at.is_socket()) {
+        at.port = port.empty() ? FIRST_PORT : atoi(port.c_str());
+        int error;
+        while ((error = listen_error(at.host, at.port)) == EADDRINUSE && port.empty() &&
+               at.port < LAST_PORT) {
             at.port++;
         }
-        if (at.port != FIRST_PORT) {
+        if (error != 0) {
+            const std::string where = at.host + ":" + std::to_string(at.port);
+            fprintf(stderr, "error: can't listen on %s: %s%s\n", where.c_str(), strerror(error),
+                    error == EADDRINUSE ? " (leave --port out for the next free one)" : "");
+            return 1;
+        }
+        if (port.empty() && at.port != FIRST_PORT) {
             printf("port %d is taken, using %d\n", FIRST_PORT, at.port);
         }
         args.insert(args.end(), { "--port", std::to_string(at.port) });
@@ -213,6 +256,20 @@ int serve(arguments args, const flag_table & flags, const std::string & model, b
     if (at.host == "0.0.0.0" || at.host == "::") {
         at.host = "127.0.0.1";
     }
-    const companion beside(at, model, browser);
+    const bool gui =
+        !flags.has(args, { "--no-ui", "--no-webui" }) && !llama_ui_get_assets().empty();
+    const companion beside(at, gui ? model : model + " (API alone)", browser && gui);
     return run(args);
+}
+
+// Upstream's --chat has a server of its own, in a thread, and waits for it when it ends; but a
+// server that is still loading the model does not hear that it should stop.
+void llama_server_terminate();
+
+void end_chat() {
+    llama_server_terminate();
+    std::thread([] {
+        pause_ms(4 * GRACE_MS);
+        _Exit(130);
+    }).detach();
 }

@@ -7,6 +7,9 @@
 // Set by main.cpp before the server starts; empty when the runtime has no llamafile around it.
 extern container own_container;
 
+// Set by serve.cpp: the server answers below it.
+std::string ui_prefix;
+
 namespace {
 
 struct media_type {
@@ -73,6 +76,17 @@ const std::vector<llama_ui_asset> & llama_ui_get_assets() {
                 out.push_back(
                     { name, (const unsigned char *)gzip.data(), gzip.size(), etag, type_of(name) });
             }
+        }
+        // Pages need no API key, but upstream forgets the prefix when it looks for their names.
+        if (!ui_prefix.empty()) {
+            const std::string folder = ui_prefix.substr(1) + "/";
+            for (size_t i = 0, count = out.size(); i < count; i++) {
+                llama_ui_asset twin = out[i];
+                twin.name.insert(0, folder);
+                out.push_back(std::move(twin));
+            }
+            out.push_back(out.front());
+            out.back().name = folder; // the index
         }
         return out;
     }();
