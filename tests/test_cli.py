@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pty
@@ -20,6 +21,7 @@ from typing import NamedTuple
 
 import pytest
 from fixtures import tiny_gguf
+from rich.console import Console
 from test_build import (
     COMMAND,
     PROGRAM,
@@ -129,6 +131,34 @@ def test_build_without_weights_is_an_engine(run, here):
 def test_name_is_what_the_file_is_called_by_default(run, here):
     run("build", "--gguf", "m.gguf", "--name", "phi3")
     assert json.loads(run("inspect", "--json", "phi3.llamafile").out)["name"] == "phi3"
+    assert "  called phi3, built by pyllamafile " in run("inspect", "phi3.llamafile").out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "choice"),
+    [
+        (["--gguf", "m.gguf", "--gguf", "two words.gguf"], ["<-m>", "<@m>"]),
+        (["--gguf", "two words.gguf", "--gguf", "m.gguf"], ["<-m>", "<@two words>"]),
+        (["--gguf", "m.gguf", "--add", "two words.gguf"], ["<-m>", "<@m>"]),
+        (["--gguf", "m.gguf", "--add", "two words.gguf=x"], []),  # no weights to a runtime
+    ],
+    ids=str,
+)
+def test_among_several_models_the_first_is_to_be_tried(run, here, arguments, choice):
+    shutil.copy("m.gguf", "two words.gguf")
+    out = run("build", "-o", "o", *arguments).out
+    command = next(line for line in out.splitlines() if "Once" in line)
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
+    assert done.stdout.splitlines()[2:] == [*choice, "<-p>", "<Once upon a time>", "<-n>", "<64>"]
+
+
+def test_the_parts_of_one_model_are_no_choice(run, here):
+    first, _ = split_gguf(here)
+    assert "\n  ./s.llamafile -p " in run("build", "--gguf", first).out
+    out = run("build", "--gguf", "m.gguf", "--gguf", first, "-o", "o").out
+    assert "\n  ./o -m @m -p " in out
+    out = run("build", "--gguf", first, "--gguf", "m.gguf", "-o", "o", "--force").out
+    assert "\n  ./o -m @s-00001-of-00002 -p " in out
 
 
 def test_add_takes_a_name_after_an_equals_sign(run, here):
@@ -261,8 +291,8 @@ def test_inputs_that_are_no_files(fails, here):
         ("fifo", "fifo: not a regular file"),
         ("x" * 300, "x{300}: File name too long"),
     ):
-        fails(error, "build", "--add", name)
-        fails(error, "build", "--args-file", name)
+        fails(error, "build", "-o", "o", "--add", name)
+        fails(error, "build", "-o", "o", "--args-file", name)
 
 
 def test_a_model_that_may_not_be_read(run, here):
@@ -296,9 +326,6 @@ def test_names_that_cannot_be_packed(fails, here):
         (["--gguf", "m.gguf", "--gguf", "m.gguf"], "'m.gguf': the name is in the archive twice"),
         (["--gguf", "m.gguf", "--gguf", "sub/m.gguf"], "'m.gguf': .* twice"),
         (["--add", "m.gguf", "--add", "sub/m.gguf"], "'m.gguf': .* twice"),
-        (["--arg", "x", "--add", "m.gguf=.args"], r"'\.args': .* twice"),
-        (["--add", "m.gguf=ui/index.html"], "'ui/index.html': .* twice"),
-        (["--add", "m.gguf=llamafile.json"], "'llamafile.json': .* twice"),
         (["--add", "m.gguf=../x"], r"'\.\./x': the name has an empty part, \. or \.\. in it"),
         (["--add", "m.gguf=a/../x"], r"'a/\.\./x': .*"),
         (["--add", "m.gguf=/x"], "'/x': the name is absolute"),
@@ -309,9 +336,25 @@ def test_names_that_cannot_be_packed(fails, here):
         fails(f"cannot pack {error}", "build", "-o", "o", *arguments)
 
 
+def test_what_pyllamafile_writes_itself_cannot_be_added(fails, run, here):
+    Path("x").write_text("x")
+    for name, hint in (
+        (".args", "--args-file FILE gives the text of .args"),
+        ("llamafile.json", None),
+        ("ui/index.html", None),
+        ("ui/x", None),
+    ):
+        error = f"cannot add '{name}': pyllamafile itself writes what has such a name"
+        fails(error, "build", "-o", "o", "--add", f"x={name}", hint=hint)
+    assert run("build", "-o", "o", "--add", "x=ui/index.html", "--no-gui").code == 0
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
+        [],
+        ["--add", "m.gguf"],
+        ["--name", "m"],
         ["--nix"],
         ["stray"],
         ["--gguf"],
@@ -473,6 +516,26 @@ def test_a_closed_pipe_is_no_error_to_speak_of(start, built):
         assert process.returncode == 1
 
 
+@pytest.mark.parametrize("buffered", ["", "1"], ids=["", "unbuffered"])
+def test_output_that_cannot_be_written_is_an_error(start, built, buffered):
+    for arguments in (
+        ["inspect", built],
+        ["inspect", "--json", built],
+        ["verify", built],
+        ["extract", built, "-C", "new"],
+        ["build", "--gguf", "m.gguf", "-o", "o"],
+        ["runtimes", "list"],
+        ["--help"],
+        ["--version"],
+    ):
+        with Path("/dev/full").open("w") as full:
+            process = start(
+                *arguments, stdout=full, env={**os.environ, "PYTHONUNBUFFERED": buffered}
+            )
+        error = "error: standard output: No space left on device\n"
+        assert (process.communicate()[1], process.returncode) == (error, 1), arguments
+
+
 def terminal(start, *arguments: str | Path) -> tuple[int, str]:
     """What a command shows on a terminal of 100 columns."""
     ours, theirs = pty.openpty()
@@ -508,6 +571,26 @@ def test_what_is_quick_shows_no_progress(start, here):
     assert code == 0
     assert "%" not in shown
     assert "runs on" in shown
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [
+        ([("waiting", 0, 0)], r"waiting .* 0:00:0[0-9]"),
+        ([("compiling", 0, 0), ("compiling", 2, 7)], r"compiling .* 2/7 steps 0:00:0[0-9]"),
+        ([("compiling", 6, 7), ("writing", 1 << 29, 1 << 30)], r"writing .* 50% -:--:--"),
+    ],
+    ids=["no end", "steps", "bytes"],
+)
+def test_only_what_is_counted_in_bytes_says_when_it_ends(monkeypatch, steps, expected):
+    text = io.StringIO()
+    terminal = Console(file=text, force_terminal=True, color_system=None, width=100)
+    monkeypatch.setattr(cli, "_err", terminal)
+    with cli._progress() as tell:
+        tell("waiting", 0, 0)  # shown from the first moment, for it may be told but once
+        for step in steps:
+            tell(*step)
+    assert re.search(expected, text.getvalue())
 
 
 def test_it_is_a_module_and_a_command():
@@ -552,7 +635,7 @@ def test_inspect(run, built):
     size = (Path(built)).stat().st_size
     sha256 = json.loads(zipfile.ZipFile(built).read("llamafile.json"))["runtimes"][0]["sha256"]
     expected = f"""
-m.llamafile  {size / 1000:.1f} KB  built by pyllamafile {pyllamafile.__version__}
+m.llamafile  {size / 1000:.1f} KB  called m, built by pyllamafile {pyllamafile.__version__}
 m.gguf
   name          Tiny
   architecture  llama
@@ -572,8 +655,26 @@ linux-amd64  1.2.3 (abc)  v3       65536  {len(PROGRAM):>4}   65536  {sha256[:16
     assert done.out.startswith(expected)
     header, *rows = done.out.removeprefix(expected).splitlines()
     assert header.split() == ["offset", "align", "size", "stored", "method", "entry"]
-    assert [row.split()[5] for row in rows] == zipfile.ZipFile(built).namelist()
     assert rows[0].split() == ["196608", "65536", "9856", "9856", "stored", "m.gguf"]
+    assert [row.split()[-1] for row in rows] == ["m.gguf", ".args", "them)", "llamafile.json"]
+    with zipfile.ZipFile(built) as archive:
+        gui = [info for info in archive.infolist() if info.filename.startswith("ui/")]
+    size, stored = sum(i.file_size for i in gui), sum(i.compress_size for i in gui)
+    expected = rf" {size} +{stored}  deflated, stored  ui/ \(2 files, --all lists them\)$"
+    assert re.search(expected, rows[2])
+
+
+@pytest.mark.parametrize("flag", ["-a", "--all"])
+def test_inspect_all_lists_every_entry(run, built, flag):
+    rows = run("inspect", flag, built).out.splitlines()
+    entries = zipfile.ZipFile(built).namelist()
+    assert [row.split()[5] for row in rows[-len(entries) :]] == entries
+
+
+def test_a_single_file_of_a_gui_is_shown_as_it_is(run, here):
+    with zipfile.ZipFile("x.zip", "w") as archive:
+        archive.writestr("ui/only.html", "")
+    assert run("inspect", "x.zip").out.splitlines()[-1].endswith("  stored  ui/only.html")
 
 
 def test_inspect_json(run, built):
@@ -628,8 +729,10 @@ def test_verify_says_what_is_wrong_and_where(run, built):
 
 
 def test_files_that_are_no_archives(fails, run, here):
-    fails(r"m\.gguf is no ZIP archive, .*", "verify", "m.gguf", hint=AGAIN)
+    bare = "m.gguf is a bare GGUF, which has no checksums to verify"
+    fails(bare, "verify", "m.gguf", hint="inspect reads it, build makes a llamafile of it")
     Path("x").write_text("x")
+    fails("x is no ZIP archive, .*", "verify", "x", hint=AGAIN)
     fails("x: not a zip archive, or cut off", "inspect", "x")
     fails("x: not a zip archive, or cut off", "extract", "x")
     Path("d").mkdir()
@@ -738,7 +841,10 @@ def test_zipalign_that_fails_changes_nothing(fails, built):
     fails("nix: cannot read: No such file or directory", "zipalign", built, "a", "nix")
     fails("a: not a regular file|.*a.*", "zipalign", "-a", "3", built, "a")
     fails(r"m\.llamafile: cannot be added to itself", "zipalign", built, built)
-    fails(r"cannot pack '\.\./here/a': .*", "zipalign", built, "../here/a")
+    for name in ("../here/a", "sub/../a"):
+        error = rf"cannot pack '{re.escape(name)}': the name has \.\. in it"
+        hint = "-j leaves out the directories of the names"
+        fails(error, "zipalign", built, name, hint=hint)
     fails("cannot pack 'a': the name is in the archive twice", "zipalign", built, "a", "a")
     fails("m.gguf: .*", "zipalign", "m.gguf", "a")
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 import sysconfig
 import tarfile
+import threading
+import time
 import zipfile
 from pathlib import Path
 
@@ -88,6 +91,92 @@ def test_a_failing_step_shows_its_last_lines_and_the_log() -> None:
     log = native.cache() / "logs" / "test.log"
     assert str(log) in caught.value.hint
     assert "line 0" in log.read_text()
+
+
+def test_blank_lines_are_no_last_lines() -> None:
+    script = "import sys; print('reason' + ' \\n\\n' * 20 + 'end'); sys.exit(1)"
+    with pytest.raises(PyllamafileError) as caught:
+        native._run([sys.executable, "-c", script], log="test", what="testing")
+    assert caught.value.message.endswith("):\n  reason \n  end")
+
+
+@pytest.mark.parametrize("moved", [True, False])
+def test_zig_and_npm_follow_the_cache(
+    home: Path, monkeypatch: pytest.MonkeyPatch, moved: bool
+) -> None:
+    """If it was moved; the user's own caches are shared with others otherwise."""
+    monkeypatch.setenv("ZIG_GLOBAL_CACHE_DIR", "the user's")
+    monkeypatch.setenv("npm_config_cache", "the user's")
+    monkeypatch.chdir(home)
+    if moved:
+        monkeypatch.setenv("PYLLAMAFILE_CACHE", "relative")  # programs start in other folders
+    else:
+        monkeypatch.delenv("PYLLAMAFILE_CACHE")
+        monkeypatch.setenv("XDG_CACHE_HOME", str(home))
+    command = ["sh", "-c", 'echo "$ZIG_GLOBAL_CACHE_DIR|$npm_config_cache|$MORE"']
+    native._run(command, log="test", what="testing", variables={"MORE": "more"})
+    zig, npm, more = (native.cache() / "logs" / "test.log").read_text().strip().split("|")
+    expected = [str(home / "relative" / name) for name in ("zig", "npm")]
+    assert [zig, npm] == (expected if moved else ["the user's"] * 2)
+    assert more == "more"
+
+
+def test_who_waits_for_another_says_so() -> None:
+    heard: list[str] = []
+    order: list[str] = []
+
+    def wait() -> None:
+        with native._lock("test", "tests", lambda what, done, total: heard.append(what)):
+            order.append("second")
+
+    with native._lock("test", "tests", lambda what, done, total: heard.append("nothing to say")):
+        thread = threading.Thread(target=wait)
+        thread.start()
+        deadline = time.monotonic() + 10
+        while not heard and time.monotonic() < deadline:
+            time.sleep(0.01)
+        order.append("first")
+    thread.join()
+    assert heard == ["waiting for another pyllamafile that tests"]
+    assert order == ["first", "second"]
+
+
+@pytest.fixture
+def fake_compiler(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let compiling take no time, and leave behind what CMake does."""
+
+    def compile_(*arguments: object) -> bytes:
+        header = native.build_folder(TARGET) / "out" / "llama" / "src" / "llama-version.h"
+        header.parent.mkdir(parents=True)
+        header.write_text('#pragma once\n\n#define LLAMA_VERSION "7.8.9-dev"\n')
+        return b"program"
+
+    monkeypatch.setattr(native, "llama_source", lambda **options: home)
+    monkeypatch.setattr(native, "_compile", compile_)
+
+
+@pytest.mark.usefixtures("fake_compiler")
+def test_the_version_is_what_the_runtime_says() -> None:
+    assert native.build(TARGET).llama_cpp == f"7.8.9-dev ({native.LLAMA_COMMIT})"
+
+
+@pytest.mark.usefixtures("fake_compiler")
+def test_runtimes_that_nobody_asks_for_are_removed(home: Path) -> None:
+    folder = home / "cache" / "runtimes"
+    folder.mkdir(parents=True)
+    month = 30 * 86400
+    for name, age in {
+        f"{TARGET.name}-old.gz": month + 60,
+        f"{TARGET.name}-old.json": month + 60,
+        f"{TARGET.name}-new.gz": month - 60,
+        "other-amd64-old.gz": month + 60,
+    }.items():
+        (folder / name).touch()
+        os.utime(folder / name, (time.time() - age,) * 2)
+    built = native.build(TARGET).path.stem
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        [f"{built}.gz", f"{built}.json", f"{TARGET.name}-new.gz", "other-amd64-old.gz"]
+    )
 
 
 def test_an_interrupt_ends_the_step(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -292,12 +292,20 @@ def test_an_empty_archive(tmp_path: Path) -> None:
     only(path, "llamafile.json", "missing: not built by pyllamafile")
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\3\4", b"GGUF" + bytes(100_000)])
-def test_no_archive_at_all(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"", "no ZIP archive"),
+        (b"PK\3\4", "no ZIP archive"),
+        (b"GGUF" + bytes(100_000), "a bare GGUF"),
+    ],
+    ids=["empty", "4 bytes", "GGUF"],
+)
+def test_no_archive_at_all(tmp_path: Path, content: bytes, problem: str) -> None:
     path = tmp_path / "m.llamafile"
     path.write_bytes(content)
     for function in (verify, work):
-        with pytest.raises(PyllamafileError, match=r"m\.llamafile is no ZIP archive"):
+        with pytest.raises(PyllamafileError, match=rf"m\.llamafile is {problem}"):
             function(path)
 
 

@@ -16,7 +16,7 @@ from typing import BinaryIO
 import pyllamafile
 from pyllamafile import native, zipalign
 from pyllamafile.errors import PyllamafileError
-from pyllamafile.plan import File, Plan, gui_entries, plan, quote
+from pyllamafile.plan import ARGS, GUI, MANIFEST, File, Plan, gui_entries, plan, quote
 from pyllamafile.targets import TARGETS, Runtime, host, select
 from pyllamafile.verify import verify
 from pyllamafile.weights import read, shards
@@ -35,7 +35,7 @@ class Built:
         path: Where it is.
         size: Its length in bytes.
         name: What the model is called.
-        models: Names of the weights inside.
+        models: Names of the weights inside, added ones too.
         targets: Names of the systems that it runs on.
         missing: Names of the systems for which no runtime was at hand.
     """
@@ -87,6 +87,7 @@ def build(
     name = name or _default_name(models)
     destination = Path(output) if output is not None else Path(f"{name}.llamafile")
     extras = [_file(Path(path), entry) for path, entry in add]
+    _check_names(extras, gui)
     inputs = [file.path for file in (*models, *extras)]
     inputs += [Path(args_file)] if args_file is not None else []
     text = _args_text(args, args_file)
@@ -113,7 +114,7 @@ def build(
         path=destination,
         size=layout.size,
         name=name,
-        models=tuple(model.name for model in models),
+        models=tuple(file.name for file in (*models, *extras) if file.name.endswith(".gguf")),
         targets=included,
         missing=tuple(target for target in TARGETS if target not in included),
     )
@@ -158,10 +159,20 @@ def _file(path: Path, name: str) -> File:
     return File(path, name, status.st_size)
 
 
+def _check_names(extras: Sequence[File], gui: bool) -> None:
+    """Leave to us what we write ourselves."""
+    for file in extras:
+        if file.name in (ARGS, MANIFEST) or (gui and file.name.startswith(GUI)):
+            raise PyllamafileError(
+                f"cannot add {file.name!r}: pyllamafile itself writes what has such a name",
+                hint="--args-file FILE gives the text of .args" if file.name == ARGS else None,
+            )
+
+
 def _args_text(args: Sequence[str], args_file: PathLike | None) -> str | None:
     lines = []
     if args_file is not None:
-        path = _file(Path(args_file), ".args").path
+        path = _file(Path(args_file), ARGS).path
         try:
             lines.append(path.read_text(encoding="utf-8").rstrip("\n"))
         except OSError as error:

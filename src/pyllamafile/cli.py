@@ -5,22 +5,32 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO, cast
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 import pyllamafile
 from pyllamafile import native, plan, zipalign
 from pyllamafile.errors import PyllamafileError
-from pyllamafile.inspect import ModelFacts, Report, content
+from pyllamafile.inspect import EntryFacts, ModelFacts, Report, content
 from pyllamafile.targets import TARGETS, host, select
 from pyllamafile.verify import work
 
@@ -35,7 +45,9 @@ _err = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False, markup
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run a command and exit: 0 done, 1 failed, 2 asked in the wrong way, 130 interrupted."""
     try:
-        sys.exit(commands.main(arguments, prog_name="pyllamafile", standalone_mode=False))
+        with contextlib.redirect_stdout(sys.stdout and cast(TextIO, _Output(sys.stdout))):
+            code = commands.main(arguments, prog_name="pyllamafile", standalone_mode=False)
+        sys.exit(code)
     except PyllamafileError as error:
         _fail(error.message, error.hint)
     except click.ClickException as error:
@@ -47,6 +59,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except OSError as error:  # nobody thought of it; click and rich see to a closed pipe
         reason = error.strerror or str(error)
         _fail(f"{error.filename}: {reason}" if error.filename else reason)
+    finally:
+        _drop_unwritten()
 
 
 def _fail(message: str, hint: str | None = None) -> NoReturn:
@@ -55,6 +69,42 @@ def _fail(message: str, hint: str | None = None) -> NoReturn:
     if hint:
         _err.print(Text("hint:", "bold"), _shown(hint))
     sys.exit(1)
+
+
+class _Output:
+    """Standard output, whose errors name it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with self._named():
+            return self._stream.write(text)
+
+    def flush(self) -> None:
+        with self._named():
+            self._stream.flush()
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            error.filename = "standard output"
+            raise
+
+
+def _drop_unwritten() -> None:
+    """Else Python tries it again when it exits, and complains in its own way."""
+    try:
+        if sys.stdout:
+            sys.stdout.flush()
+    except OSError:
+        with Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -111,8 +161,8 @@ def build(
 ) -> None:
     """Pack weights and everything that runs them into one file.
 
-    Parts of a split GGUF (NAME-00001-of-00003.gguf) are taken together. Without
-    --gguf the file is an engine alone, for weights given with -m when it runs.
+    Parts of a split GGUF (NAME-00001-of-00003.gguf) are taken together. With -o and
+    no --gguf the file is an engine alone, for weights given with -m when it runs.
 
     Default arguments go into the entry .args. In a text file of them white space
     separates, # starts a comment, quotes work as in a shell, and $NAME is an
@@ -124,6 +174,8 @@ def build(
       pyllamafile build --gguf phi3.gguf -o phi3.llamafile
       pyllamafile build --gguf phi3.gguf --arg -c --arg 2048 --add LICENSE.txt
     """  # noqa: D301
+    if not gguf and output is None:
+        raise click.UsageError("nothing to pack: give --gguf FILE, or -o OUT for an engine alone")
     with _progress() as tell:
         built = pyllamafile.build(
             gguf,
@@ -142,11 +194,10 @@ def build(
     _out.print(f"  runs on   {', '.join(built.targets)}")
     if built.missing:
         _out.print(f"  lacking   {', '.join(built.missing)} (pyllamafile runtimes build --all)")
-    run = _shown(_as_command(built.path))
-    model = "" if built.models else " -m MODEL.gguf"
+    run = _shown(_as_command(built.path) + _choice(built.models))
     _out.print("try:")
-    _out.print(f'  {run}{model} -p "Once upon a time" -n 64')
-    _out.print(f"  {run}{model}   # web GUI and API on http://127.0.0.1:8080")
+    _out.print(f'  {run} -p "Once upon a time" -n 64')
+    _out.print(f"  {run}   # web GUI and API on http://127.0.0.1:8080")
 
 
 def _announcing(tell: Tell) -> Tell:
@@ -177,24 +228,52 @@ def _as_command(path: Path) -> str:
     return shlex.quote(str(path) if "/" in str(path) else f"./{path}")
 
 
+def _choice(models: Sequence[str]) -> str:
+    """The -m that such a file can't do without; the later parts of a model are not for it."""
+    if not models:
+        return " -m MODEL.gguf"
+    whole = [m for m in models if not re.search(r"-(?!00001)[0-9]{5}-of-[0-9]{5}\.gguf$", m)]
+    return f" -m {shlex.quote('@' + whole[0].removesuffix('.gguf'))}" if len(whole) > 1 else ""
+
+
 # inspect, verify, extract
 
 
 @commands.command()
 @click.argument("file", type=_PATH)
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
-def inspect(file: Path, as_json: bool) -> None:
+@click.option("-a", "--all", "everything", is_flag=True, help="Every file of the web GUI, too.")
+@click.option("--json", "as_json", is_flag=True, help="For programs; always everything.")
+def inspect(file: Path, everything: bool, as_json: bool) -> None:
     """Say what is in a llamafile, a GGUF, or any zip."""
     report = pyllamafile.inspect(file)
     if as_json:
         click.echo(json.dumps(report.as_dict(), indent=2))
     else:
-        _print_report(report)
+        _print_report(report if everything else replace(report, entries=_folded(report.entries)))
+
+
+def _folded(entries: Sequence[EntryFacts]) -> tuple[EntryFacts, ...]:
+    """The same, with the dozens of files of the web GUI as one."""
+    files = [entry for entry in entries if entry.name.startswith(plan.GUI)]
+    if len(files) < 2:
+        return tuple(entries)
+    gui = replace(
+        files[0],
+        name=f"{plan.GUI} ({len(files)} files, --all lists them)",
+        size=sum(entry.size for entry in files),
+        stored_size=sum(entry.stored_size for entry in files),
+        method=", ".join(sorted({entry.method for entry in files})),
+        alignment=min(entry.alignment for entry in files),
+    )
+    at = entries.index(files[0])
+    rest = (entry for entry in entries[at:] if not entry.name.startswith(plan.GUI))
+    return (*entries[:at], gui, *rest)
 
 
 def _print_report(report: Report) -> None:
-    built = f"  built by pyllamafile {report.built_by}" if report.built_by else ""
-    _out.print(_bold(report.path), f" {_size(report.size)}{_shown(built)}")
+    origin = {"called": report.name, "built by pyllamafile": report.built_by}
+    facts = ", ".join(f"{what} {value}" for what, value in origin.items() if value)
+    _out.print(_bold(report.path), f" {_size(report.size)}  {_shown(facts)}".rstrip())
     for model in report.models:
         _print_model(model)
     if report.runtimes:
@@ -359,7 +438,13 @@ def zipalign_command(
 
 def _entry_name(path: Path) -> str:
     """As Info-ZIP names a file: relative, without what leads to the root."""
-    return path.as_posix().lstrip("/")
+    name = path.as_posix().lstrip("/")
+    if ".." in path.parts:
+        raise PyllamafileError(
+            f"cannot pack {name!r}: the name has .. in it",
+            hint="-j leaves out the directories of the names",
+        )
+    return name
 
 
 def _new_manifest(archive: Path, entries: list[zipalign.Entry]) -> list[zipalign.Entry]:
@@ -428,6 +513,15 @@ def build_runtimes(targets: tuple[str, ...], everything: bool, jobs: int | None)
 # progress, text and numbers
 
 
+# What stands behind the bar, by the least total that it is for: of bytes; of steps, each of which
+# takes another time, so that nobody knows when they end; of what has no known end at all.
+_FIGURES = {
+    1 << 16: (TextColumn("{task.percentage:>3.0f}%"), TimeRemainingColumn()),
+    1: (MofNCompleteColumn(), TextColumn("steps"), TimeElapsedColumn()),
+    0: (TimeElapsedColumn(),),
+}
+
+
 @contextlib.contextmanager
 def _progress() -> Iterator[Tell]:
     """A bar on the terminal for what takes over half a second; nothing anywhere else."""
@@ -435,19 +529,16 @@ def _progress() -> Iterator[Tell]:
     if not _err.is_terminal:
         yield lambda what, done, total: None
         return
-    bar = Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f}%"),
-        TimeRemainingColumn(),
-        console=_err,
-        transient=True,
-    )
+    columns = (TextColumn("{task.description}", markup=False), BarColumn())
+    bar = Progress(*columns, console=_err, transient=True)
     tasks: dict[str, TaskID] = {}
 
     def tell(what: str, done: int, total: int) -> None:
-        if time.monotonic() - started < 0.5 and not bar.live.is_started:
+        # What has no known end is not quick, and may tell but once.
+        if total and time.monotonic() - started < 0.5 and not bar.live.is_started:
             return
+        figures = next(figures for least, figures in _FIGURES.items() if total >= least)
+        bar.columns = (*columns, *figures)
         bar.start()
         if what not in tasks:
             for task in tasks.values():

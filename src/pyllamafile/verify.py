@@ -384,6 +384,12 @@ def _survey(file: BinaryIO, path: Path) -> _Survey:
         size = file.seek(0, 2)
         position = _find_end(file, size, report)
         if position is None:
+            file.seek(0)
+            if file.read(4) == b"GGUF":
+                raise PyllamafileError(
+                    f"{path} is a bare GGUF, which has no checksums to verify",
+                    "inspect reads it, build makes a llamafile of it",
+                )
             raise PyllamafileError(
                 f"{path} is no ZIP archive, or one whose end is missing",
                 "the download may have been interrupted: get the file again",

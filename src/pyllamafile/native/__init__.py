@@ -22,8 +22,9 @@ import sys
 import sysconfig
 import tarfile
 import tempfile
+import time
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from platformdirs import user_cache_path
@@ -42,6 +43,8 @@ LLAMA_COMMIT = "0c1e57098"
 OPTIMIZE = "-Os -DNDEBUG"
 LINK = "-s -Wl,--gc-sections"
 
+FORGOTTEN = 30 * 86400  # seconds until a runtime that nothing asks for any more is removed
+
 HERE = Path(__file__).parent
 # Runtimes that came with the package, so that nobody has to compile.
 PREBUILT = HERE / "prebuilt"
@@ -53,7 +56,7 @@ Progress = Callable[[str, int, int], None]
 def cache() -> Path:
     """The folder of everything that was built: ``$PYLLAMAFILE_CACHE`` or the user's cache."""
     given = os.environ.get("PYLLAMAFILE_CACHE")
-    return Path(given) if given else user_cache_path("pyllamafile")
+    return Path(given).absolute() if given else user_cache_path("pyllamafile")
 
 
 def find(target: Target) -> Runtime | None:
@@ -84,7 +87,7 @@ def build(target: Target, *, jobs: int | None = None, progress: Progress | None 
     tell = progress or _silent
     folder = cache() / "runtimes"
     name = f"{target.name}-{_key(target)}"
-    with _lock(f"runtime-{target.name}"):
+    with _lock(f"runtime-{target.name}", f"builds {target.name}", tell):
         if found := _load(folder, name, "cache"):
             return found
         source = llama_source(progress=tell)
@@ -96,12 +99,13 @@ def build(target: Target, *, jobs: int | None = None, progress: Progress | None 
             "packed_sha256": hashlib.sha256(packed).hexdigest(),
             "size": len(program),
             "sha256": hashlib.sha256(program).hexdigest(),
-            "llama_cpp": f"{_llama_version(source)} ({LLAMA_COMMIT})",
+            "llama_cpp": f"{_llama_version(build_folder(target) / 'out')} ({LLAMA_COMMIT})",
             "levels": [level.name for level in target.levels],
         }
         folder.mkdir(parents=True, exist_ok=True)
         _write(folder / f"{name}.gz", packed)
         _write(folder / f"{name}.json", json.dumps(facts, indent=1).encode())
+        _forget(target, name)
     found = _load(folder, name, "cache")
     assert found is not None
     return found
@@ -114,7 +118,7 @@ def build_gui(*, progress: Progress | None = None) -> Path:
         PyllamafileError: A tool is missing, or a step failed; the message names the log.
     """
     tell = progress or _silent
-    with _lock("gui"):
+    with _lock("gui", "builds the web GUI", tell):
         if _gui_path().is_file():
             return _gui_path()
         source = llama_source(progress=tell)
@@ -131,10 +135,11 @@ def llama_source(*, progress: Progress | None = None) -> Path:
     pip is asked for the sdist by name, so the user's own index settings hold; its SHA-256 is
     checked before a byte of it is unpacked.
     """
+    tell = progress or _silent
     folder = cache() / "source" / f"{SDIST}-{SDIST_VERSION}-{SDIST_SHA256[:12]}"
-    with _lock("source"):
+    with _lock("source", "fetches llama.cpp", tell):
         if not folder.is_dir():
-            (progress or _silent)("fetching llama.cpp", 0, 0)
+            tell("fetching llama.cpp", 0, 0)
             with tempfile.TemporaryDirectory(prefix="source-", dir=_folder("source")) as scratch:
                 sdist = _fetch(Path(scratch))
                 unpacked = _unpack(sdist, Path(scratch) / "unpacked")
@@ -172,10 +177,11 @@ def _unpack(sdist: Path, folder: Path) -> Path:
     return next(folder.glob("*/vendor/llama.cpp"))
 
 
-def _llama_version(source: Path) -> str:
-    text = (source / "CMakeLists.txt").read_text()
-    numbers = re.findall(r"LLAMA_VERSION_(?:MAJOR|MINOR|PATCH) (\d+)", text)
-    return ".".join(numbers[:3])
+def _llama_version(compiled: Path) -> str:
+    """What upstream's build calls itself, which is what the runtime says, too."""
+    text = (compiled / "llama" / "src" / "llama-version.h").read_text()
+    (version,) = re.findall(r'#define LLAMA_VERSION "(.+)"', text)
+    return str(version)
 
 
 # Runtimes
@@ -201,6 +207,13 @@ def _load(folder: Path, name: str, origin: str) -> Runtime | None:
         return Runtime(path=path, origin=origin, **{**facts, "levels": tuple(facts["levels"])})
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _forget(target: Target, name: str) -> None:
+    """Remove a target's runtimes of other keys, unless somebody may still switch back."""
+    for path in (cache() / "runtimes").glob(f"{target.name}-*"):
+        if path.stem != name and time.time() - path.stat().st_mtime > FORGOTTEN:
+            path.unlink()
 
 
 def _toolchain(folder: Path, target: Target, zig: Path, source: Path) -> dict[str, Path]:
@@ -288,6 +301,7 @@ def _libraries_compiling(compiler: Path, folder: Path) -> Iterator[None]:
     sample.write_text("int main() { throw 0; }\n")
     process = subprocess.Popen(
         [compiler, *OPTIMIZE.split(), *LINK.split(), sample, "-o", folder / "sample"],
+        env=_environment(),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,  # if it fails, so does the real link, with a log
@@ -319,8 +333,7 @@ def _build_gui(source: Path, scratch: Path, tell: Progress) -> dict[str, bytes]:
     # SvelteKit names a build after the clock; llama.cpp's commit gives the same bytes every time.
     clock = scratch / "clock.cjs"
     clock.write_text(f"Date.now = () => {int(LLAMA_COMMIT, 16)};\n")
-    environment = {
-        **os.environ,
+    variables = {
         "PATH": os.pathsep.join(
             [str(programs), str(node / "bin"), os.environ.get("PATH", os.defpath)]
         ),
@@ -336,7 +349,7 @@ def _build_gui(source: Path, scratch: Path, tell: Progress) -> dict[str, bytes]:
             what="building the web GUI",
             append=number > 0,
             cwd=work,
-            environment=environment,
+            variables=variables,
         )
     files = {
         path.relative_to(work / "dist").as_posix(): path.read_bytes()
@@ -368,7 +381,7 @@ def _run(
     append: bool = False,
     each_line: Callable[[str], None] | None = None,
     cwd: Path | None = None,
-    environment: dict[str, str] | None = None,
+    variables: Mapping[str, str] | None = None,
 ) -> None:
     """Run a program with its output in a log; raises with the log's last lines if it fails."""
     path = _log_path(log)
@@ -380,7 +393,7 @@ def _run(
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             cwd=cwd,
-            env=environment,
+            env={**_environment(), **(variables or {})},
         ) as process,
     ):
         assert process.stdout is not None
@@ -394,12 +407,20 @@ def _run(
             process.terminate()
             raise
     if code != 0:
-        lines = path.read_text(errors="replace").strip().splitlines()
+        lines = list(filter(str.strip, path.read_text(errors="replace").splitlines()))
         tail = "\n".join(f"  {line}" for line in lines[-12:])
         raise PyllamafileError(
             f"{what} failed ({Path(command[0]).name} ended with {code}):\n{tail}",
             hint=_log_hint(log),
         )
+
+
+def _environment() -> dict[str, str]:
+    """What every program gets: where our cache was moved, those of zig and npm are in it."""
+    if not os.environ.get("PYLLAMAFILE_CACHE"):
+        return dict(os.environ)
+    moved = {"ZIG_GLOBAL_CACHE_DIR": cache() / "zig", "npm_config_cache": cache() / "npm"}
+    return {**os.environ, **{name: str(folder) for name, folder in moved.items()}}
 
 
 def _log_path(name: str) -> Path:
@@ -468,13 +489,17 @@ def _write(path: Path, content: bytes) -> None:
 
 
 @contextlib.contextmanager
-def _lock(name: str) -> Iterator[None]:
-    """Let one process at a time do something; the others wait."""
+def _lock(name: str, doing: str, tell: Progress) -> Iterator[None]:
+    """Let one process at a time do something; the others wait, and say so."""
     with (_folder("locks") / name).open("wb") as file:
         with contextlib.suppress(ImportError):
             import fcntl  # not on Windows
 
-            fcntl.flock(file, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                tell(f"waiting for another pyllamafile that {doing}", 0, 0)
+                fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
