@@ -6,6 +6,7 @@ gcc -O3 -march=native here), into the cache. Both programs take turns; the media
 rounds are printed with their ratio, which is above 1 where the llamafile is faster.
 
     scripts/bench_speed.py --model FILE [--rounds N] [--threads N] [--types F16,...] [--level v3]
+        [--peer-flags FLAGS]
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import gzip
 import json
 import math
 import os
+import signal
 import statistics
 import subprocess
 import time
@@ -43,9 +45,10 @@ class Run:
     first: float  # seconds from the start of the program to its first token
 
 
-def upstream() -> Path:
+def upstream(flags: str) -> Path:
     """The folder of upstream's own programs, compiled for this machine."""
-    folder = native.cache() / "bench" / f"upstream-{native.SDIST_SHA256[:12]}"
+    name = "-".join(["upstream", native.SDIST_SHA256[:12], *flags.replace("-", "").split()])
+    folder = native.cache() / "bench" / name
     programs = ["llama-bench", "llama-completion"]
     if not all((folder / "bin" / name).exists() for name in programs):
         print("compiling upstream's llama.cpp (gcc -O3 -march=native), some minutes ...")
@@ -53,6 +56,7 @@ def upstream() -> Path:
         cmake = str(native._program("cmake"))
         off = ("LLAMA_BUILD_TESTS", "LLAMA_BUILD_UI", "LLAMA_USE_PREBUILT_UI", "LLAMA_OPENSSL")
         options = ["-DCMAKE_BUILD_TYPE=Release", *(f"-D{name}=OFF" for name in off)]
+        options += [f"-DCMAKE_C_FLAGS={flags}", f"-DCMAKE_CXX_FLAGS={flags}"]
         quiet = {"check": True, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         subprocess.run([cmake, "-S", source, "-B", folder, *options], **quiet)
         jobs = str(os.cpu_count() or 1)
@@ -71,7 +75,10 @@ def measured(command: list[str], first_output: bool = False) -> tuple[str, float
     process.returncode = os.waitstatus_to_exitcode(status)
     process.stdout.close()
     if process.returncode != 0:
-        raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
+        hint = ""
+        if process.returncode == -signal.SIGILL:
+            hint = "; AMX listed but not usable? --peer-flags='-mno-amx-tile -mno-amx-int8'"
+        raise SystemExit(f"{' '.join(command)} ended with {process.returncode}{hint}")
     if not first_output:
         seconds = time.perf_counter() - start
     return text.decode(), seconds, usage.ru_maxrss / 1024
@@ -108,6 +115,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--types", default=TYPES)
     parser.add_argument("--level", help="a level of the kernels instead of the best")
+    parser.add_argument("--peer-flags", default="", help="more compiler flags for upstream")
     options = parser.parse_args()
     if options.level:
         os.environ["PYLLAMAFILE_CPU"] = options.level
@@ -120,7 +128,7 @@ def main() -> None:
     program = folder / "runtime"
     program.write_bytes(gzip.decompress(native.build(here).path.read_bytes()))
     program.chmod(0o755)
-    peer = upstream()
+    peer = upstream(options.peer_flags)
     version = subprocess.run([program, "--version"], capture_output=True, text=True, check=True)
     # in a process of its own: a child's peak of memory begins with that of its parent
     with ProcessPoolExecutor(1) as pool:

@@ -49,14 +49,25 @@ def model() -> Path:
     return path
 
 
-@pytest.fixture(scope="session")
-def runtime(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The native program for this machine, unpacked."""
-    built = native.build(TARGETS["linux-amd64"])
-    path = tmp_path_factory.mktemp("runtime") / "runtime"
+def unpacked(target: str, folder: Path) -> Path:
+    """The native program of a target."""
+    built = native.build(TARGETS[target])
+    path = folder / f"runtime-{target}"
     path.write_bytes(gzip.decompress(built.path.read_bytes()))
     path.chmod(0o755)
     return path
+
+
+@pytest.fixture(scope="session")
+def runtime(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The program for this machine."""
+    return unpacked("linux-amd64", tmp_path_factory.mktemp("runtime"))
+
+
+@pytest.fixture(scope="session")
+def runtime_arm64(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The program for Linux on arm64."""
+    return unpacked("linux-arm64", tmp_path_factory.mktemp("runtime"))
 
 
 @pytest.fixture(scope="session")

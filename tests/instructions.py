@@ -25,11 +25,39 @@ _V3_NAMES = re.compile(r"(mulx|pdep|pext|rorx|sarx|shlx|shrx|bzhi)[lq]?\Z|v(?!er
 _V3_REGISTERS = re.compile("%ymm")
 _AVX512_REGISTERS = re.compile(r"%zmm|%k[0-7]\b|%[xy]mm(1[6-9]|2\d|3[01])")
 
-LEVELS = ["", "v2", "v3", "avx512"]
+# Arm Architecture Reference Manual: FEAT_I8MM, FEAT_DotProd, and FEAT_FP16, whose arithmetic is
+# on registers or lanes of 16 bits, where the base only converts such numbers. What no level has is
+# there as well: SVE's registers, LSE's atomics, BF16.
+_I8MM = re.compile(r"(s|u|us)mmla\Z|(us|su)dot\Z")
+_DOTPROD = re.compile(r"[su]dot\Z")
+_FP16 = re.compile(r"f(?!cvt|mov\b|csel).*[ \t{,](h\d+|v\d+\.[48]?h)\b")
+_NEVER = re.compile(
+    r".*[ \t{,](z|p)\d+\.|bf(dot|mmla|mlal[bt]|cvtn?2?)\b"
+    r"|(ld(add|clr|eor|set|smax)|cas|swp)[abhlp]*\b"
+)
+
+LEVELS = {
+    "amd64": ["", "v2", "v3", "avx512"],
+    "arm64": ["", "v8", "dotprod", "i8mm", "none"],
+}
+OBJDUMP = {"amd64": "objdump", "arm64": "aarch64-linux-gnu-objdump"}
 
 
-def level(instruction: str) -> str:
-    """The lowest level that has an instruction; empty for what every amd64 has."""
+def level(instruction: str, arch: str = "amd64") -> str:
+    """The lowest level that has an instruction; empty for what every processor has."""
+    return {"amd64": _level_amd64, "arm64": _level_arm64}[arch](instruction)
+
+
+def _level_arm64(instruction: str) -> str:
+    name = instruction.split(None, 1)[0]
+    if _NEVER.match(instruction):
+        return "none"
+    if _I8MM.match(name):
+        return "i8mm"
+    return "dotprod" if _DOTPROD.match(name) or _FP16.match(instruction) else ""
+
+
+def _level_amd64(instruction: str) -> str:
     name = instruction.split(None, 1)[0]
     if _AVX512_REGISTERS.search(instruction):
         return "avx512"
@@ -46,16 +74,17 @@ class Part:
     end: int
     object: str
     section: str
+    lowest: str  # the level of upstream's own library
 
     @property
     def level(self) -> str:
         """The level whose library the piece came from; empty if from no such library."""
         if found := re.search(r"ggml-cpu-(\w+)\.a\(", self.object):
             return found[1]
-        return "v2" if "libggml-cpu.a(" in self.object else ""
+        return self.lowest if "libggml-cpu.a(" in self.object else ""
 
 
-def link(command: str, folder: Path, output: Path) -> list[Part]:
+def link(command: str, folder: Path, output: Path, arch: str) -> list[Part]:
     """Link a program once more, as `command` does, and return what it is made of."""
     assert " -o runtime " in command
     command = command.replace(" -o runtime ", f" -Wl,--print-map -o {output} ")
@@ -65,7 +94,7 @@ def link(command: str, folder: Path, output: Path) -> list[Part]:
     found = [match.groups() for line in done.stdout.splitlines() if (match := row.match(line))]
     return sorted(
         (
-            Part(int(start, 16), int(start, 16) + int(size, 16), name, section)
+            Part(int(start, 16), int(start, 16) + int(size, 16), name, section, LEVELS[arch][1])
             for start, size, name, section in found
             if int(size, 16)
         ),
@@ -73,26 +102,26 @@ def link(command: str, folder: Path, output: Path) -> list[Part]:
     )
 
 
-def instructions(program: Path) -> Iterator[tuple[int, str]]:
+def instructions(program: Path, arch: str) -> Iterator[tuple[int, str]]:
     """Address and text of every instruction."""
-    command = ["objdump", "-d", "--no-show-raw-insn", str(program)]
+    command = [OBJDUMP[arch], "-d", "--no-show-raw-insn", str(program)]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     for line in text.splitlines():
         if match := re.match(r"\s*([0-9a-f]+):\t(\S.*)", line):
             yield int(match[1], 16), match[2]
 
 
-def misplaced(program: Path, parts: list[Part]) -> list[str]:
+def misplaced(program: Path, parts: list[Part], arch: str) -> list[str]:
     """Instructions above the level of the part that they are in."""
     starts = [part.start for part in parts]
     wrong = []
-    for address, text in instructions(program):
-        needed = level(text)
+    for address, text in instructions(program, arch):
+        needed = level(text, arch)
         if not needed:
             continue
         part = parts[bisect.bisect_right(starts, address) - 1]
         own = part.level if address < part.end else ""
-        if LEVELS.index(needed) > LEVELS.index(own):
+        if LEVELS[arch].index(needed) > LEVELS[arch].index(own):
             wrong.append(f"{part.object} {part.section}: {text}")
     return wrong
 
@@ -109,5 +138,5 @@ def taken_too_high(parts: list[Part], lowest: set[str]) -> list[str]:
     return [
         f"{part.object} {part.section}"
         for part in parts
-        if part.level in LEVELS[2:] and part.section.removeprefix(".text.") in lowest
+        if part.level not in ("", part.lowest) and part.section.removeprefix(".text.") in lowest
     ]

@@ -5,17 +5,26 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 
 import instructions
 import pytest
 from conftest import Run, need
 
+import pyllamafile
 from pyllamafile import native
 from pyllamafile.native.levels import header, identifier
-from pyllamafile.targets import TARGETS
+from pyllamafile.targets import TARGETS, Target
 
-LEVELS = [level.name for level in TARGETS["linux-amd64"].levels]
+LEVELS = {name: [level.name for level in target.levels] for name, target in TARGETS.items()}
+
+# Which of qemu's processors gets which level; the highest last.
+PROCESSORS = {
+    "linux-amd64": {"Nehalem": "v2", "Haswell": "v3"},
+    "linux-arm64": {"cortex-a53": "v8", "cortex-a76": "dotprod", "max": "i8mm"},
+}
+QEMU = {"linux-amd64": "qemu-x86_64-static", "linux-arm64": "qemu-aarch64-static"}
 
 # Itanium C++ ABI, 5.1: `St` is the namespace std, `Z` what is local to a function.
 STANDARD = re.compile(r"_ZZ?N?St")
@@ -59,15 +68,45 @@ def expected(runtime: Path, phi3: Path, run: Run) -> bytes:
 
 
 @pytest.mark.native
-@pytest.mark.parametrize(("cpu", "level"), [("Nehalem", "v2"), ("Haswell", "v3")])
+@pytest.mark.parametrize(
+    ("target", "cpu"), [(target, cpu) for target, row in PROCESSORS.items() for cpu in row]
+)
 def test_a_processor_gets_its_level(
-    cpu: str, level: str, qemu: str, runtime: Path, phi3: Path, run: Run, expected: bytes
+    target: str, cpu: str, phi3: Path, run: Run, expected: bytes, request: pytest.FixtureRequest
 ) -> None:
-    done = run(qemu, "-cpu", cpu, runtime, "--version")
+    program = request.getfixturevalue("runtime_arm64" if "arm64" in target else "runtime")
+    emulated = [need(QEMU[target], "qemu-user-static"), "-cpu", cpu, program]
+    done = run(*emulated, "--version")
     assert done.returncode == 0
-    assert f"CPU level {level}\n" in done.stdout.decode()
-    done = run(qemu, "-cpu", cpu, runtime, *prompt(phi3))
+    assert f"{target}, CPU level {PROCESSORS[target][cpu]}\n" in done.stdout.decode()
+    done = run(*emulated, *prompt(phi3))
     assert (done.returncode, done.stdout) == (0, expected)
+
+
+@pytest.mark.native
+def test_real_weights_on_arm64(
+    runtime: Path, runtime_arm64: Path, model: Path, run: Run, tmp_path: Path
+) -> None:
+    """Out of the file that runs here as well: the launch script's choice, then the program."""
+    qemu = need("qemu-aarch64-static", "qemu-user-static")
+    file = pyllamafile.build(model, tmp_path / "f", targets=["linux-amd64", "linux-arm64"]).path
+    arguments = ("-p", "The capital of France is", "-n", "6", "--temp", "0")
+    uname = tmp_path / "bin" / "uname"
+    uname.parent.mkdir()
+    uname.write_text("#!/bin/sh\necho Linux aarch64\n")
+    uname.chmod(0o755)
+    environment = {
+        **os.environ,
+        "PATH": f"{uname.parent}:{os.environ['PATH']}",
+        "PYLLAMAFILE_CACHE": str(tmp_path / "cache"),
+    }
+    # Where no binfmt handler is set up the program can't start, but it is unpacked by then.
+    run(file, "--version", env=environment)
+    programs = [path for path in (tmp_path / "cache" / "run").iterdir() if path.is_file()]
+    assert [path.read_bytes() for path in programs] == [runtime_arm64.read_bytes()]
+    done = run(qemu, "-cpu", "max", programs[0], "--llamafile", file, *arguments)
+    assert (done.returncode, done.stdout) == (0, run(file, *arguments).stdout)
+    assert b"Paris" in done.stdout
 
 
 @pytest.mark.native
@@ -79,7 +118,7 @@ def test_an_older_one_gets_a_clear_line(cpu: str, qemu: str, runtime: Path, run:
 
 
 @pytest.mark.native
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", LEVELS["linux-amd64"])
 def test_a_level_can_be_asked_for(
     level: str, runtime: Path, phi3: Path, run: Run, expected: bytes
 ) -> None:
@@ -102,48 +141,58 @@ def test_a_level_that_is_not_there_is_refused(qemu: str, runtime: Path, run: Run
     assert b"it has: v2" in done.stderr
 
 
-@pytest.fixture(scope="module")
-def linking(runtime: Path) -> tuple[str, Path]:
-    """The command that links the program, and the folder where it does."""
-    need("objdump", "binutils")
-    target = TARGETS["linux-amd64"]
+@dataclass(frozen=True)
+class Linking:
+    """How a program was linked: the command, the folder where, and for which architecture."""
+
+    command: str
+    folder: Path
+    target: Target
+
+    @property
+    def archives(self) -> list[Path]:
+        """The levels' libraries, the lowest first."""
+        own = [self.folder / f"ggml-cpu-{level}.a" for level in LEVELS[self.target.name][1:]]
+        return [self.folder / "llama/ggml/src/libggml-cpu.a", *own]
+
+
+@pytest.fixture(scope="module", params=TARGETS)
+def linking(request: pytest.FixtureRequest) -> Linking:
+    target = TARGETS[request.param]
+    need(instructions.OBJDUMP[target.arch], "binutils binutils-aarch64-linux-gnu")
+    native.build(target)
     folder = native.build_folder(target) / "out"
     if not (folder / "build.ninja").exists():
         native._compile(target, native.llama_source(), None, native._silent)
     command = [native._program("ninja"), "-t", "commands", "runtime"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
-    return done.stdout.strip().splitlines()[-1], folder
+    return Linking(done.stdout.strip().splitlines()[-1], folder, target)
 
 
 @pytest.mark.native
-def test_no_instruction_stands_outside_of_its_level(
-    linking: tuple[str, Path], tmp_path: Path
-) -> None:
+def test_no_instruction_stands_outside_of_its_level(linking: Linking, tmp_path: Path) -> None:
     program = tmp_path / "program"
-    parts = instructions.link(*linking, program)
-    assert {part.level for part in parts} == {"", *LEVELS}
-    assert instructions.misplaced(program, parts) == []
-    lowest = instructions.external(linking[1] / "llama/ggml/src/libggml-cpu.a")
+    arch = linking.target.arch
+    parts = instructions.link(linking.command, linking.folder, program, arch)
+    assert {part.level for part in parts} == {"", *LEVELS[linking.target.name]}
+    assert instructions.misplaced(program, parts, arch) == []
+    lowest = instructions.external(linking.archives[0])
     assert instructions.taken_too_high(parts, lowest) == []
 
 
 @pytest.mark.native
-def test_the_wrong_order_of_linking_is_found(linking: tuple[str, Path], tmp_path: Path) -> None:
-    command, folder = linking
-    assert command.count(" ggml-cpu-avx512.a") == 1
-    command = command.replace(" ggml-cpu-avx512.a", "")
-    command = command.replace(" -o runtime ", " -o runtime ggml-cpu-avx512.a ")
-    parts = instructions.link(command, folder, tmp_path / "program")
-    lowest = instructions.external(folder / "llama/ggml/src/libggml-cpu.a")
-    assert instructions.taken_too_high(parts, lowest)
+def test_the_wrong_order_of_linking_is_found(linking: Linking, tmp_path: Path) -> None:
+    highest = linking.archives[-1].name
+    assert linking.command.count(f" {highest}") == 1
+    command = linking.command.replace(f" {highest}", "")
+    command = command.replace(" -o runtime ", f" -o runtime {highest} ")
+    parts = instructions.link(command, linking.folder, tmp_path / "program", linking.target.arch)
+    assert instructions.taken_too_high(parts, instructions.external(linking.archives[0]))
 
 
 @pytest.mark.native
-def test_levels_share_nothing_but_templates_of_the_standard_library(
-    linking: tuple[str, Path],
-) -> None:
-    archives = ["llama/ggml/src/libggml-cpu.a", *(f"ggml-cpu-{level}.a" for level in LEVELS[1:])]
-    sets = [instructions.external(linking[1] / archive) for archive in archives]
+def test_levels_share_nothing_but_templates_of_the_standard_library(linking: Linking) -> None:
+    sets = [instructions.external(archive) for archive in linking.archives]
     for number, names in enumerate(sets):
         for others in sets[number + 1 :]:
             assert [name for name in names & others if not STANDARD.match(name)] == []
@@ -167,6 +216,27 @@ def test_levels_share_nothing_but_templates_of_the_standard_library(
 )
 def test_the_level_of_an_instruction(text: str, level: str) -> None:
     assert instructions.level(text) == level
+
+
+@pytest.mark.parametrize(
+    ("text", "level"),
+    [
+        ("fmla\tv0.4s, v1.4s, v2.4s", ""),
+        ("fcvtl\tv0.4s, v1.4h", ""),
+        ("fcvt\ts0, h1", ""),
+        ("smull\tv0.8h, v1.8b, v2.8b", ""),
+        ("ldaxr\tw0, [x1]", ""),
+        ("sdot\tv0.4s, v1.16b, v2.16b", "dotprod"),
+        ("fmla\tv0.8h, v1.8h, v2.8h", "dotprod"),
+        ("fadd\th0, h1, h2", "dotprod"),
+        ("smmla\tv0.4s, v1.16b, v2.16b", "i8mm"),
+        ("usdot\tv0.4s, v1.16b, v2.16b", "i8mm"),
+        ("ldadd\tw0, w1, [x2]", "none"),
+        ("fmla\tz0.s, p0/m, z1.s, z2.s", "none"),
+    ],
+)
+def test_the_level_of_an_instruction_of_arm(text: str, level: str) -> None:
+    assert instructions.level(text, "arm64") == level
 
 
 def prompt(model: Path) -> tuple[str | Path, ...]:

@@ -100,6 +100,12 @@ AMD64_AVX512 = _level(
     AMD64_V3,
 )
 
+# zig takes the last -mcpu, with LLVM's names of features. SVE is left out: nobody could measure
+# here whether it pays.
+ARM64_V8 = _level("v8", "")
+ARM64_DOTPROD = _level("dotprod", "-mcpu=generic+dotprod+fullfp16")
+ARM64_I8MM = _level("i8mm", "-mcpu=generic+dotprod+fullfp16+i8mm")
+
 TARGETS: dict[str, Target] = {
     target.name: target
     for target in (
@@ -110,6 +116,14 @@ TARGETS: dict[str, Target] = {
             system="Linux",
             base="x86_64",
             levels=(AMD64_V2, AMD64_V3, AMD64_AVX512),
+        ),
+        Target(
+            name="linux-arm64",
+            triple="aarch64-linux-musl",
+            uname=("Linux aarch64", "Linux arm64"),
+            system="Linux",
+            base="generic",
+            levels=(ARM64_V8, ARM64_DOTPROD, ARM64_I8MM),
         ),
     )
 }

@@ -9,7 +9,7 @@
 
 // Every level is a build of ggml's kernels for one instruction set. The best that the processor
 // and the operating system have is chosen before anything else happens, so that nothing that
-// they lack is ever executed. upstream's own detection loads libraries, which a static program
+// they lack is ever executed. Upstream's own detection loads libraries, which a static program
 // can't; __builtin_cpu_supports answers 0 to everything under zig 0.17.1.
 
 struct level {
@@ -79,6 +79,37 @@ bool has_avx512() {
 }
 
 const char NEEDED[] = "SSE4.2 is needed (Intel since 2008, AMD since 2011)";
+
+} // namespace
+
+#elif defined(__aarch64__)
+
+#include <sys/auxv.h>
+
+namespace {
+
+// Bits of the auxiliary vector (linux/arch/arm64/include/uapi/asm/hwcap.h): what the kernel
+// offers is what both the processor and the kernel have.
+const unsigned long FPHP = 1ul << 9, ASIMDHP = 1ul << 10, ASIMDDP = 1ul << 20; // AT_HWCAP
+const unsigned long I8MM = 1ul << 13;                                          // AT_HWCAP2
+
+bool has_all(unsigned long type, unsigned long wanted) {
+    return (getauxval(type) & wanted) == wanted;
+}
+
+bool has_v8() {
+    return true; // every arm64 has it
+}
+
+bool has_dotprod() {
+    return has_all(AT_HWCAP, FPHP | ASIMDHP | ASIMDDP);
+}
+
+bool has_i8mm() {
+    return has_dotprod() && has_all(AT_HWCAP2, I8MM);
+}
+
+const char NEEDED[] = "ARMv8 is needed";
 
 } // namespace
 
