@@ -30,21 +30,33 @@ def tiny_gguf(path: Path, *, name: str = "Tiny", tokens: int = 64, arch: str = "
     return path
 
 
-def tiny_phi3(path: Path, vocabulary: Path) -> Path:
+def tiny_phi3(
+    path: Path,
+    vocabulary: Path,
+    *,
+    width: int = 64,
+    inner: int = 128,
+    heads: int = 2,
+    kv_heads: int = 2,
+) -> Path:
     """A phi3 model with Phi-3's real vocabulary and random weights, one layer deep.
 
     Args:
         path: The file to write.
         vocabulary: The sdist's models/ggml-vocab-phi-3.gguf.
+        width: Of the embedding.
+        inner: Width of the feed-forward network.
+        heads: Of attention.
+        kv_heads: How many of them have keys and values of their own.
     """
-    width, inner, heads = 64, 128, 2
+    queries = (heads + 2 * kv_heads) * width // heads
     hyperparameters = {
         "phi3.context_length": 4096,
         "phi3.embedding_length": width,
         "phi3.feed_forward_length": inner,
         "phi3.block_count": 1,
         "phi3.attention.head_count": heads,
-        "phi3.attention.head_count_kv": heads,
+        "phi3.attention.head_count_kv": kv_heads,
         "phi3.rope.dimension_count": width // heads,
     }
     writer = gguf.GGUFWriter(path, "phi3")
@@ -64,7 +76,7 @@ def tiny_phi3(path: Path, vocabulary: Path) -> Path:
         "output_norm.weight": (width,),
         "output.weight": (tokens, width),
         "blk.0.attn_norm.weight": (width,),
-        "blk.0.attn_qkv.weight": (3 * width, width),
+        "blk.0.attn_qkv.weight": (queries, width),
         "blk.0.attn_output.weight": (width, width),
         "blk.0.ffn_norm.weight": (width,),
         "blk.0.ffn_up.weight": (2 * inner, width),

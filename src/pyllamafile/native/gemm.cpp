@@ -1,0 +1,594 @@
+// Products of weights with many columns, which is what reading a prompt consists of. For the
+// types of weights below, upstream's kernels unpack every weight again for every few columns;
+// here it is unpacked once for all of them, into the order in which the processor multiplies.
+// What is not for us goes on to upstream's llamafile_sgemm.
+//
+// Some rows of weights at a time are unpacked into a panel, in which what every row has at one
+// place stands side by side, as the lanes of a register. Then the panel meets all columns, a few
+// at a time.
+
+#include "llamafile/sgemm.h"
+
+#include "ggml-cpu-impl.h"
+#include "quants.h"
+#include "simd-mappings.h"
+
+#define GGML_COMMON_IMPL_CPP
+#include "ggml-common.h" // kvalues_iq4nl
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+
+namespace {
+
+const int QUANTS = 32;         // in a block of the types here
+const int STEPS = QUANTS / 4;  // four at a time
+const int64_t FEW_COLUMNS = 8; // below, unpacking doesn't pay
+
+#if defined(__AVX512F__) && defined(__AVX512VNNI__)
+
+const int LANES = 16;
+const int COLUMNS = 8; // of a tile: accumulators in registers
+using floats = __m512;
+using ints = __m512i;
+
+inline floats zero() {
+    return _mm512_setzero_ps();
+}
+inline floats load(const float * p) {
+    return _mm512_load_ps(p);
+}
+inline floats all(float x) {
+    return _mm512_set1_ps(x);
+}
+inline ints all(int32_t x) {
+    return _mm512_set1_epi32(x);
+}
+inline floats to_floats(ints x) {
+    return _mm512_cvtepi32_ps(x);
+}
+inline floats multiply(floats a, floats b) {
+    return _mm512_mul_ps(a, b);
+}
+inline floats multiply_add(floats a, floats b, floats sum) {
+    return _mm512_fmadd_ps(a, b, sum);
+}
+inline void store(float * p, floats x) {
+    _mm512_storeu_ps(p, x);
+}
+
+#else
+
+const int LANES = 8;
+const int COLUMNS = 4;
+using floats = __m256;
+using ints = __m256i;
+
+inline floats zero() {
+    return _mm256_setzero_ps();
+}
+inline floats load(const float * p) {
+    return _mm256_load_ps(p);
+}
+inline floats all(float x) {
+    return _mm256_set1_ps(x);
+}
+inline ints all(int32_t x) {
+    return _mm256_set1_epi32(x);
+}
+inline floats to_floats(ints x) {
+    return _mm256_cvtepi32_ps(x);
+}
+inline floats multiply(floats a, floats b) {
+    return _mm256_mul_ps(a, b);
+}
+inline floats multiply_add(floats a, floats b, floats sum) {
+    return _mm256_fmadd_ps(a, b, sum);
+}
+inline void store(float * p, floats x) {
+    _mm256_storeu_ps(p, x);
+}
+
+#endif
+
+struct alignas(64) line {
+    uint8_t bytes[64];
+};
+
+// Memory of a thread for as long as it lives; grows to what was asked for at most.
+template <typename T> T * scratch(std::vector<line> & memory, size_t count) {
+    const size_t lines = (count * sizeof(T) + sizeof(line) - 1) / sizeof(line);
+    if (memory.size() < lines) {
+        memory.resize(lines);
+    }
+    return reinterpret_cast<T *>(memory.data());
+}
+
+thread_local std::vector<line> panel_memory;
+thread_local std::vector<line> column_memory;
+
+// Lets the threads, all of which come here, do jobs until there are none left.
+template <typename work>
+void share(const ggml_compute_params * params, int64_t jobs, const work & run) {
+    if (params->ith == 0) {
+        ggml_threadpool_chunk_set(params->threadpool, params->nth);
+    }
+    ggml_barrier(params->threadpool);
+    for (int64_t job = params->ith; job < jobs;
+         job = ggml_threadpool_chunk_add(params->threadpool, 1)) {
+        run(job);
+    }
+    ggml_barrier(params->threadpool);
+}
+
+// Turns eight rows of eight 32-bit values into columns.
+inline void transpose(__m256i (&x)[8]) {
+    __m256i pairs[8], fours[8];
+    for (int i = 0; i < 8; i += 2) {
+        pairs[i] = _mm256_unpacklo_epi32(x[i], x[i + 1]);
+        pairs[i + 1] = _mm256_unpackhi_epi32(x[i], x[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4) {
+        fours[i] = _mm256_unpacklo_epi64(pairs[i], pairs[i + 2]);
+        fours[i + 1] = _mm256_unpackhi_epi64(pairs[i], pairs[i + 2]);
+        fours[i + 2] = _mm256_unpacklo_epi64(pairs[i + 1], pairs[i + 3]);
+        fours[i + 3] = _mm256_unpackhi_epi64(pairs[i + 1], pairs[i + 3]);
+    }
+    for (int i = 0; i < 4; i++) {
+        x[i] = _mm256_permute2x128_si256(fours[i], fours[i + 4], 0x20);
+        x[i + 4] = _mm256_permute2x128_si256(fours[i], fours[i + 4], 0x31);
+    }
+}
+
+inline int32_t four(const int8_t * p) {
+    int32_t out;
+    memcpy(&out, p, sizeof(out));
+    return out;
+}
+
+// Adds up, lane by lane, the products of a block of quants with the same quants of columns.
+
+#if defined(__AVX512F__) && defined(__AVX512VNNI__)
+
+const bool SIGNED = false; // wide quants stand in a panel with 128 added
+
+template <bool WIDE, int N>
+inline void dot(ints (&sums)[N], const uint8_t * q, const int8_t * const (&columns)[N]) {
+    for (int step = 0; step < STEPS; step++) {
+        const ints weights = _mm512_load_si512(q + step * sizeof(ints));
+        for (int c = 0; c < N; c++) {
+            sums[c] = _mm512_dpbusd_epi32(sums[c], weights, all(four(columns[c] + 4 * step)));
+        }
+    }
+}
+
+#else
+
+const bool SIGNED = true; // two products of wide ones would not fit 16 bits otherwise
+
+template <bool WIDE, int N>
+inline void dot(ints (&sums)[N], const uint8_t * q, const int8_t * const (&columns)[N]) {
+    const ints ones = _mm256_set1_epi16(1);
+    const int together = WIDE ? 1 : 4; // steps whose sums fit 16 bits: 4 x 2 x 31 x 127
+    for (int first = 0; first < STEPS; first += together) {
+        ints pairs[N];
+        for (int step = first; step < first + together; step++) {
+            const ints weights = _mm256_load_si256((const ints *)(q + step * sizeof(ints)));
+            const ints size = WIDE ? _mm256_abs_epi8(weights) : weights;
+            for (int c = 0; c < N; c++) {
+                const ints column = all(four(columns[c] + 4 * step));
+                const ints sign = WIDE ? _mm256_sign_epi8(column, weights) : column;
+                const ints more = _mm256_maddubs_epi16(size, sign);
+                pairs[c] = step == first ? more : _mm256_add_epi16(pairs[c], more);
+            }
+        }
+        for (int c = 0; c < N; c++) {
+            sums[c] = _mm256_add_epi32(sums[c], _mm256_madd_epi16(pairs[c], ones));
+        }
+    }
+}
+
+#endif
+
+// What the types of weights have in common (ggml-common.h): a block is 32 quants, and a weight is
+// (quant - OFFSET) * d, or quant * d + m. WIDE ones need all eight bits.
+template <bool wide, int offset, typename columns> struct kind {
+    static constexpr bool WIDE = wide;
+    static constexpr int OFFSET = wide && SIGNED ? 0 : offset;
+    static constexpr bool MIN = std::is_same<columns, block_q8_1>::value;
+    using column = columns;
+};
+
+template <typename block> struct traits;
+template <> struct traits<block_q4_0> : kind<false, 8, block_q8_0> {};
+template <> struct traits<block_q4_1> : kind<false, 0, block_q8_1> {};
+template <> struct traits<block_q5_0> : kind<false, 16, block_q8_0> {};
+template <> struct traits<block_q5_1> : kind<false, 0, block_q8_1> {};
+template <> struct traits<block_q8_0> : kind<true, 128, block_q8_0> {};
+template <> struct traits<block_iq4_nl> : kind<true, 128, block_q8_0> {};
+
+inline __m256i nibbles(const uint8_t * qs) {
+    const __m128i packed = _mm_loadu_si128((const __m128i *)qs);
+    const __m256i both = _mm256_set_m128i(_mm_srli_epi16(packed, 4), packed);
+    return _mm256_and_si256(both, _mm256_set1_epi8(15));
+}
+
+// Bit i of a word as 16 in byte i.
+inline __m256i fifth_bits(const uint8_t * qh) {
+    uint32_t word;
+    memcpy(&word, qh, sizeof(word));
+    const __m256i spread =
+        _mm256_shuffle_epi8(_mm256_set1_epi32((int32_t)word),
+                            _mm256_set_epi64x(0x0303030303030303, 0x0202020202020202,
+                                              0x0101010101010101, 0x0000000000000000));
+    const __m256i bit = _mm256_set1_epi64x((int64_t)0x8040201008040201);
+    const __m256i set = _mm256_cmpeq_epi8(_mm256_and_si256(spread, bit), bit);
+    return _mm256_and_si256(set, _mm256_set1_epi8(16));
+}
+
+inline __m256i unpack(const block_q4_0 & x) {
+    return nibbles(x.qs);
+}
+inline __m256i unpack(const block_q4_1 & x) {
+    return nibbles(x.qs);
+}
+inline __m256i unpack(const block_q5_0 & x) {
+    return _mm256_or_si256(nibbles(x.qs), fifth_bits(x.qh));
+}
+inline __m256i unpack(const block_q5_1 & x) {
+    return _mm256_or_si256(nibbles(x.qs), fifth_bits(x.qh));
+}
+inline __m256i biased(__m256i quants) {
+    return SIGNED ? quants : _mm256_xor_si256(quants, _mm256_set1_epi8((char)0x80));
+}
+inline __m256i unpack(const block_q8_0 & x) {
+    return biased(_mm256_loadu_si256((const __m256i *)x.qs));
+}
+inline __m256i unpack(const block_iq4_nl & x) {
+    const __m128i values = _mm_loadu_si128((const __m128i *)kvalues_iq4nl);
+    return biased(_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(values), nibbles(x.qs)));
+}
+
+template <typename block> inline float minimum(const block & x) {
+    if constexpr (traits<block>::MIN) {
+        return GGML_CPU_FP16_TO_FP32(x.m);
+    } else {
+        return 0;
+    }
+}
+
+// A block of every row of a panel: of four neighbouring quants of every row, one instruction
+// makes the products with the same four of a column, and adds them up.
+struct panel_block {
+    alignas(64) uint8_t quants[STEPS][LANES][4];
+    alignas(64) float scales[LANES];
+    alignas(64) float minima[LANES];
+};
+
+// Unpacks rows; the last one again in place of those that there aren't.
+template <typename block>
+void unpack_panel(panel_block * panel, const block * rows, int64_t stride, int count,
+                  int64_t blocks) {
+    for (int64_t b = 0; b < blocks; b++) {
+        panel_block & out = panel[b];
+        for (int first = 0; first < LANES; first += 8) {
+            __m256i eight[8];
+            for (int i = 0; i < 8; i++) {
+                const int r = first + i;
+                const block & x = rows[std::min(r, count - 1) * stride + b];
+                eight[i] = unpack(x);
+                out.scales[r] = GGML_CPU_FP16_TO_FP32(x.d);
+                out.minima[r] = minimum(x);
+            }
+            transpose(eight);
+            for (int step = 0; step < STEPS; step++) {
+                _mm256_store_si256((__m256i *)out.quants[step][first], eight[step]);
+            }
+        }
+    }
+}
+
+// What a block of a column adds besides its quants: its scale, and the sum of its quants, which
+// weighs the offset or the minimum of the weights.
+struct column_block {
+    float scale;
+    union {
+        int32_t start; // of the sums, to undo the offset
+        float sum;     // of the column's values
+    };
+};
+
+inline int32_t sum_of(const int8_t * quants) {
+    int32_t sum = 0;
+    for (int i = 0; i < QUANTS; i++) {
+        sum += quants[i];
+    }
+    return sum;
+}
+
+template <int OFFSET> column_block describe(const block_q8_0 & x) {
+    column_block out = { GGML_CPU_FP16_TO_FP32(x.d), { 0 } };
+    out.start = OFFSET == 0 ? 0 : -OFFSET * sum_of(x.qs);
+    return out;
+}
+template <int OFFSET> column_block describe(const block_q8_1 & x) {
+    column_block out = { GGML_CPU_FP16_TO_FP32(x.d), { 0 } };
+    out.sum = GGML_CPU_FP16_TO_FP32(x.s);
+    return out;
+}
+
+void write(float * to, floats x, int count) {
+    if (count == LANES) {
+        return store(to, x);
+    }
+    float values[LANES];
+    store(values, x);
+    memcpy(to, values, count * sizeof(float));
+}
+
+// A panel times N columns.
+template <typename T, int N>
+void tile(const panel_block * panel, int64_t blocks, const typename T::column * columns,
+          int64_t stride, const column_block * facts, float * out, int64_t ldc, int count) {
+    floats totals[N];
+    for (int c = 0; c < N; c++) {
+        totals[c] = zero();
+    }
+    for (int64_t b = 0; b < blocks; b++) {
+        ints sums[N];
+        const int8_t * quants[N];
+        for (int c = 0; c < N; c++) {
+            sums[c] = all(T::MIN ? 0 : facts[c * blocks + b].start);
+            quants[c] = columns[c * stride + b].qs;
+        }
+        dot<T::WIDE>(sums, panel[b].quants[0][0], quants);
+        const floats scales = load(panel[b].scales);
+        for (int c = 0; c < N; c++) {
+            const column_block & fact = facts[c * blocks + b];
+            totals[c] =
+                multiply_add(to_floats(sums[c]), multiply(scales, all(fact.scale)), totals[c]);
+            if (T::MIN) {
+                totals[c] = multiply_add(load(panel[b].minima), all(fact.sum), totals[c]);
+            }
+        }
+    }
+    for (int c = 0; c < N; c++) {
+        write(out + c * ldc, totals[c], count);
+    }
+}
+
+template <typename T, int N>
+void tiles(const panel_block * panel, int64_t blocks, const typename T::column * columns,
+           int64_t stride, const column_block * facts, int64_t left, float * out, int64_t ldc,
+           int count) {
+    for (; left >= N; left -= N) {
+        tile<T, N>(panel, blocks, columns, stride, facts, out, ldc, count);
+        columns += N * stride;
+        facts += N * blocks;
+        out += N * ldc;
+    }
+    if constexpr (N > 1) {
+        tiles<T, N / 2>(panel, blocks, columns, stride, facts, left, out, ldc, count);
+    }
+}
+
+template <typename block>
+bool product(const ggml_compute_params * params, int64_t rows, int64_t columns, int64_t blocks,
+             const void * a, int64_t lda, const void * b, int64_t ldb, float * out, int64_t ldc) {
+    using T = traits<block>;
+    const block * weights = (const block *)a;
+    const auto * values = (const typename T::column *)b;
+
+    auto * panel = scratch<panel_block>(panel_memory, blocks);
+    auto * facts = scratch<column_block>(column_memory, columns * blocks);
+    for (int64_t c = 0; c < columns; c++) {
+        for (int64_t i = 0; i < blocks; i++) {
+            facts[c * blocks + i] = describe<T::OFFSET>(values[c * ldb + i]);
+        }
+    }
+    share(params, (rows + LANES - 1) / LANES, [&](int64_t job) {
+        const int64_t row = job * LANES;
+        const int count = (int)std::min<int64_t>(LANES, rows - row);
+        unpack_panel(panel, weights + row * lda, lda, count, blocks);
+        tiles<T, COLUMNS>(panel, blocks, values, ldb, facts, columns, out + row, ldc, count);
+    });
+    return true;
+}
+
+// Weights that are numbers by themselves. A panel holds words of 32 bits: one number, or a pair of
+// neighbouring ones where the processor multiplies pairs.
+
+const int ROWS = 2 * LANES; // of a panel: two registers for one load of a column's word
+const int DEPTH = 512;      // words of a row in a panel, for it to stay in the cache
+
+// Columns are taken as they come, in 32 bits, which is more exact than upstream's way of rounding
+// them to the type of the weights first.
+template <typename type> struct singly {
+    using number = type;
+    using column = float;
+    static constexpr int NUMBERS = 1; // in a word
+
+    static __m256i eight_words(const ggml_fp16_t * x) {
+        return _mm256_castps_si256(_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)x)));
+    }
+    static __m256i eight_words(const ggml_bf16_t * x) {
+        const __m128i halves = _mm_loadu_si128((const __m128i *)x);
+        return _mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16);
+    }
+    static float word(const ggml_fp16_t * x) {
+        return GGML_CPU_FP16_TO_FP32(*x);
+    }
+    static float word(const ggml_bf16_t * x) {
+        return GGML_BF16_TO_FP32(*x);
+    }
+    static floats load_all(const float * x) {
+        return all(*x);
+    }
+    static floats multiply_add(floats a, floats b, floats sum) {
+        return ::multiply_add(a, b, sum);
+    }
+};
+
+#ifdef __AVX512BF16__
+struct in_pairs {
+    using number = ggml_bf16_t;
+    using column = ggml_bf16_t;
+    static constexpr int NUMBERS = 2;
+
+    static __m256i eight_words(const number * x) {
+        return _mm256_loadu_si256((const __m256i *)x);
+    }
+    static float word(const number * x) {
+        float out;
+        memcpy(&out, x, sizeof(out));
+        return out;
+    }
+    static floats load_all(const column * x) {
+        return all(word(x));
+    }
+    static floats multiply_add(floats a, floats b, floats sum) {
+        return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);
+    }
+};
+#endif
+
+template <typename T>
+void unpack_panel(float (*panel)[ROWS], const typename T::number * rows, int64_t stride, int count,
+                  int64_t words) {
+    for (int first = 0; first < ROWS; first += 8) {
+        const typename T::number * row[8];
+        for (int i = 0; i < 8; i++) {
+            row[i] = rows + std::min(first + i, count - 1) * stride;
+        }
+        int64_t w = 0;
+        for (; w + 8 <= words; w += 8) {
+            __m256i eight[8];
+            for (int i = 0; i < 8; i++) {
+                eight[i] = T::eight_words(row[i] + w * T::NUMBERS);
+            }
+            transpose(eight);
+            for (int i = 0; i < 8; i++) {
+                _mm256_store_si256((__m256i *)(panel[w + i] + first), eight[i]);
+            }
+        }
+        for (; w < words; w++) {
+            for (int i = 0; i < 8; i++) {
+                panel[w][first + i] = T::word(row[i] + w * T::NUMBERS);
+            }
+        }
+    }
+}
+
+// A panel times N columns, added to what there is unless this is the first.
+template <typename T, int N>
+void tile(const float (*panel)[ROWS], int64_t words, const typename T::column * columns,
+          int64_t ldb, float * out, int64_t ldc, int count, bool first) {
+    floats low[N], high[N];
+    for (int c = 0; c < N; c++) {
+        low[c] = high[c] = zero();
+    }
+    for (int64_t w = 0; w < words; w++) {
+        const floats a = load(panel[w]), b = load(panel[w] + LANES);
+        for (int c = 0; c < N; c++) {
+            const floats value = T::load_all(columns + c * ldb + w * T::NUMBERS);
+            low[c] = T::multiply_add(a, value, low[c]);
+            high[c] = T::multiply_add(b, value, high[c]);
+        }
+    }
+    for (int c = 0; c < N; c++) {
+        alignas(64) float values[ROWS];
+        store(values, low[c]);
+        store(values + LANES, high[c]);
+        for (int r = 0; r < count; r++) {
+            out[c * ldc + r] = first ? values[r] : out[c * ldc + r] + values[r];
+        }
+    }
+}
+
+template <typename T, int N>
+void tiles(const float (*panel)[ROWS], int64_t words, const typename T::column * columns,
+           int64_t ldb, int64_t left, float * out, int64_t ldc, int count, bool first) {
+    for (; left >= N; left -= N) {
+        tile<T, N>(panel, words, columns, ldb, out, ldc, count, first);
+        columns += N * ldb;
+        out += N * ldc;
+    }
+    if constexpr (N > 1) {
+        tiles<T, N / 2>(panel, words, columns, ldb, left, out, ldc, count, first);
+    }
+}
+
+template <typename T>
+bool product_of_numbers(const ggml_compute_params * params, int64_t rows, int64_t columns,
+                        int64_t depth, const void * a, int64_t lda, const void * b, int64_t ldb,
+                        float * out, int64_t ldc) {
+    if (depth % T::NUMBERS != 0) {
+        return false;
+    }
+    using panel_row = float[ROWS];
+    auto * panel = scratch<panel_row>(panel_memory, DEPTH);
+    share(params, (rows + ROWS - 1) / ROWS, [&](int64_t job) {
+        const int64_t row = job * ROWS;
+        const int count = (int)std::min<int64_t>(ROWS, rows - row);
+        for (int64_t k = 0; k < depth; k += DEPTH * T::NUMBERS) {
+            const int64_t words = std::min<int64_t>(DEPTH, (depth - k) / T::NUMBERS);
+            unpack_panel<T>(panel, (const typename T::number *)a + row * lda + k, lda, count,
+                            words);
+            tiles<T, COLUMNS>(panel, words, (const typename T::column *)b + k, ldb, columns,
+                              out + row, ldc, count, k == 0);
+        }
+    });
+    return true;
+}
+
+using product_of = decltype(&product<block_q8_0>);
+
+struct row {
+    ggml_type weights;
+    ggml_type columns;
+    product_of run;
+};
+
+const row PRODUCTS[] = {
+    { GGML_TYPE_Q4_0, GGML_TYPE_Q8_0, product<block_q4_0> },
+    { GGML_TYPE_Q4_1, GGML_TYPE_Q8_1, product<block_q4_1> },
+    { GGML_TYPE_Q5_0, GGML_TYPE_Q8_0, product<block_q5_0> },
+    { GGML_TYPE_Q5_1, GGML_TYPE_Q8_1, product<block_q5_1> },
+    { GGML_TYPE_Q8_0, GGML_TYPE_Q8_0, product<block_q8_0> },
+    { GGML_TYPE_IQ4_NL, GGML_TYPE_Q8_0, product<block_iq4_nl> },
+    { GGML_TYPE_F16, GGML_TYPE_F32, product_of_numbers<singly<ggml_fp16_t>> },
+#ifdef __AVX512BF16__
+    { GGML_TYPE_BF16, GGML_TYPE_BF16, product_of_numbers<in_pairs> },
+#else
+    { GGML_TYPE_BF16, GGML_TYPE_F32, product_of_numbers<singly<ggml_bf16_t>> },
+#endif
+};
+
+} // namespace
+
+extern "C" bool prompt_gemm(const ggml_compute_params * params, int64_t m, int64_t n, int64_t k,
+                            const void * a, int64_t lda, const void * b, int64_t ldb, void * c,
+                            int64_t ldc, int a_type, int b_type, int c_type) {
+    for (const row & known : PRODUCTS) {
+        if (n >= FEW_COLUMNS && a_type == known.weights && b_type == known.columns &&
+            c_type == GGML_TYPE_F32) {
+            if (known.run(params, m, n, k, a, lda, b, ldb, (float *)c, ldc)) {
+                return true;
+            }
+        }
+    }
+    return llamafile_sgemm(params, m, n, k, a, lda, b, ldb, c, ldc, a_type, b_type, c_type);
+}
+
+#else
+
+extern "C" bool prompt_gemm(const ggml_compute_params * params, int64_t m, int64_t n, int64_t k,
+                            const void * a, int64_t lda, const void * b, int64_t ldb, void * c,
+                            int64_t ldc, int a_type, int b_type, int c_type) {
+    return llamafile_sgemm(params, m, n, k, a, lda, b, ldb, c, ldc, a_type, b_type, c_type);
+}
+
+#endif

@@ -1,0 +1,64 @@
+"""Products of matrices: native/gemm.cpp against upstream's own kernels, which level v2 has alone."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Run
+from fixtures import tiny_phi3
+
+from pyllamafile import native
+from pyllamafile.targets import TARGETS
+
+COLUMNS = 45  # of every product: five tiles of eight, one of four, one of one
+TYPES = ["F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL"]
+
+
+@pytest.fixture(scope="module")
+def odd_phi3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Matrices whose rows fill no panel (104) and are deeper than one (1056)."""
+    folder = tmp_path_factory.mktemp("odd")
+    vocabulary = native.llama_source() / "models" / "ggml-vocab-phi-3.gguf"
+    path = folder / "phi3-odd.gguf"
+    return tiny_phi3(path, vocabulary, width=96, inner=1056, heads=24, kv_heads=1)
+
+
+def probabilities(run: Run, runtime: Path, model: Path, level: str, folder: Path) -> np.ndarray:
+    """Logarithms of what every token of a text was given, as --perplexity saves them."""
+    text = folder / "text.txt"
+    text.write_text("All human beings are born free and equal in dignity and rights. " * 24)
+    saved = folder / f"{level}.logits"
+    sizes = ["-c", "128", "--chunks", "1", "-b", "128", "-ub", str(COLUMNS), "--no-repack"]
+    options = ["--perplexity", "-m", model, "-f", text, "--save-all-logits", saved, *sizes]
+    done = run(runtime, *options, env={**os.environ, "PYLLAMAFILE_CPU": level})
+    assert done.returncode == 0, done.stderr.decode()
+    # tools/perplexity/perplexity.cpp: magic, context, vocabulary, chunks; tokens; then a row per
+    # token of scale and minimum as floats, and a 16-bit number per word of the vocabulary.
+    content = saved.read_bytes()
+    assert content[:8] == b"_logits_"
+    context, words, chunks = np.frombuffer(content, np.int32, 3, 8)
+    width = (words + 1) // 2 * 2 + 4
+    rows = np.frombuffer(content, np.uint16, offset=20 + 4 * context * chunks).reshape(-1, width)
+    scale, least = np.ascontiguousarray(rows[:, :4]).view(np.float32).T
+    return least[:, None] + scale[:, None] * rows[:, 4 : 4 + words]
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("kind", TYPES)
+def test_all_levels_compute_the_same(
+    kind: str, odd_phi3: Path, runtime: Path, run: Run, tmp_path: Path
+) -> None:
+    model = tmp_path / "model.gguf"
+    done = run(runtime, "--quantize", "--pure", odd_phi3, model, kind)
+    assert done.returncode == 0, done.stderr.decode()
+    base, *levels = [level.name for level in TARGETS["linux-amd64"].levels]
+    expected = probabilities(run, runtime, model, base, tmp_path)
+    spread = expected.std()
+    for level in levels:
+        got = probabilities(run, runtime, model, level, tmp_path)
+        # BF16 rounds what it multiplies to eight bits, and quants are rounded before: a value on
+        # the edge between two falls to the other side.
+        assert np.abs(got - expected).max() < 0.02 * spread
