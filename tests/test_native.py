@@ -26,6 +26,7 @@ pytestmark = pytest.mark.native
 
 PROMPT = "The capital of France is"
 GREEDY = ("--temp", "0", "-n", "12")
+GROUPS = ("/sys/fs/cgroup/cpu", "/sys/fs/cgroup")  # of version 1, of version 2
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +157,41 @@ def test_busy_threads_let_others_go_first(runtime: Path, model: Path, run: Run) 
 
 
 # modes
+
+
+def threads(done: subprocess.CompletedProcess[bytes]) -> int:
+    assert done.returncode == 0, done.stderr.decode()
+    (count,) = re.findall(r"system_info: n_threads = (\d+)", done.stderr.decode())
+    return int(count)
+
+
+def test_no_more_threads_than_the_affinity_allows(llamafile: Path, run: Run) -> None:
+    asked = (llamafile, "-p", "A", "-n", "1", "-v")
+    (cpu, *_) = sorted(os.sched_getaffinity(0))
+    assert threads(run("taskset", "-c", str(cpu), *asked)) == 1
+    assert threads(run("taskset", "-c", str(cpu), *asked, "-t", "2")) == 2
+
+
+def test_no_more_threads_than_the_control_group_allows(llamafile: Path, run: Run) -> None:
+    """As in a container with a limit; a group is made where this machine lets us."""
+    group = next((Path(path) for path in GROUPS if Path(path, "cgroup.procs").exists()), None)
+    if group is None:
+        pytest.skip("no control groups of the processor to be had here")
+    group /= f"pyllamafile-{os.getpid()}"
+    try:
+        group.mkdir()
+        if (group / "cpu.max").exists():
+            (group / "cpu.max").write_text("100000 100000")
+        else:
+            (group / "cpu.cfs_quota_us").write_text("100000")
+    except OSError as error:
+        pytest.skip(f"control groups can't be made here: {error}")
+    try:
+        inside = 'echo $$ >"$0/cgroup.procs" && exec "$@"'
+        done = run("sh", "-c", inside, group, llamafile, "-p", "A", "-n", "1", "-v")
+        assert threads(done) == 1
+    finally:
+        group.rmdir()
 
 
 def test_help_is_a_manual(llamafile: Path, run: Run) -> None:

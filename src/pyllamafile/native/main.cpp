@@ -4,12 +4,14 @@
 #include "arg.h"
 #include "arguments.h"
 #include "build-info.h"
+#include "common.h"
 #include "container.h"
 #include "cpu.h"
 #include "llama.h"
 #include "log.h"
 #include "manual.h"
 #include "serve.h"
+#include "threads.h"
 #include "weights.h"
 
 #include <algorithm>
@@ -251,6 +253,15 @@ std::string choose_weights(arguments & args, const flag_table & flags, const mod
     return {};
 }
 
+// Upstream counts the cores of the machine, whatever part of it this process was given.
+void limit_threads(arguments & args, const flag_table & flags) {
+    const int allowed = threads_allowed();
+    if (allowed > 0 && allowed < common_cpu_get_num_math() &&
+        !flags.has(args, { "-t", "--threads" }) && getenv("LLAMA_ARG_THREADS") == nullptr) {
+        args.insert(args.begin(), { "-t", std::to_string(allowed) });
+    }
+}
+
 int call(tool run, const char * program, const arguments & args) {
     std::vector<char *> argv = { const_cast<char *>(program) };
     for (const std::string & arg : args) {
@@ -334,6 +345,9 @@ int run(const char * program, const arguments & own, arguments user) {
         if (!missing.empty()) {
             return fail(missing);
         }
+    }
+    if (chosen.model && chosen.run != llama_tokenize_main) {
+        limit_threads(args, flags);
     }
     if (chosen.run == llama_server && !flags.has(args, { "-a", "--alias" }) && !called.empty()) {
         chosen.first.insert(chosen.first.end(), { "--alias", called });
