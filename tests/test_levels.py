@@ -156,7 +156,7 @@ class Linking:
         return [self.folder / "llama/ggml/src/libggml-cpu.a", *own]
 
 
-@pytest.fixture(scope="module", params=TARGETS)
+@pytest.fixture(scope="module", params=PROCESSORS)
 def linking(request: pytest.FixtureRequest) -> Linking:
     target = TARGETS[request.param]
     need(instructions.OBJDUMP[target.arch], "binutils binutils-aarch64-linux-gnu")

@@ -193,7 +193,8 @@ def build(
     _out.print(f"  weights   {_shown(', '.join(built.models) or 'none: give some with -m FILE')}")
     _out.print(f"  runs on   {', '.join(built.targets)}")
     if built.missing:
-        _out.print(f"  lacking   {', '.join(built.missing)} (pyllamafile runtimes build --all)")
+        lacking = f"{len(built.missing)} of {len(TARGETS)} targets"
+        _out.print(f"  lacking   {lacking} (pyllamafile runtimes build --all)")
     run = _shown(_as_command(built.path) + _choice(built.models))
     _out.print("try:")
     _out.print(f'  {run} -p "Once upon a time" -n 64')

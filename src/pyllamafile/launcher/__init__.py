@@ -88,7 +88,7 @@ def _script(programs: Sequence[Program]) -> str:
     lines = [first, second]
     for line in rest:
         if line.startswith("@UNAME@"):
-            lines += [_row(line, program) for program in programs]
+            lines += filter(None, (_row(line, program) for program in programs))
         elif line.strip() and not line.lstrip().startswith("#"):
             lines.append(line)
     names = " ".join(program.runtime.target for program in programs)
@@ -96,7 +96,10 @@ def _script(programs: Sequence[Program]) -> str:
 
 
 def _row(line: str, program: Program) -> str:
-    """One branch of the script's ``case``: from ``uname -sm`` to where the program is."""
+    """One branch of the script's ``case``: from ``uname -sm`` to where the program is.
+
+    Empty for a program that the script does not start.
+    """
     runtime = program.runtime
     if runtime.target not in TARGETS:
         raise PyllamafileError(f"{runtime.path}: no such target: {runtime.target}")
@@ -108,6 +111,8 @@ def _row(line: str, program: Program) -> str:
     if not re.fullmatch("[0-9a-f]{64}", runtime.sha256):
         raise PyllamafileError(f"{runtime.path}: not a SHA-256: {runtime.sha256}")
     patterns = TARGETS[runtime.target].uname
+    if not patterns:
+        return ""
     for mark, value in (
         ("@UNAME@", " | ".join(pattern.replace(" ", "\\ ") for pattern in patterns)),
         ("@SKIP@", program.offset // BLOCK),
