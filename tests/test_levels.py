@@ -172,7 +172,10 @@ class Linking:
     @property
     def archives(self) -> list[Path]:
         """The levels' libraries, the lowest first."""
-        own = [self.folder / f"ggml-cpu-{level}.a" for level in LEVELS[self.target.name][1:]]
+        own = [
+            self.folder / f"z{number}-ggml-cpu-{level}.a"
+            for number, level in enumerate(LEVELS[self.target.name][1:], 1)
+        ]
         return [self.folder / "llama/ggml/src/libggml-cpu.a", *own]
 
 
