@@ -22,6 +22,7 @@ GRAPH = {
     "launcher": {"errors", "targets", "launcher.pe"},
     "launcher.pe": {"errors"},
     "native": {"errors", "targets", "launcher"},
+    "native.icon": set(),
     "native.levels": set(),
     "plan": {"errors", "targets", "weights", "zipalign", "launcher"},
     "inspect": {"errors", "weights", "zipalign", "plan"},

@@ -218,15 +218,29 @@ def host() -> Target | None:
     return TARGETS.get(f"{system}-{arch}")
 
 
+def groups() -> dict[str, tuple[Target, ...]]:
+    """Names that stand for several targets: ``all``, each system, each architecture."""
+    every = TARGETS.values()
+    names = ("all", *(target.os for target in every), *(target.arch for target in every))
+    return {
+        name: tuple(target for target in every if name in ("all", target.os, target.arch))
+        for name in names
+    }
+
+
 def select(names: Iterable[str]) -> tuple[Target, ...]:
-    """Look up targets by name, in the table's order and without repeats.
+    """Look up targets by name or group, in the table's order and without repeats.
 
     Raises:
-        PyllamafileError: A name is not in the table.
+        PyllamafileError: A name is neither.
     """
-    wanted = set(names)
-    for name in sorted(wanted - TARGETS.keys()):
-        raise PyllamafileError(
-            f"no such target: {name}", hint="the targets are " + ", ".join(TARGETS)
-        )
+    known = {**groups(), **{name: (target,) for name, target in TARGETS.items()}}
+    wanted = set()
+    for name in names:
+        if name not in known:
+            raise PyllamafileError(
+                f"no such target: {name}",
+                hint=f"the targets are {', '.join(TARGETS)}; groups of them {', '.join(groups())}",
+            )
+        wanted |= {target.name for target in known[name]}
     return tuple(target for target in TARGETS.values() if target.name in wanted)
