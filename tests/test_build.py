@@ -562,6 +562,13 @@ def test_an_interruption_leaves_no_companion(windows, small_limit, model, drafts
     assert names() == []
 
 
+def test_a_companion_that_appears_meanwhile_is_not_replaced(windows, small_limit, model):
+    with pytest.raises(PyllamafileError, match=r"m\.exe: exists already"):
+        pyllamafile.build(model, progress=lambda *step: Path("m.exe").write_text("precious"))
+    assert names() == ["m.exe"]
+    assert Path("m.exe").read_text() == "precious"
+
+
 def test_a_file_that_cannot_be_named_leaves_no_companion(windows, small_limit, model, drafts):
     """The companion comes first; then somebody else takes the name of the file."""
 

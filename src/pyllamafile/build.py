@@ -134,10 +134,7 @@ def build(
             _write(file, layout, lambda n: tell(f"writing {destination.name}", n, layout.size))
             _check(path, destination)
             if starter and outer:
-                if not starter.exists():
-                    undo.callback(starter.unlink, missing_ok=True)
-                with _appearing(starter, len(outer.program), force) as (file, _):
-                    file.write(outer.program)
+                _put_beside(starter, outer.program, force, undo)
         undo.pop_all()
 
     included = tuple(runtime.target for runtime in runtimes)
@@ -323,6 +320,15 @@ def _appearing(path: Path, size: int, force: bool) -> Iterator[tuple[BinaryIO, P
     finally:
         with contextlib.suppress(OSError):
             draft.unlink()
+
+
+def _put_beside(path: Path, program: bytes, force: bool, undo: contextlib.ExitStack) -> None:
+    """Write a companion, before the file gets its name: that comes last."""
+    new = not path.exists()
+    with _appearing(path, len(program), force) as (file, _):
+        file.write(program)
+    if new:
+        undo.callback(path.unlink, missing_ok=True)
 
 
 def _nameless(folder: Path) -> int | None:
