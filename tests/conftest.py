@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import shutil
 import signal
 import subprocess
@@ -20,6 +21,8 @@ from pyllamafile import native
 from pyllamafile.targets import TARGETS
 
 MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
+# What the tests run, natively or emulated; the others are linked and checked, not executed.
+EXECUTED = ("linux-amd64", "linux-arm64", "windows-amd64")
 ARTIFACTS = Path(__file__).parent.parent / "artifacts"
 
 
@@ -103,6 +106,30 @@ def run() -> Run:
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def wine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """An environment for `wine PROGRAM` with a Windows of its own, which exists when this is over.
+
+    Wine's own complaints are switched off: what comes out is what the program says.
+    """
+    need("wine", "wine wine64")
+    env = {
+        **os.environ,
+        "WINEPREFIX": str(tmp_path_factory.mktemp("wine")),
+        "WINEDEBUG": "-all",
+        "WINEDLLOVERRIDES": "winemenubuilder.exe,mscoree,mshtml=",  # nothing to be installed
+        "LC_ALL": "C.UTF-8",
+    }
+    subprocess.run(["wine", "wineboot", "--init"], env=env, capture_output=True, check=True)
+    yield env
+    subprocess.run(["wine", "wineboot", "--kill"], env=env, capture_output=True)
+
+
+def windows_path(path: Path) -> str:
+    """What Wine calls a path of this machine."""
+    return "Z:" + str(path).replace("/", "\\")
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import gguf
@@ -88,3 +89,53 @@ def tiny_phi3(
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def tiny_elf(machine: int = 62) -> bytes:
+    """An ELF program that says hello on Linux on amd64, and elsewhere has the shape of one."""
+    code = (
+        b"\xb8\x01\0\0\0\xbf\x01\0\0\0"  # mov eax, 1 (write); mov edi, 1
+        b"\x48\x8d\x35\x10\0\0\0\xba\x06\0\0\0"  # lea rsi, [rip+16]; mov edx, 6
+        b"\x0f\x05\xb8\x3c\0\0\0\x31\xff\x0f\x05"  # syscall; mov eax, 60 (exit); xor edi, edi
+    ).ljust(33, b"\x90") + b"hello\n"
+    base, headers = 0x400000, 64 + 56
+    size = headers + len(code)
+    return (
+        struct.pack("<16s2HI3QI6H", b"\x7fELF\2\1\1", 2, machine, 1, base + headers, 64, 0, 0,
+                    64, 56, 1, 64, 0, 0)
+        + struct.pack("<2I6Q", 1, 5, 0, base, base, size, size, 4096)
+        + code
+    )  # fmt: skip
+
+
+def tiny_pe(machine: int = 0x8664, *, certificate: int = 0, symbols: int = 0) -> bytes:
+    """A 64-bit PE with all that points into the file: sections, debug data, a checksum.
+
+    .text returns 0, .rdata has a debug directory and what it points to, .bss is nowhere in the
+    file, .data is of another size there than in memory.
+    """
+    note = b"RSDS" + bytes(range(20)) + b"x.pdb\0"
+    debug = struct.pack("<2I2H4I", 0, 0, 0, 0, 2, len(note), 0x2040, 0x640)  # CodeView
+    parts = {  # name: where in memory, how large there, what is in the file, characteristics
+        b".text": (0x1000, 3, b"\x31\xc0\xc3", 0x60000020),  # xor eax, eax; ret
+        b".rdata": (0x2000, 0x100, debug.ljust(0x40, b"\0") + note, 0x40000040),
+        b".bss": (0x3000, 0x5000, b"", 0xC0000080),
+        b".data": (0x8000, 0x2000, bytes(range(256)) * 4, 0xC0000040),
+    }
+    headers = struct.pack("<4s2H3I2H", b"PE\0\0", machine, len(parts), 0, symbols, 0, 240, 0x22)
+    headers += struct.pack(
+        "<H2B5IQ2I6H4I2H4Q2I", 0x20B, 14, 0, 0x200, 0xA00, 0, 0x1000, 0x1000, 0x140000000, 0x1000,
+        0x200, 6, 0, 0, 0, 10, 0, 0, 0xA000, 0x400, 0xC0FFEE, 3, 0x8160, 1 << 20, 4096, 1 << 20,
+        4096, 0, 16,
+    )  # fmt: skip
+    directories = {4: (certificate, 8 if certificate else 0), 6: (0x2000, 28)}
+    for index in range(16):
+        headers += struct.pack("<2I", *directories.get(index, (0, 0)))
+    body = b""
+    for name, (address, size, content, flags) in parts.items():
+        raw = content.ljust(-(-len(content) // 0x200) * 0x200, b"\0")
+        at = 0x400 + len(body) if raw else 0
+        headers += struct.pack("<8s6I2HI", name, size, address, len(raw), at, 0, 0, 0, 0, flags)
+        body += raw
+    dos = b"MZ".ljust(60, b"\xee") + struct.pack("<I", 0x78)
+    return (dos.ljust(0x78, b"\xdd") + headers).ljust(0x400, b"\0") + body

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import hashlib
 import importlib
 import json
@@ -16,13 +17,15 @@ import zipfile
 from pathlib import Path
 
 import gguf
+import lief
 import numpy as np
 import pytest
-from fixtures import tiny_gguf
+from fixtures import tiny_elf, tiny_gguf, tiny_pe
+from test_pe import compare
 
 import pyllamafile
 from pyllamafile import PyllamafileError, native
-from pyllamafile.launcher import BLOCK, pack
+from pyllamafile.launcher import BLOCK, HEAD, pack
 from pyllamafile.targets import TARGETS
 
 # What stands for llama.cpp: it prints its arguments.
@@ -40,12 +43,12 @@ COMMAND = [
 ]
 
 
-def put_runtime(folder: Path, program: bytes = PROGRAM) -> None:
+def put_runtime(folder: Path, program: bytes = PROGRAM, target: str = "linux-amd64") -> None:
     """What the package would hold had it been built: a runtime and the web GUI."""
     packed = pack(program)
-    (folder / "linux-amd64.gz").write_bytes(packed)
+    (folder / f"{target}.gz").write_bytes(packed)
     facts = {
-        "target": "linux-amd64",
+        "target": target,
         "packed_size": len(packed),
         "packed_sha256": hashlib.sha256(packed).hexdigest(),
         "size": len(program),
@@ -53,7 +56,7 @@ def put_runtime(folder: Path, program: bytes = PROGRAM) -> None:
         "llama_cpp": "1.2.3 (abc)",
         "levels": ["v3"],
     }
-    (folder / "linux-amd64.json").write_text(json.dumps(facts))
+    (folder / f"{target}.json").write_text(json.dumps(facts))
     with zipfile.ZipFile(folder / "ui.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(zipfile.ZipInfo("index.html"), b"<html>" * 500, zipfile.ZIP_DEFLATED)
         archive.writestr(zipfile.ZipInfo("tiny"), b"x")
@@ -177,15 +180,15 @@ def test_the_runtime_is_what_the_manifest_says(built, prebuilt):
     assert runtime["sha256"] == hashlib.sha256(PROGRAM).hexdigest()
 
 
-@pytest.mark.parametrize(
-    ("program", "package", "options"),
-    [
-        ("unzip", "unzip", ["-t"]),
-        ("7z", "p7zip-full", ["t", "-tzip"]),  # else it takes the runtime for the archive
-        ("bsdtar", "libarchive-tools", ["-tvf"]),
-        ("busybox", "busybox", ["unzip", "-t"]),
-    ],
-)
+READERS = [
+    ("unzip", "unzip", ["-t"]),
+    ("7z", "p7zip-full", ["t", "-tzip"]),  # else it takes the runtime for the archive
+    ("bsdtar", "libarchive-tools", ["-tvf"]),
+    ("busybox", "busybox", ["unzip", "-t"]),
+]
+
+
+@pytest.mark.parametrize(("program", "package", "options"), READERS)
 def test_other_programs_find_it_sound(built, program, package, options):
     done = subprocess.run(
         [need(program, package), *options, built.path], capture_output=True, text=True
@@ -352,13 +355,242 @@ def test_progress(folder, model):
     assert heard[-1] == ("writing m.llamafile", built.size, built.size)
 
 
+# A file that is a program
+
+
+@pytest.fixture
+def windows(folder, prebuilt):
+    """Runtimes for both Windows, beside the one for Linux."""
+    put_runtime(prebuilt, tiny_pe(), "windows-amd64")
+    put_runtime(prebuilt, tiny_pe(0xAA64), "windows-arm64")
+
+
+def manifest(path: Path) -> dict:
+    with zipfile.ZipFile(path) as archive:
+        return json.loads(archive.read("llamafile.json"))
+
+
+def check_whole(path: Path, model: Path) -> None:
+    """It is sound for us and for others, and the weights can be mapped where they lie."""
+    assert pyllamafile.verify(path) == []
+    for program, package, options in READERS:
+        done = subprocess.run([need(program, package), *options, path], capture_output=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert b"warning" not in (done.stdout + done.stderr).lower()
+    assert pyllamafile.inspect(path).entries[0].offset % BLOCK == 0
+    with zipfile.ZipFile(path) as archive:
+        assert archive.testzip() is None
+        assert archive.read("m.gguf") == model.read_bytes()
+
+
+def test_a_file_for_windows_too(windows, model):
+    built = pyllamafile.build(model)
+    assert built.targets == ("linux-amd64", "windows-amd64", "windows-arm64")
+    assert (built.too_large, built.companion) == (False, None)
+    check_whole(built.path, model)
+    raw = built.path.read_bytes()
+    outer, *packed = manifest(built.path)["runtimes"]
+    assert (outer["target"], outer["offset"]) == ("windows-amd64", 0)
+    assert [runtime["target"] for runtime in packed] == ["linux-amd64", "windows-arm64"]
+    for runtime, program in zip(packed, [PROGRAM, tiny_pe(0xAA64)], strict=True):
+        assert runtime["offset"] % BLOCK == runtime["packed_size"] % BLOCK == 0
+        member = raw[runtime["offset"] :][: runtime["packed_size"]]
+        assert gzip.decompress(member) == program
+    assert raw.count(pack(tiny_pe())) == 0  # not there a second time
+    program = raw[: outer["size"]]
+    assert outer["packed_size"] == outer["size"] == len(tiny_pe()) + 0x3C00
+    assert outer["sha256"] == outer["packed_sha256"] == hashlib.sha256(program).hexdigest()
+    compare(tiny_pe(), program)
+    done = subprocess.run(["sh", "./m.llamafile", "x y"], capture_output=True, text=True)
+    assert done.stdout == "<--llamafile>\n<./m.llamafile>\n<x y>\n"
+    assert pyllamafile.inspect(built.path).runtimes[0]["offset"] == 0
+
+
+@pytest.mark.parametrize(
+    ("targets", "machine"),
+    [
+        (["windows"], lief.PE.Header.MACHINE_TYPES.AMD64),
+        (["windows-amd64"], lief.PE.Header.MACHINE_TYPES.AMD64),
+        (["windows-arm64"], lief.PE.Header.MACHINE_TYPES.ARM64),
+        (["windows-arm64", "linux-amd64"], lief.PE.Header.MACHINE_TYPES.ARM64),
+        (["all"], lief.PE.Header.MACHINE_TYPES.AMD64),
+    ],
+)
+def test_which_program_the_file_is(windows, model, monkeypatch, prebuilt, targets, machine):
+    for target in TARGETS:
+        if not (prebuilt / f"{target}.gz").exists():
+            put_runtime(prebuilt, f"#!/bin/sh\necho {target}\n".encode(), target)
+    built = pyllamafile.build(model, targets=targets)
+    check_whole(built.path, model)
+    binary = lief.PE.parse(str(built.path))
+    assert binary.header.machine == machine
+    listed = [runtime["target"] for runtime in manifest(built.path)["runtimes"]]
+    assert sorted(listed) == sorted(built.targets)
+    assert built.targets == tuple(t for t in TARGETS if t in listed)
+    if targets == ["windows-amd64"]:  # nothing else is in the prefix
+        assert pyllamafile.inspect(built.path).entries[0].offset == BLOCK
+
+
+def test_without_windows_it_is_a_script(windows, model):
+    built = pyllamafile.build(model, targets=["linux-amd64"])
+    assert built.path.read_bytes().startswith(b"#!/bin/sh\n")
+    assert manifest(built.path)["head"]["size"] == HEAD
+
+
+def test_a_windows_program_is_the_same_every_time(windows, model):
+    one = pyllamafile.build(model, "one").path.read_bytes()
+    assert pyllamafile.build(model, "two", name="m").path.read_bytes() == one
+
+
+def test_what_cannot_be_a_windows_program(folder, model, prebuilt):
+    put_runtime(prebuilt, tiny_pe(certificate=0x1000), "windows-amd64")
+    fails(r"windows-amd64\.gz: not a Windows program that can head a llamafile: it carries", model)
+
+
+def test_a_packed_program_that_is_another(folder, model, prebuilt):
+    put_runtime(prebuilt, tiny_pe(), "windows-amd64")
+    path = prebuilt / "windows-amd64.json"
+    facts = json.loads(path.read_text())
+    path.write_text(json.dumps(facts | {"sha256": "0" * 64}))
+    fails(r"windows-amd64\.gz: damaged", model)
+
+
+def test_zipalign_keeps_a_windows_program_whole(windows, model):
+    path = pyllamafile.build(model).path
+    before = path.read_bytes()[: manifest(path)["head"]["size"]]
+    Path(".args").write_text("-c 5\n")
+    subprocess.run([*COMMAND, "none", "zipalign", path, ".args"], check=True)
+    assert path.read_bytes().startswith(before)
+    assert pyllamafile.inspect(path).args == "-c 5\n"
+    check_whole(path, model)
+
+
+@pytest.fixture
+def elf(folder, prebuilt):
+    put_runtime(prebuilt, tiny_elf())
+    return tiny_elf()
+
+
+def test_an_elf_file(elf, model):
+    built = pyllamafile.build(model, targets=["linux-amd64"], format="elf")
+    check_whole(built.path, model)
+    raw = built.path.read_bytes()
+    assert raw.startswith(elf)
+    (runtime,) = manifest(built.path)["runtimes"]
+    digest = hashlib.sha256(elf).hexdigest()
+    assert (runtime["offset"], runtime["size"], runtime["sha256"]) == (0, len(elf), digest)
+    assert manifest(built.path)["head"] == {"size": len(elf), "sha256": digest}
+    assert lief.ELF.parse(str(built.path)).header.machine_type == lief.ELF.ARCH.X86_64
+    assert pyllamafile.build(model, "again", format="elf", name="m").path.read_bytes() == raw
+    done = subprocess.run([built.path.absolute()], capture_output=True)  # without any shell
+    assert (done.returncode, done.stdout) == (0, b"hello\n")
+    Path(".args").write_text("-c 5\n")
+    subprocess.run([*COMMAND, "none", "zipalign", built.path, ".args"], check=True)
+    check_whole(built.path, model)
+    assert subprocess.run([built.path.absolute()], capture_output=True).stdout == b"hello\n"
+
+
+@pytest.mark.parametrize("targets", [["linux"], ["windows-amd64"], ["linux-amd64", "all"]])
+def test_an_elf_file_is_for_one_linux_target(elf, windows, model, targets):
+    fails("for one Linux target", model, targets=targets, format="elf")
+
+
+def test_an_elf_file_needs_an_elf_program(folder, model):
+    fails(r"linux-amd64\.gz: not an ELF program", model, targets=["linux-amd64"], format="elf")
+
+
+# More than Windows starts
+
+
+@pytest.fixture
+def small_limit(monkeypatch):
+    """As if 100,000 bytes were 4 GiB."""
+    monkeypatch.setattr(importlib.import_module("pyllamafile.build"), "TOO_LARGE", 100_000)
+
+
+@pytest.mark.parametrize(
+    ("output", "companion"),
+    [
+        ("big.llamafile", "big.exe"),
+        ("phi-3.5.llamafile", "phi-3.5.exe"),
+        ("phi-3.5", "phi-3.5.exe"),
+        ("big.LLAMAFILE", "big.LLAMAFILE.exe"),
+    ],
+)
+def test_a_companion_for_a_large_file(windows, small_limit, model, output, companion):
+    built = pyllamafile.build(model, output)
+    assert (built.too_large, built.companion) == (True, Path(companion))
+    assert names() == sorted([output, companion])
+    assert Path(companion).read_bytes() == tiny_pe()
+    assert Path(companion).stat().st_mode == Path(output).stat().st_mode
+    check_whole(built.path, model)
+
+
+def test_no_companion_unless_it_is_needed_and_wanted(windows, small_limit, model, monkeypatch):
+    built = pyllamafile.build(model, companion=False)
+    assert (built.too_large, built.companion) == (True, None)
+    built = pyllamafile.build(model, targets=["linux-amd64"], force=True)
+    assert (built.too_large, built.companion) == (False, None)
+    module = importlib.import_module("pyllamafile.build")
+    monkeypatch.setattr(module, "TOO_LARGE", built.size * 10)
+    assert pyllamafile.build(model, force=True).companion is None
+    assert names() == ["m.llamafile"]
+
+
+def test_a_companion_that_exists_is_replaced_by_force_only(windows, small_limit, model):
+    Path("m.exe").write_text("precious")
+    fails(r"m\.exe: exists already", model)
+    pyllamafile.build(model, force=True)
+    assert Path("m.exe").read_bytes() == tiny_pe()
+    pyllamafile.build(model, force=True)
+    assert names() == ["m.exe", "m.llamafile"]
+
+
+def test_a_large_file_may_not_look_like_a_program(windows, small_limit, model):
+    error = fails("can't start a program of 4 GiB", model, "m.exe")
+    assert ".llamafile" in (error.hint or "")
+    assert pyllamafile.build(model, "m.exe", companion=False).companion is None
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, MemoryError])
+def test_an_interruption_leaves_no_companion(windows, small_limit, model, drafts, stop):
+    def progress(what, done, total):
+        raise stop
+
+    with pytest.raises(stop):
+        pyllamafile.build(model, progress=progress)
+    assert names() == []
+
+
+def test_a_companion_that_appears_meanwhile_is_not_replaced(windows, small_limit, model):
+    with pytest.raises(PyllamafileError, match=r"m\.exe: exists already"):
+        pyllamafile.build(model, progress=lambda *step: Path("m.exe").write_text("precious"))
+    assert names() == ["m.exe"]
+    assert Path("m.exe").read_text() == "precious"
+
+
+def test_a_file_that_cannot_be_named_leaves_no_companion(windows, small_limit, model, drafts):
+    """The companion comes first; then somebody else takes the name of the file."""
+
+    def progress(what, done, total):
+        Path("m.llamafile").mkdir(exist_ok=True)
+
+    with pytest.raises(PyllamafileError, match=r"m\.llamafile: "):
+        pyllamafile.build(model, progress=progress)
+    assert names() == ["m.llamafile"]
+
+
 @pytest.mark.native  # some 20 seconds
-def test_beyond_4_gib(folder, tmp_path):
+def test_beyond_4_gib(windows, tmp_path):
     """For real, with a sparse file; a second model begins behind the 4 GiB."""
     big = sparse_gguf(tmp_path / "big.gguf", (4 << 30) + 4096)
     small = tiny_gguf(tmp_path / "small.gguf")
     built = pyllamafile.build([big, small])
     assert built.size > 4 << 30
+    assert (built.too_large, built.companion) == (True, Path("big.exe"))
+    assert Path("big.exe").read_bytes() == tiny_pe()
+    with built.path.open("rb") as file:
+        assert file.read(2) == b"MZ"
     assert built.path.stat().st_blocks * 512 < 100 << 20  # holes stay holes
     with zipfile.ZipFile(built.path) as archive:
         first, second = archive.infolist()[:2]

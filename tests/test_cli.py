@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import os
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from fixtures import tiny_gguf
+from fixtures import tiny_elf, tiny_gguf, tiny_pe
 from rich.console import Console
 from test_build import (
     COMMAND,
@@ -29,6 +30,7 @@ from test_build import (
     model,
     names,
     prebuilt,
+    put_runtime,
     snapshot,
     sparse_gguf,
     split_gguf,
@@ -387,7 +389,8 @@ def test_a_target_that_does_not_exist(fails, here):
     fails(
         "no such target: linux-vax",
         *("build", "--gguf", "m.gguf", "--target", "linux-vax"),
-        hint="the targets are " + ", ".join(TARGETS),
+        hint=f"the targets are {', '.join(TARGETS)}; groups of them all, linux, macos, "
+        "windows, freebsd, netbsd, openbsd, amd64, arm64",
     )
 
 
@@ -615,7 +618,10 @@ def test_help(run, command):
     assert "..." not in re.sub(r"\[NAMES\]\.\.\.|FILE\.\.\.|ARGS\]\.\.\.| \.\.\. ", "", done.out)
 
 
-def test_the_help_of_build_has_examples_that_work(run, here):
+def test_the_help_of_build_has_examples_that_work(run, here, prebuilt):
+    for target in TARGETS:
+        if not target.startswith("windows"):
+            put_runtime(prebuilt, PROGRAM, target)
     shutil.copy("m.gguf", "phi3.gguf")
     Path("LICENSE.txt").write_text("free")
     lines = run("build", "--help").out.splitlines()
@@ -626,6 +632,73 @@ def test_the_help_of_build_has_examples_that_work(run, here):
         Path("phi3.llamafile").unlink()
 
 
+# Targets and formats
+
+
+@pytest.fixture
+def windows(here, prebuilt):
+    put_runtime(prebuilt, tiny_pe(), "windows-amd64")
+    return here
+
+
+def test_targets_by_name_and_by_group(run, windows):
+    for targets, runs_on in {
+        (): "linux-amd64, windows-amd64",
+        ("linux-amd64",): "linux-amd64",
+        ("windows-amd64", "linux-amd64"): "linux-amd64, windows-amd64",
+    }.items():
+        options = [word for target in targets for word in ("--target", target)]
+        out = run("build", "--gguf", "m.gguf", "--force", *options).out
+        assert f"\n  runs on   {runs_on}\n" in out
+
+
+def test_windows_wants_a_name_that_ends_in_exe(run, windows):
+    note = "\n  Windows   starts it when its name ends in .exe\n"
+    assert note in run("build", "--gguf", "m.gguf").out
+    assert "  Windows  " not in run("build", "--gguf", "m.gguf", "-o", "m.EXE").out
+    assert (
+        "  Windows  "
+        not in run("build", "--gguf", "m.gguf", "-o", "l", "--target", "linux-amd64").out
+    )
+
+
+def test_a_file_of_4_gib_says_what_starts_it_on_windows(run, windows, monkeypatch):
+    monkeypatch.setattr(importlib.import_module("pyllamafile.build"), "TOO_LARGE", 1000)
+    why = "starts it there, for a program must be below 4 GiB"
+    assert f"\n  Windows   m.exe {why}\n" in run("build", "--gguf", "m.gguf").out
+    assert names() == ["m.exe", "m.gguf", "m.llamafile"]
+    Path("m.exe").unlink()
+    done = run("build", "--gguf", "m.gguf", "--no-companion", "--force")
+    assert f"\n  Windows   nothing {why}\n" in done.out
+    assert names() == ["m.gguf", "m.llamafile"]
+    assert (
+        "Windows  "
+        not in run("build", "--gguf", "m.gguf", "--target", "linux-amd64", "--force").out
+    )
+
+
+def test_the_format_elf(run, fails, here, prebuilt):
+    put_runtime(prebuilt, tiny_elf())
+    done = run("build", "--gguf", "m.gguf", "--format", "elf", "--target", "linux-amd64")
+    assert (done.code, done.err) == (0, "")
+    assert Path("m.llamafile").read_bytes().startswith(tiny_elf())
+    assert run("verify", "m.llamafile").out == "m.llamafile: sound\n"
+    assert re.search(
+        r"^linux-amd64 .* v3 +0 +159 +159  [0-9a-f]{16}$", run("inspect", "m.llamafile").out, re.M
+    )
+    fails(
+        "a file of the format elf is for one Linux target",
+        *("build", "--gguf", "m.gguf", "-o", "x", "--format", "elf", "--target", "arm64"),
+        hint="choose it with --target linux-amd64 or --target linux-arm64",
+    )
+
+
+def test_build_help_tells_what_starts_without_a_shell(run):
+    text = " ".join(run("build", "--help").out.split())
+    for part in ("--format [portable|elf]", "#!/bin/sh", "systemd", "--no-companion", "or all"):
+        assert part in text
+
+
 # inspect, verify, extract
 
 
@@ -634,8 +707,13 @@ def test_inspect(run, built):
     assert (done.code, done.err) == (0, "")
     size = (Path(built)).stat().st_size
     sha256 = json.loads(zipfile.ZipFile(built).read("llamafile.json"))["runtimes"][0]["sha256"]
+    with zipfile.ZipFile(built) as archive:
+        gui = [info for info in archive.infolist() if info.filename.startswith("ui/")]
+    stored = sum(info.compress_size for info in gui)
+    other = f"{(size - 65536 - 9856 - stored) / 1000:.1f} KB"
     expected = f"""
 m.llamafile  {size / 1000:.1f} KB  called m, built by pyllamafile {pyllamafile.__version__}
+  runtimes 65.5 KB, weights 9.9 KB, web GUI {stored} bytes, other {other}
 m.gguf
   name          Tiny
   architecture  llama
@@ -657,9 +735,7 @@ linux-amd64  1.2.3 (abc)  v3       65536  {len(PROGRAM):>4}   65536  {sha256[:16
     assert header.split() == ["offset", "align", "size", "stored", "method", "entry"]
     assert rows[0].split() == ["196608", "65536", "9856", "9856", "stored", "m.gguf"]
     assert [row.split()[-1] for row in rows] == ["m.gguf", ".args", "them)", "llamafile.json"]
-    with zipfile.ZipFile(built) as archive:
-        gui = [info for info in archive.infolist() if info.filename.startswith("ui/")]
-    size, stored = sum(i.file_size for i in gui), sum(i.compress_size for i in gui)
+    size = sum(info.file_size for info in gui)
     expected = rf" {size} +{stored}  deflated, stored  ui/ \(2 files, --all lists them\)$"
     assert re.search(expected, rows[2])
 
@@ -875,4 +951,4 @@ def test_runtimes_list(run, here, prebuilt):
     ]
     for path in prebuilt.iterdir():
         path.unlink()
-    assert run("runtimes", "list").out.splitlines()[1] == "linux-amd64  not built"
+    assert run("runtimes", "list").out.splitlines()[1].split() == ["linux-amd64", "not", "built"]

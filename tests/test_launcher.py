@@ -19,10 +19,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from fixtures import tiny_elf, tiny_pe
 
 from pyllamafile import launcher
 from pyllamafile.errors import PyllamafileError
-from pyllamafile.launcher import BLOCK, BUDGET, HEAD, Program, head, pack
+from pyllamafile.launcher import BLOCK, BUDGET, HEAD, Outer, Program, head, head_size, pack
 from pyllamafile.targets import TARGETS, Runtime, host
 
 HOST = host()
@@ -59,6 +60,8 @@ exit
 # Something for gzip to do; the shell never reads so far.
 SCRIPT += random.Random(7).randbytes(100_000)
 NAME = hashlib.sha256(SCRIPT).hexdigest()
+
+BINFMT = "/proc/sys/fs/binfmt_misc"
 
 
 def tool(name: str, package: str = "") -> str:
@@ -668,14 +671,20 @@ def test_head_is_a_padded_script():
         assert word not in script
 
 
-def test_head_has_room_for_twelve_programs():
+@pytest.mark.parametrize("grafted", [False, True])
+def test_head_has_room_for_all_targets(grafted):
     row = runtime(SCRIPT, packed_once(SCRIPT))
     row = replace(row, size=99_999_999, packed_size=999 * BLOCK)
-    many = [Program(row, (i + 1) * 1000 * BLOCK) for i in range(12)]
-    content = head(many)
-    assert content.count(NAME.encode()) == 12
+    many = [
+        Program(replace(row, target=name), (i + 1) * 1000 * BLOCK)
+        for i, name in enumerate(TARGETS)
+        if name != "windows-amd64"
+    ]
+    outer = Outer(runtime(tiny_pe(), b"", "windows-amd64"), tiny_pe()) if grafted else None
+    content = head(many, outer)
+    assert content.count(NAME.encode()) == len(TARGETS) - 2
     with pytest.raises(PyllamafileError, match=r"launch script is \d+ bytes"):
-        head(many * 4)
+        head(many * 4, outer)
 
 
 @pytest.mark.parametrize(
@@ -699,50 +708,195 @@ def test_no_programs():
         head([])
 
 
+# Twelve systems
+
+
+def program_for(target: str) -> bytes:
+    """A program of its own for each target, which says its name."""
+    if target.startswith("windows"):
+        return tiny_pe(0x8664 if target.endswith("amd64") else 0xAA64)
+    return f"#!/bin/sh\n[ $1 = --probe ] || printf '%s\\n' {target} \"$@\"\nexit\n".encode()
+
+
 def several(path: Path, targets: Iterable[str]) -> Path:
-    """Each target gets a program of its own, which says its name."""
+    """A file for many targets, by itself a program for the first of Windows' among them."""
+    targets = list(targets)
+    outer = None
+    for target in targets:
+        if not outer and target.startswith("windows"):
+            program = program_for(target)
+            outer = Outer(runtime(program, b"", target), program)
+            targets.remove(target)
+    start = -(-head_size(outer) // BLOCK) * BLOCK
     content = b""
     programs = []
     for target in targets:
-        program = f"#!/bin/sh\n[ $1 = --probe ] || echo {target}\n".encode()
-        packed = packed_once(program)
-        programs.append(Program(runtime(program, packed, target), BLOCK + len(content)))
+        packed = packed_once(program_for(target))
+        programs.append(Program(runtime(program_for(target), packed, target), start + len(content)))
         content += packed
-    path.write_bytes(head(programs).ljust(BLOCK, b"\0") + content)
+    begin = head(programs, outer)
+    assert len(begin) == head_size(outer)
+    path.write_bytes(begin.ljust(start, b"\0") + content)
     return path
 
 
-def test_every_target_is_found_by_its_uname(tmp_path, env):
+ANSWERS = {  # what `uname` says, by its first argument, and the tool for SHA-256 there
+    "linux-amd64": ("Linux x86_64", "", "sha256sum"),
+    "linux-arm64": ("Linux aarch64", "", "sha256sum"),
+    "macos-amd64": ("Darwin x86_64", "i386", "shasum"),
+    "macos-arm64": ("Darwin arm64", "arm", "shasum"),
+    "freebsd-amd64": ("FreeBSD amd64", "amd64", "sha256"),
+    "freebsd-arm64": ("FreeBSD arm64", "aarch64", "sha256"),
+    "netbsd-amd64": ("NetBSD amd64", "x86_64", "openssl"),
+    "netbsd-arm64": ("NetBSD evbarm", "aarch64", "openssl"),
+    "openbsd-amd64": ("OpenBSD amd64", "amd64", "sha256"),
+    "openbsd-arm64": ("OpenBSD arm64", "aarch64", "sha256"),
+}
+
+
+def system(directory: Path, name: str, translated: bool = False) -> str:
+    """A PATH with just the tools that a system has, as strict as the BSDs have them."""
+    both, processor, checksum = ANSWERS[name]
+    shutil.rmtree(directory, ignore_errors=True)
+    tools = {
+        "uname": f'case $* in -sm) echo {both} ;; -p) echo "{processor}" ;; *) exit 1 ;; esac',
+        "sysctl": f'[ "$*" = "-n hw.optional.arm64" ] && echo {int(translated)}',
+        # No operands of GNU's, and no `head` or `tail` that could be asked for bytes.
+        "dd": "for word; do case $word in if=*|bs=65536|bs=8k|skip=*|count=*) ;; "
+        f'*) echo "dd: unknown operand $word" >&2; exit 1 ;; esac; done\nexec {tool("dd")} "$@"',
+        "mktemp": f'[ $# = 1 ] || exit 1\ncase $1 in *.XXXXXX) exec {tool("mktemp")} "$1" ;; esac',
+        "wc": f'printf \'%8s\\n\' "$({tool("wc")} "$@")"',
+        checksum: f"exec {tool('sha256sum')}",
+    }
+    for name_, script in tools.items():
+        fake(directory, name_, script + "\n")
+    for name_ in ("gzip", "ls", "id", "mkdir", "chmod", "mv", "rm", "sh"):
+        (directory / name_).symlink_to(tool(name_))
+    return str(directory)
+
+
+def start_as(name: str, file: Path, shell: list[str], tmp_path: Path, **options: bool) -> str:
+    """What the file says on such a system; what was unpacked there must be what went in."""
+    base = tmp_path / f"cache-{name}"
+    shutil.rmtree(base, ignore_errors=True)
+    path = system(tmp_path / "bin", name, **options)
+    env = {"PATH": path, "PYLLAMAFILE_CACHE": str(base)}
+    done = run(*shell, file, "a b", "", env=env)
+    assert (done.returncode, done.stderr) == (0, b"")
+    said, *words = done.stdout.decode().splitlines()
+    assert words == ["--llamafile", str(file), "a b", ""]
+    (unpacked,) = (base / "run").iterdir()
+    assert unpacked.read_bytes() == program_for(said)
+    return said
+
+
+def test_all_targets_have_a_system_here():
+    assert ANSWERS.keys() | {"windows-amd64", "windows-arm64"} == TARGETS.keys()
+    assert [name for name, target in TARGETS.items() if not target.uname] == [
+        "windows-amd64",  # where no shell starts it
+        "windows-arm64",
+    ]
+
+
+@pytest.mark.parametrize("windows", [True, False])
+def test_every_system_gets_its_program(tmp_path, shell, windows):
+    names = [name for name in TARGETS if windows or not name.startswith("windows")]
+    file = several(tmp_path / "f", names)
+    assert file.read_bytes()[:2] == (b"MZ" if windows else b"#!")
+    for name in ANSWERS:
+        assert start_as(name, file, shell, tmp_path) == name
+
+
+def test_every_spelling_of_a_system_is_known(tmp_path, env):
     file = several(tmp_path / "f", TARGETS)
     for target in TARGETS.values():
         for pattern in target.uname:
             env["PATH"] = fake(tmp_path / "bin", "uname", f"echo {pattern}\n")
-            assert run("sh", file, env=env).stdout.decode() == f"{target.name}\n"
+            assert run("sh", file, env=env).stdout.decode().split()[0] == target.name
 
 
-def test_systems_that_say_the_wrong_thing(tmp_path, shell, env, monkeypatch):
-    names = {
-        "macos-amd64": "Darwin x86_64",
-        "macos-arm64": "Darwin arm64",
-        "netbsd-arm64": "NetBSD aarch64",
-    }
-    for name, uname in names.items():
-        target = replace(TARGETS[HOST.name], name=name, uname=(uname,))
-        monkeypatch.setitem(TARGETS, name, target)
-    both = several(tmp_path / "both", names)
+def test_a_translated_shell_on_apple_silicon(tmp_path, shell):
+    both = several(tmp_path / "both", ["macos-amd64", "macos-arm64", "windows-amd64"])
     intel = several(tmp_path / "intel", ["macos-amd64"])
-    fake(tmp_path / "bin", "uname", "echo Darwin x86_64\n")
-    for file, answer, expected in (
-        (both, "echo 1", b"macos-arm64\n"),
-        (both, "echo 0", b"macos-amd64\n"),
-        (both, "exit 1", b"macos-amd64\n"),
-        (intel, "echo 1", b"macos-amd64\n"),
+    for file, translated, expected in (
+        (both, True, "macos-arm64"),
+        (both, False, "macos-amd64"),
+        (intel, True, "macos-amd64"),
     ):
-        env["PATH"] = fake(tmp_path / "bin", "sysctl", answer + "\n")
-        assert run(*shell, file, env=env).stdout == expected
-    script = "case $1 in -p) echo aarch64 ;; *) echo NetBSD evbarm ;; esac\n"
-    env["PATH"] = fake(tmp_path / "bin", "uname", script)
-    assert run(*shell, both, env=env).stdout == b"netbsd-arm64\n"
+        assert start_as("macos-amd64", file, shell, tmp_path, translated=translated) == expected
+
+
+@pytest.mark.parametrize("said", ["MINGW64_NT-10.0-19045", "MSYS_NT-10.0-26100", "CYGWIN_NT-10.0"])
+def test_a_shell_on_windows(tmp_path, shell, env, said):
+    """It comes here only if it was called with the file, or could not start it."""
+    env["PATH"] = fake(tmp_path / "bin", "uname", f"echo {said} x86_64\n")
+    file = several(tmp_path / "f", ["linux-amd64", "windows-amd64"])
+    done = run(*shell, file, env=env)
+    assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (1, b"", 1)
+    assert b"on Windows, start it as a program" in done.stderr
+    done = run(*shell, several(tmp_path / "g", ["linux-amd64"]), env=env)
+    assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (1, b"", 1)
+    assert f"no program for {said} x86_64 in this file, only for: linux-amd64" in str(done.stderr)
+
+
+def test_an_unknown_system_is_told_what_is_there(tmp_path, shell, env):
+    env["PATH"] = fake(tmp_path / "bin", "uname", "echo Plan9 mips\n")
+    file = several(tmp_path / "f", TARGETS)
+    done = run(*shell, file, env=env)
+    first = "windows-amd64"  # which is first in the file
+    names = " ".join([first, *(name for name in TARGETS if name != first)])
+    message = f"{file}: there is no program for Plan9 mips in this file, only for: {names}\n"
+    assert (done.returncode, done.stdout, done.stderr.decode()) == (1, b"", message)
+
+
+def test_a_windows_program_behaves_like_any_other_file(tmp_path, shell, env, place):
+    """As a script: arguments, standard input, exit code, and the program in the shell's place."""
+    packed = packed_once(SCRIPT)
+    outer = Outer(runtime(tiny_pe(), b"", "windows-amd64"), tiny_pe())
+    file = tmp_path / "a file"
+    begin = head([Program(runtime(SCRIPT, packed), BLOCK)], outer)
+    file.write_bytes(begin.ljust(BLOCK, b"\0") + packed)
+    file.chmod(0o755)
+    given = ["-p", "a  b", "", "it's", 'say "x"', "$HOME `id` \\n", "new\nline\n", "*", "naïve"]
+    for _ in ("cold", "warm"):
+        got = arguments(run(*shell, "./a file", *given, env=env, cwd=tmp_path))
+        assert got == ["--llamafile", "./a file", *given]
+    assert place.read_bytes() == SCRIPT
+    assert run(*shell, file, "cat", env=env, input=b"\0data").stdout == b"\0data"
+    assert run(*shell, file, "exit", "7", env=env).returncode == 7
+    with subprocess.Popen([*shell, str(file), "pid"], env=env, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        assert int(process.stdout.readline()) == process.pid
+        process.terminate()
+
+
+@pytest.mark.parametrize("name", [name for name in SHELLS if name != "mksh"])
+def test_a_shell_starts_a_windows_program_by_its_name(tmp_path, env, name):
+    """The kernel refuses it, so the shell reads it itself; mksh does not, by its own decision."""
+    if any("magic 4d5a" in entry.read_text() for entry in Path(BINFMT).glob("[!r]*")):
+        pytest.skip("this kernel has an interpreter for Windows programs, perhaps Wine")
+    file = several(tmp_path / "f", [HOST.name, "windows-amd64"])
+    file.chmod(0o755)
+    first, *rest = name.split()
+    done = run(tool(first, SHELLS[name]), *rest, "-c", './f "$@"', "x", "1", env=env, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.decode().split() == [HOST.name, "--llamafile", "./f", "1"]
+
+
+def test_an_elf_program_stands_alone():
+    program = tiny_elf()
+    outer = Outer(runtime(program, b"", "linux-amd64"), program)
+    assert head([], outer) == program
+    assert head_size(outer) == len(program)
+    with pytest.raises(PyllamafileError, match="among others"):
+        head([Program(runtime(SCRIPT, packed_once(SCRIPT)), BLOCK)], outer)
+
+
+def test_what_cannot_be_a_windows_program_is_named():
+    outer = Outer(runtime(SCRIPT, b"", "windows-amd64"), SCRIPT)
+    for make in (lambda: head([], outer), lambda: head_size(outer)):
+        with pytest.raises(PyllamafileError, match=r"runtime\.gz: not a Windows program"):
+            make()
 
 
 def _noise(size: int) -> bytes:

@@ -14,7 +14,7 @@ from conftest import Run, need
 
 import pyllamafile
 from pyllamafile import native
-from pyllamafile.native.levels import header, identifier
+from pyllamafile.native.levels import external_symbols, header, identifier
 from pyllamafile.targets import TARGETS, Target
 
 LEVELS = {name: [level.name for level in target.levels] for name, target in TARGETS.items()}
@@ -45,6 +45,26 @@ STANDARD = re.compile(r"_ZZ?N?St")
 )
 def test_what_to_rename(symbol: str, name: str | None) -> None:
     assert identifier(symbol) == name
+
+
+@pytest.mark.native
+def test_names_of_every_format(tmp_path: Path) -> None:
+    """Mach-O puts an underscore in front, COFF has names in a table when they are long."""
+    source = tmp_path / "s.cpp"
+    source.write_text(
+        "namespace repack { int function_with_a_long_name(int x) { return x; } }\n"
+        "struct traits { virtual ~traits(); }; traits::~traits() {}\n"
+        'extern "C" int short_(int x) { return x; }\n'
+        "extern int elsewhere; static int own = 1;\n"
+        "int exported = 2; int *use() { own++; return own ? &elsewhere : &exported; }\n"
+    )
+    zig = native._package("ziglang") / "zig"
+    for name in ("linux-amd64", "macos-arm64", "windows-amd64", "windows-arm64"):
+        output = tmp_path / f"{name}.o"
+        command = [zig, "c++", "-target", TARGETS[name].triple, "-O2", "-ffunction-sections"]
+        subprocess.run([*command, "-c", source, "-o", output], check=True)
+        found = {identifier(symbol) for symbol in external_symbols(output)}
+        assert found == {"repack", "traits", "short_", "exported", "use"}
 
 
 def test_header_renames_everything_once() -> None:
@@ -152,11 +172,14 @@ class Linking:
     @property
     def archives(self) -> list[Path]:
         """The levels' libraries, the lowest first."""
-        own = [self.folder / f"ggml-cpu-{level}.a" for level in LEVELS[self.target.name][1:]]
+        own = [
+            self.folder / f"z{number}-ggml-cpu-{level}.a"
+            for number, level in enumerate(LEVELS[self.target.name][1:], 1)
+        ]
         return [self.folder / "llama/ggml/src/libggml-cpu.a", *own]
 
 
-@pytest.fixture(scope="module", params=TARGETS)
+@pytest.fixture(scope="module", params=PROCESSORS)
 def linking(request: pytest.FixtureRequest) -> Linking:
     target = TARGETS[request.param]
     need(instructions.OBJDUMP[target.arch], "binutils binutils-aarch64-linux-gnu")

@@ -351,7 +351,8 @@ def test_arguments_given_to_build_arrive_as_they_are(
 ) -> None:
     prompt = """ a 'b' "c" \\d $HOME # é\n..."""
     path = tmp_path / "a.llamafile"
-    pyllamafile.build(model, path, args=["-p", prompt, "-n", "1", "--no-escape"])
+    args = ["-p", prompt, "-n", "1", "--no-escape"]
+    pyllamafile.build(model, path, args=args, targets=["linux-amd64"])
     assert run(path, "--temp", "0").stdout.startswith(prompt.encode())
 
 
@@ -391,7 +392,8 @@ def test_weights_of_another_llamafile(
 def test_several_models(
     model: Path, phi3: Path, runtime: Path, run: Run, answer: bytes, tmp_path: Path
 ) -> None:
-    file = pyllamafile.build([model, phi3], tmp_path / "two.llamafile").path
+    file = tmp_path / "two.llamafile"
+    pyllamafile.build([model, phi3], file, targets=["linux-amd64"])
     done = run(file, "-p", PROMPT)
     assert done.returncode == 1
     assert done.stderr.count(b"\n") == 1

@@ -19,7 +19,7 @@ import pytest
 from pyllamafile import native
 from pyllamafile.errors import PyllamafileError
 from pyllamafile.launcher import pack
-from pyllamafile.targets import TARGETS, select
+from pyllamafile.targets import TARGETS, groups, select
 
 TARGET = TARGETS["linux-amd64"]
 
@@ -258,3 +258,24 @@ def test_unknown_target_names_the_known_ones() -> None:
     with pytest.raises(PyllamafileError, match="no such target: amiga") as caught:
         select(["amiga"])
     assert "linux-amd64" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("names", "chosen"),
+    [
+        ([], []),
+        (["linux"], ["linux-amd64", "linux-arm64"]),
+        (["linux-arm64", "linux", "linux-amd64"], ["linux-amd64", "linux-arm64"]),
+        (["windows", "macos-arm64"], ["macos-arm64", "windows-amd64", "windows-arm64"]),
+        (["arm64"], [name for name in TARGETS if name.endswith("-arm64")]),
+        (["amd64", "arm64"], list(TARGETS)),
+        (["all"], list(TARGETS)),
+    ],
+)
+def test_targets_are_chosen_by_name_and_by_group(names: list[str], chosen: list[str]) -> None:
+    assert [target.name for target in select(names)] == chosen
+
+
+def test_no_group_is_called_like_a_target() -> None:
+    assert not groups().keys() & TARGETS.keys()
+    assert groups()["all"] == tuple(TARGETS.values())

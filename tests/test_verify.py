@@ -21,8 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fixtures import tiny_elf, tiny_pe
 
 from pyllamafile.errors import PyllamafileError
+from pyllamafile.launcher import pe
 from pyllamafile.verify import Problem, verify, work
 
 BLOCK = 65536
@@ -57,6 +59,7 @@ class Box:
     entries: dict[str, bytes] = field(default_factory=dict)
     deflated: set[str] = field(default_factory=set)
     head: bytes = HEAD
+    outer: str = ""
     packed: dict[str, bytes] = field(default_factory=dict)
     manifest: Callable[[dict[str, Any]], object] = lambda manifest: None
     local: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -70,7 +73,7 @@ class Box:
 
     def write(self) -> Path:
         content = bytearray(self.head.ljust(BLOCK, b"\0"))
-        runtimes = []
+        runtimes = [self.in_place(self.outer)] if self.outer else []
         for target, packed in self.packed.items():
             self.at[target] = len(content)
             runtimes.append(
@@ -160,6 +163,13 @@ class Box:
         ) + self.comment  # fmt: skip
         self.path.write_bytes(content)
         return self.path
+
+    def in_place(self, target: str) -> dict[str, Any]:
+        size, digest = len(self.head), sha256(self.head)
+        return {
+            "target": target, "offset": 0, "packed_size": size, "packed_sha256": digest,
+            "size": size, "sha256": digest, "llama_cpp": "0.5.0", "levels": ["v3"],
+        }  # fmt: skip
 
     def where(self, name: str) -> str:
         return f"{name} (entry at offset {self.at[f'{name} header']})"
@@ -358,7 +368,7 @@ def test_a_bit_of_a_runtime(box: Box, offset: int) -> None:
 def test_a_bit_of_the_script(box: Box, offset: int) -> None:
     box.write()
     patch(box.path, offset)
-    only(box.path, "launch script", "damaged: its SHA-256 is")
+    only(box.path, "head", "damaged: its SHA-256 is")
 
 
 @pytest.mark.parametrize(
@@ -372,7 +382,7 @@ def test_a_bit_of_the_script(box: Box, offset: int) -> None:
 )
 def test_a_script_that_is_none(box: Box, head: bytes, what: str) -> None:
     box.head = head
-    only(box.write(), "launch script", what)
+    only(box.write(), "head", what)
 
 
 def test_a_bit_of_the_manifest(box: Box) -> None:
@@ -692,8 +702,7 @@ def runtime(manifest: dict[str, Any]) -> dict[str, Any]:
         (lambda m: m.update(runtimes={}), "manifest['runtimes'] is not an array"),
         (lambda m: m.update(runtimes=[5]), "manifest['runtimes'][0] is not an object"),
         (lambda m: runtime(m).update(offset=65537), "[1]['offset'] is not a multiple of 65536"),
-        (lambda m: runtime(m).update(offset=0), "[1]['offset'] is not a multiple of 65536"),
-        (lambda m: runtime(m).update(packed_size=9), "[1]['packed_size'] is not a multiple"),
+        (lambda m: runtime(m).update(packed_size=-9), "[1]['packed_size'] is not a number"),
         (lambda m: runtime(m).update(levels=[5]), "[1]['levels'][0] is not text"),
         (lambda m: m.update(entries=[]), "manifest['entries'] is not an object"),
         (lambda m: m["entries"].update(x=5), "manifest['entries']['x'] is not an object"),
@@ -717,6 +726,8 @@ def test_a_manifest_wrong_in_a_million_places_is_told_shortly(box: Box) -> None:
     ("change", "what"),
     [
         ({"offset": 2**62}, "past the central directory's start"),
+        ({"packed_size": BLOCK - 1}, "bytes long, not a multiple of 65536"),
+        ({"packed_size": 0}, "bytes long, not a multiple of 65536"),
         ({"packed_size": 2**62}, "past the central directory's start"),
         ({"packed_size": BLOCK * 3}, "past the central directory's start"),
         ({"offset": BLOCK}, "it overlaps runtime linux-amd64"),
@@ -760,9 +771,90 @@ def test_runtimes_of_two_members_or_with_bytes_behind(box: Box) -> None:
 def test_a_head_that_reaches_into_a_runtime(box: Box) -> None:
     box.manifest = lambda m: m["head"].update(size=BLOCK + 1)
     problems = verify(box.write())
-    assert problems[0] == Problem(
-        f"runtime linux-amd64 (offset {BLOCK})", "it overlaps launch script"
-    )
+    assert problems[0] == Problem(f"runtime linux-amd64 (offset {BLOCK})", "it overlaps head")
+
+
+# A head that is a program
+
+PE = pe.graft(tiny_pe(), b"exit 0\n")
+ELF = tiny_elf()
+COFF = 0x78
+SECTIONS = COFF + 24 + 240
+
+
+@pytest.mark.parametrize(
+    ("head", "target"),
+    [
+        (PE, "windows-amd64"),
+        (pe.graft(tiny_pe(0xAA64), b"exit 0\n"), "windows-arm64"),
+        (ELF, "linux-amd64"),
+        (tiny_elf(183), "linux-arm64"),
+    ],
+)
+def test_sound_as_a_program(box: Box, head: bytes, target: str) -> None:
+    box.head, box.outer = head, target
+    box.packed.pop(target, None)
+    assert verify(box.write()) == []
+    assert work(box.path) > len(head)
+
+
+def put(content: bytes, at: int, new: bytes) -> bytes:
+    return content[:at] + new + content[at + len(new) :]
+
+
+@pytest.mark.parametrize(
+    ("head", "target", "what"),
+    [
+        (HEAD, "windows-amd64", "it is a script, not the program that the manifest lists"),
+        (PE, "", "it is a PE for machine 0x8664, the manifest lists none"),
+        (PE, "windows-arm64", "it is a PE for machine 0x8664, the manifest lists windows-arm64"),
+        (ELF, "linux-arm64", "it is an ELF program for machine 62, the manifest lists linux-arm64"),
+        (ELF, "windows-amd64", "machine 62"),
+        (put(PE, 58, b"x"), "windows-amd64", "its first line is not the one"),
+        (put(PE, 59, b"\0"), "windows-amd64", "its first line is not the one"),
+        (tiny_pe(), "windows-amd64", "its first line is not the one"),
+        (put(PE, 0x2000, b"\0"), "windows-amd64", "bytes 8192 to 16384 are not plain ASCII"),
+        (put(PE, 0x3FFF, b"\xe9"), "windows-amd64", "bytes 8192 to 16384 are not plain ASCII"),
+        (PE[:0x3000], "windows-amd64", "bytes 8192 to 16384 are not plain ASCII"),
+        (PE[:0x90], "windows-amd64", "its headers are cut short"),
+        (put(PE, 60, b"\xff" * 4), "windows-amd64", "its headers are cut short"),
+        (put(PE, COFF, b"NE"), "windows-amd64", "no 64-bit PE"),
+        (put(PE, COFF + 24, b"\x0b\1"), "windows-amd64", "no 64-bit PE"),
+        (put(PE, COFF + 24 + 144, b"\1"), "windows-amd64", "a certificate table"),
+        (put(PE, COFF + 24 + 60, b"\0\x22"), "windows-amd64", "claim 8704 bytes"),
+        (put(PE, COFF + 24 + 60, b"\0\1"), "windows-amd64", "claim 256 bytes"),
+        (put(PE, SECTIONS + 20, b"\0\4"), "windows-amd64", "its section at byte 1024 is not"),
+        (put(PE, SECTIONS + 16, b"\0\0\1"), "windows-amd64", "its section at byte 16384 is not"),
+        (PE + bytes(512), "windows-amd64", "its last section ends at byte"),
+        (put(ELF, 4, b"\1"), "linux-amd64", "no 64-bit little-endian ELF"),
+        (ELF[:40], "linux-amd64", "its headers are cut short"),
+        (ELF[:-1], "linux-amd64", "its segment at byte 0 ends past the head"),
+        (b"#!/bin/bash\n", "linux-amd64", "nor as a program does"),
+    ],
+)
+def test_heads_that_are_no_such_program(box: Box, head: bytes, target: str, what: str) -> None:
+    box.head, box.outer, box.packed = head, target, {}
+    only(box.write(), "head", what)
+
+
+@pytest.mark.parametrize("key", ["size", "packed_size", "sha256", "packed_sha256"])
+def test_a_program_that_is_listed_otherwise_than_the_head(box: Box, key: str) -> None:
+    box.head, box.outer = PE, "windows-amd64"
+    box.manifest = lambda m: m["runtimes"][0].update({key: 5 if "size" in key else "0" * 64})
+    where = "runtime windows-amd64 (offset 0)"
+    only(box.write(), where, f"its {key} is not that of the head")
+
+
+def test_a_bit_of_a_program_that_is_the_head(box: Box) -> None:
+    box.head, box.outer = PE, "windows-amd64"
+    rng = random.Random(50)
+    box.write()
+    for _ in range(30):
+        at = rng.randrange(len(PE))
+        patch(box.path, at)
+        assert {problem.where for problem in verify(box.path)} == {"head"}
+        patch(box.path, at)
+    assert verify(box.path) == []
 
 
 def test_entries_missing_and_extra(box: Box) -> None:
@@ -818,7 +910,7 @@ def test_every_byte_that_counts_is_covered(box: Box) -> None:
     box.write()
     rng = random.Random(40)
     parts = {
-        "launch script": (0, len(HEAD)),
+        "head": (0, len(HEAD)),
         f"runtime linux-amd64 (offset {BLOCK})": (BLOCK, len(box.packed["linux-amd64"])),
         **{
             box.where(name): (box.at[name], len(plain))

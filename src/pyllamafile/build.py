@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gzip
 import hashlib
 import os
 import secrets
@@ -11,11 +12,12 @@ import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 import pyllamafile
 from pyllamafile import native, zipalign
 from pyllamafile.errors import PyllamafileError
+from pyllamafile.launcher import Outer
 from pyllamafile.plan import ARGS, GUI, MANIFEST, File, Plan, gui_entries, plan, quote
 from pyllamafile.targets import TARGETS, Runtime, host, select
 from pyllamafile.verify import verify
@@ -25,6 +27,11 @@ Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done and how much there is."""
 
 PathLike = str | os.PathLike[str]
+
+Format = Literal["portable", "elf"]
+
+TOO_LARGE = 4 << 30
+"""Windows starts no program of so many bytes or more."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,9 @@ class Built:
         models: Names of the weights inside, added ones too.
         targets: Names of the systems that it runs on.
         missing: Names of the systems for which no runtime was at hand.
+        too_large: Whether it is for Windows, but has more bytes than Windows lets a
+            program have.
+        companion: The program beside it that starts it there nevertheless.
     """
 
     path: Path
@@ -46,6 +56,8 @@ class Built:
     models: tuple[str, ...]
     targets: tuple[str, ...]
     missing: tuple[str, ...]
+    too_large: bool
+    companion: Path | None
 
 
 def build(
@@ -58,6 +70,8 @@ def build(
     args_file: PathLike | None = None,
     add: Sequence[tuple[PathLike, str]] = (),
     gui: bool = True,
+    format: Format = "portable",
+    companion: bool = True,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Built:
@@ -71,12 +85,16 @@ def build(
             the file is an engine alone.
         output: The file to write; by default ``NAME.llamafile`` in the current directory.
         name: What the model is called; by default as its file is.
-        targets: Systems to run on; by default those whose runtimes are at hand.
+        targets: Systems to run on, or groups of them such as ``linux``, ``arm64`` and
+            ``all``; by default those whose runtimes are at hand.
         args: Default arguments of the file, put into ``.args`` one by one.
         args_file: A file with the text of ``.args``, in front of `args`.
         add: More files, each with the name of its entry.
         gui: Whether the web GUI goes in.
-        force: Whether an existing output may be replaced.
+        format: ``portable``, or ``elf`` for a file that is a program of one Linux target.
+        companion: Whether a file that is too large for Windows to start gets a small
+            Windows program beside it, called as it is, with ``.exe`` for ``.llamafile``.
+        force: Whether existing output may be replaced.
         progress: Told about every step.
 
     Raises:
@@ -95,19 +113,29 @@ def build(
     # Now rather than after the minutes that a runtime may take.
     zipalign.layout([zipalign.Entry(file.name, b"") for file in (*models, *extras)], 0)
 
-    runtimes = _runtimes(targets, tell)
+    runtimes = _runtimes(_one_linux(targets) if format == "elf" else targets, tell)
+    outer = _outer(runtimes, format)
     layout = plan(
         name=name,
         version=pyllamafile.__version__,
         models=models,
-        runtimes=runtimes,
+        runtimes=[runtime for runtime in runtimes if not outer or runtime != outer.runtime],
+        outer=outer,
         extras=extras,
         args=text,
         gui=gui_entries(native.find_gui() or native.build_gui(progress=tell)) if gui else (),
     )
-    with _appearing(destination, layout.size, force) as (file, path):
-        _write(file, layout, lambda done: tell(f"writing {destination.name}", done, layout.size))
-        _check(path, destination)
+    too_large = bool(outer) and format == "portable" and layout.size >= TOO_LARGE
+    starter = _companion(destination) if too_large and companion else None
+    if starter:
+        _check_output(starter, inputs, force)
+    with contextlib.ExitStack() as undo:
+        with _appearing(destination, layout.size, force) as (file, path):
+            _write(file, layout, lambda n: tell(f"writing {destination.name}", n, layout.size))
+            _check(path, destination)
+            if starter and outer:
+                _put_beside(starter, outer.program, force, undo)
+        undo.pop_all()
 
     included = tuple(runtime.target for runtime in runtimes)
     return Built(
@@ -117,6 +145,8 @@ def build(
         models=tuple(file.name for file in (*models, *extras) if file.name.endswith(".gguf")),
         targets=included,
         missing=tuple(target for target in TARGETS if target not in included),
+        too_large=too_large,
+        companion=starter,
     )
 
 
@@ -204,7 +234,38 @@ def _runtimes(names: Sequence[str], tell: Progress) -> list[Runtime]:
     return [native.build(here, progress=tell)]
 
 
+def _one_linux(names: Sequence[str]) -> Sequence[str]:
+    """The names of targets, if an ELF program can be all of them: one, by default the host's."""
+    here = host()
+    chosen = select(names) if names else (here,) if here else ()
+    if [target.os for target in chosen] != ["linux"]:
+        raise PyllamafileError(
+            "a file of the format elf is for one Linux target",
+            hint="choose it with --target linux-amd64 or --target linux-arm64",
+        )
+    return [target.name for target in chosen]
+
+
+def _outer(runtimes: Sequence[Runtime], format: Format) -> Outer | None:
+    """The program that the file itself is: on Windows there is no script to start one."""
+    system = "linux" if format == "elf" else "windows"
+    for runtime in runtimes:
+        if TARGETS[runtime.target].os == system:
+            return Outer(runtime, _unpacked(runtime))
+    return None
+
+
 # Where it goes
+
+
+def _companion(path: Path) -> Path:
+    """The name by which a runtime for Windows finds `path` beside itself."""
+    if path.suffix.lower() == ".exe":
+        raise PyllamafileError(
+            f"{path}: Windows can't start a program of 4 GiB or more",
+            hint="name it .llamafile: the .exe that starts it is then written beside it",
+        )
+    return path.with_name(f"{path.name.removesuffix('.llamafile')}.exe")
 
 
 def _check_output(path: Path, inputs: Sequence[Path], force: bool) -> None:
@@ -261,6 +322,15 @@ def _appearing(path: Path, size: int, force: bool) -> Iterator[tuple[BinaryIO, P
             draft.unlink()
 
 
+def _put_beside(path: Path, program: bytes, force: bool, undo: contextlib.ExitStack) -> None:
+    """Write a companion, before the file gets its name: that comes last."""
+    new = not path.exists()
+    with _appearing(path, len(program), force) as (file, _):
+        file.write(program)
+    if new:
+        undo.callback(path.unlink, missing_ok=True)
+
+
 def _nameless(folder: Path) -> int | None:
     flag = getattr(os, "O_TMPFILE", 0)  # Linux
     if not flag or not _opened(0).parent.is_dir():
@@ -314,11 +384,22 @@ def _packed(runtime: Runtime) -> bytes:
     except OSError as error:
         raise PyllamafileError(f"{runtime.path}: {error.strerror}") from error
     if hashlib.sha256(packed).hexdigest() != runtime.packed_sha256:
-        raise PyllamafileError(
-            f"{runtime.path}: damaged: its SHA-256 is another",
-            hint="delete it, then `pyllamafile runtimes build` makes it again",
-        )
+        raise _damaged(runtime)
     return packed
+
+
+def _damaged(runtime: Runtime) -> PyllamafileError:
+    return PyllamafileError(
+        f"{runtime.path}: damaged: its SHA-256 is another",
+        hint="delete it, then `pyllamafile runtimes build` makes it again",
+    )
+
+
+def _unpacked(runtime: Runtime) -> bytes:
+    program = gzip.decompress(_packed(runtime))
+    if hashlib.sha256(program).hexdigest() != runtime.sha256:
+        raise _damaged(runtime)
+    return program
 
 
 def _check(path: Path, destination: Path) -> None:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn, TextIO, cast
+from typing import Any, Literal, NoReturn, TextIO, cast
 
 import click
 from rich.console import Console
@@ -28,7 +28,7 @@ from rich.progress import (
 from rich.text import Text
 
 import pyllamafile
-from pyllamafile import native, plan, zipalign
+from pyllamafile import Built, native, plan, zipalign
 from pyllamafile.errors import PyllamafileError
 from pyllamafile.inspect import EntryFacts, ModelFacts, Report, content
 from pyllamafile.targets import TARGETS, host, select
@@ -144,9 +144,21 @@ def commands() -> None:
     "targets",
     multiple=True,
     metavar="TARGET",
-    help="A system to run on; repeat it.  [default: every runtime at hand]",
+    help="A system to run on, or a group; repeat it.  [default: every runtime at hand]",
 )
 @click.option("--gui/--no-gui", default=True, help="With or without the web GUI.")
+@click.option(
+    "--format",
+    type=click.Choice(["portable", "elf"]),
+    default="portable",
+    show_default=True,
+    help="What the file is to the system that starts it.",
+)
+@click.option(
+    "--companion/--no-companion",
+    default=True,
+    help="With or without the .exe that starts a file of 4 GiB or more on Windows.",
+)
 @click.option("--force", is_flag=True, help="Replace OUT if it exists.")
 def build(
     gguf: tuple[Path, ...],
@@ -157,6 +169,8 @@ def build(
     add: tuple[str, ...],
     targets: tuple[str, ...],
     gui: bool,
+    format: Literal["portable", "elf"],
+    companion: bool,
     force: bool,
 ) -> None:
     """Pack weights and everything that runs them into one file.
@@ -169,10 +183,22 @@ def build(
     environment variable. An argument ... stands for those that the user gives, which
     otherwise follow.
 
+    A TARGET is a system on a processor (linux-amd64, as `runtimes list` has them), or a
+    group of them: a system (linux), a processor (arm64), or all.
+
+    Without a Windows target the file begins with #!/bin/sh and starts wherever programs
+    do: from shells, systemd, containers, another program. With one it is a Windows program
+    that shells run as a script; what is no shell then has to call sh FILE. --format elf
+    makes it a program of one Linux target, which needs no shell and unpacks nothing.
+
+    Windows starts no program of 4 GiB or more. Such a file gets a small one beside it that
+    opens it: OUT with .exe for .llamafile.
+
     \b
     Examples:
       pyllamafile build --gguf phi3.gguf -o phi3.llamafile
       pyllamafile build --gguf phi3.gguf --arg -c --arg 2048 --add LICENSE.txt
+      pyllamafile build --gguf phi3.gguf --target linux --target macos-arm64
     """  # noqa: D301
     if not gguf and output is None:
         raise click.UsageError("nothing to pack: give --gguf FILE, or -o OUT for an engine alone")
@@ -186,18 +212,34 @@ def build(
             args_file=args_file,
             add=[_add_option(option) for option in add],
             gui=gui,
+            format=format,
+            companion=companion,
             force=force,
             progress=_announcing(tell),
         )
     _out.print(_bold(str(built.path)), f" {_size(built.size)}")
     _out.print(f"  weights   {_shown(', '.join(built.models) or 'none: give some with -m FILE')}")
     _out.print(f"  runs on   {', '.join(built.targets)}")
+    if note := _on_windows(built):
+        _out.print(f"  Windows   {_shown(note)}")
     if built.missing:
-        _out.print(f"  lacking   {', '.join(built.missing)} (pyllamafile runtimes build --all)")
+        lacking = f"{len(built.missing)} of {len(TARGETS)} targets"
+        _out.print(f"  lacking   {lacking} (pyllamafile runtimes build --all)")
     run = _shown(_as_command(built.path) + _choice(built.models))
     _out.print("try:")
     _out.print(f'  {run} -p "Once upon a time" -n 64')
     _out.print(f"  {run}   # web GUI and API on http://127.0.0.1:8080")
+
+
+def _on_windows(built: Built) -> str | None:
+    """What people with Windows have to know."""
+    if built.too_large:
+        opener = built.companion or "nothing"
+        return f"{opener} starts it there, for a program must be below 4 GiB"
+    for_windows = any(TARGETS[name].os == "windows" for name in built.targets)
+    if for_windows and built.path.suffix.lower() != ".exe":
+        return "starts it when its name ends in .exe"
+    return None
 
 
 def _announcing(tell: Tell) -> Tell:
@@ -274,6 +316,8 @@ def _print_report(report: Report) -> None:
     origin = {"called": report.name, "built by pyllamafile": report.built_by}
     facts = ", ".join(f"{what} {value}" for what, value in origin.items() if value)
     _out.print(_bold(report.path), f" {_size(report.size)}  {_shown(facts)}".rstrip())
+    if report.runtimes:
+        _out.print("  " + ", ".join(f"{what} {_size(size)}" for what, size in _shares(report)))
     for model in report.models:
         _print_model(model)
     if report.runtimes:
@@ -311,6 +355,21 @@ def _print_report(report: Report) -> None:
                 for entry in report.entries
             ],
         )
+
+
+def _shares(report: Report) -> Iterator[tuple[str, int]]:
+    """What takes how many bytes of the file, down to the last one."""
+    shares: dict[str, list[Any]] = {
+        "runtimes": [runtime.get("packed_size") for runtime in report.runtimes],
+        "weights": [e.stored_size for e in report.entries if e.name.endswith(".gguf")],
+        "web GUI": [e.stored_size for e in report.entries if e.name.startswith(plan.GUI)],
+    }
+    left = report.size
+    for what, sizes in shares.items():
+        size = sum(size for size in sizes if isinstance(size, int))
+        left -= size
+        yield what, size
+    yield "other", left
 
 
 def _list(value: object) -> list[Any]:
@@ -480,7 +539,9 @@ def list_runtimes() -> None:
 
 
 @runtimes.command("build")
-@click.option("--target", "targets", multiple=True, metavar="TARGET", help="Repeat it for more.")
+@click.option(
+    "--target", "targets", multiple=True, metavar="TARGET", help="A target or a group; repeat it."
+)
 @click.option("--all", "everything", is_flag=True, help="All targets.")
 @click.option(
     "-j",

@@ -9,11 +9,12 @@ import hashlib
 import json
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pyllamafile import launcher, zipalign
+from pyllamafile.launcher import Outer
 from pyllamafile.targets import Runtime
 from pyllamafile.zipalign import Digest, Entry, Late, Layout, Source
 
@@ -45,8 +46,8 @@ class Plan:
     """A llamafile with every offset decided.
 
     Attributes:
-        head: The first 16 KiB: the launch script.
-        programs: The runtimes and their offsets.
+        head: The first bytes: the launch script, or a program that may hold it.
+        programs: The runtimes behind it and their offsets.
         layout: The zip behind them.
     """
 
@@ -66,6 +67,7 @@ def plan(
     version: str,
     models: Sequence[File],
     runtimes: Sequence[Runtime],
+    outer: Outer | None = None,
     extras: Sequence[File] = (),
     args: str | None = None,
     gui: Sequence[Entry] = (),
@@ -77,15 +79,17 @@ def plan(
         version: The version of pyllamafile that builds the file.
         models: The weights, in order.
         runtimes: The native programs; the launch script picks among them.
+        outer: The program that the file itself is, besides those.
         extras: More files.
         args: The text of `.args`.
         gui: The web GUI's entries.
 
     Raises:
-        PyllamafileError: Two entries of one name, or a name that isn't portable.
+        PyllamafileError: Two entries of one name, a name that isn't portable, or an outer
+            program that can't be one.
     """
-    programs = _programs(runtimes)
-    head = launcher.head(programs)
+    programs = _programs(runtimes, launcher.head_size(outer))
+    head = launcher.head(programs, outer)
     entries = [
         *(_entry(file) for file in (*models, *extras)),
         *([Entry(ARGS, args.encode())] if args is not None else []),
@@ -96,10 +100,13 @@ def plan(
         "name": name,
         "pyllamafile": version,
         "head": {"size": len(head), "sha256": hashlib.sha256(head).hexdigest()},
-        "runtimes": [_facts(program) for program in programs],
+        "runtimes": [
+            *([_facts(_as_it_stands(outer.runtime, head))] if outer else []),
+            *(_facts(program) for program in programs),
+        ],
     }
     entries.append(manifest(facts, {}, entries))
-    end = programs[-1].offset + programs[-1].runtime.packed_size
+    end = programs[-1].offset + programs[-1].runtime.packed_size if programs else len(head)
     return Plan(head, programs, zipalign.layout(entries, end))
 
 
@@ -181,13 +188,20 @@ def gui_entries(path: Path) -> list[Entry]:
     ]
 
 
-def _programs(runtimes: Sequence[Runtime]) -> tuple[launcher.Program, ...]:
+def _programs(runtimes: Sequence[Runtime], start: int) -> tuple[launcher.Program, ...]:
     programs = []
-    offset = launcher.BLOCK
+    offset = -(-start // launcher.BLOCK) * launcher.BLOCK
     for runtime in runtimes:
         programs.append(launcher.Program(runtime, offset))
         offset += runtime.packed_size
     return tuple(programs)
+
+
+def _as_it_stands(runtime: Runtime, program: bytes) -> launcher.Program:
+    """An outer program: it begins the file and is not packed."""
+    size, digest = len(program), hashlib.sha256(program).hexdigest()
+    stands = replace(runtime, size=size, sha256=digest, packed_size=size, packed_sha256=digest)
+    return launcher.Program(stands, 0)
 
 
 def _facts(program: launcher.Program) -> dict[str, Any]:

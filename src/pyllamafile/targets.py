@@ -34,7 +34,8 @@ class Target:
     Attributes:
         name: ``OS-ARCH``, as the command line spells it.
         triple: What ``zig cc -target`` calls it, minimum version included.
-        uname: What ``uname -sm`` prints there, as shell patterns.
+        uname: What the launch script gets as the answer of ``uname -sm`` there, as shell
+            patterns; none where no script is asked.
         system: CMake's CMAKE_SYSTEM_NAME.
         base: The processor that everything outside the kernels may assume
             (``zig cc -mcpu``).
@@ -106,24 +107,103 @@ ARM64_V8 = _level("v8", "")
 ARM64_DOTPROD = _level("dotprod", "-mcpu=generic+dotprod+fullfp16")
 ARM64_I8MM = _level("i8mm", "-mcpu=generic+dotprod+fullfp16+i8mm")
 
+# Every Apple Silicon has what `dotprod` is, since the M2 also what `i8mm` is.
+APPLE_M1 = _level("dotprod", "-mcpu=apple_m1")
+APPLE_M2 = _level("i8mm", "-mcpu=apple_m1+i8mm")
+
+_AMD64 = (AMD64_V2, AMD64_V3, AMD64_AVX512)
+_ARM64 = (ARM64_V8, ARM64_DOTPROD, ARM64_I8MM)
+# No Mac has what `avx512` is.
+_INTEL_MAC = (AMD64_V2, AMD64_V3)
+
 TARGETS: dict[str, Target] = {
     target.name: target
     for target in (
+        # Static, so that only the kernel's version matters.
         Target(
-            name="linux-amd64",
-            triple="x86_64-linux-musl",
-            uname=("Linux x86_64", "Linux amd64"),
-            system="Linux",
-            base="x86_64",
-            levels=(AMD64_V2, AMD64_V3, AMD64_AVX512),
+            "linux-amd64",
+            "x86_64-linux.5.10-musl",
+            ("Linux x86_64", "Linux amd64"),
+            "Linux",
+            "x86_64",
+            _AMD64,
         ),
         Target(
-            name="linux-arm64",
-            triple="aarch64-linux-musl",
-            uname=("Linux aarch64", "Linux arm64"),
-            system="Linux",
-            base="generic",
-            levels=(ARM64_V8, ARM64_DOTPROD, ARM64_I8MM),
+            "linux-arm64",
+            "aarch64-linux.5.10-musl",
+            ("Linux aarch64", "Linux arm64"),
+            "Linux",
+            "generic",
+            _ARM64,
+        ),
+        Target(
+            "macos-amd64",
+            "x86_64-macos.13.0",
+            ("Darwin x86_64",),
+            "Darwin",
+            "x86_64",
+            _INTEL_MAC,
+        ),
+        Target(
+            "macos-arm64",
+            "aarch64-macos.13.0",
+            ("Darwin arm64",),
+            "Darwin",
+            "apple_m1",
+            (APPLE_M1, APPLE_M2),
+        ),
+        # Windows starts programs itself, without a script.
+        Target("windows-amd64", "x86_64-windows.win10-gnu", (), "Windows", "x86_64", _AMD64),
+        Target("windows-arm64", "aarch64-windows.win10-gnu", (), "Windows", "generic", _ARM64),
+        Target(
+            "freebsd-amd64",
+            "x86_64-freebsd.14.0",
+            ("FreeBSD amd64",),
+            "FreeBSD",
+            "x86_64",
+            _AMD64,
+        ),
+        Target(
+            "freebsd-arm64",
+            "aarch64-freebsd.14.0",
+            ("FreeBSD arm64",),
+            "FreeBSD",
+            "generic",
+            _ARM64,
+        ),
+        # zig knows no older libc than that of 10.1.
+        Target(
+            "netbsd-amd64",
+            "x86_64-netbsd.10.1",
+            ("NetBSD amd64",),
+            "NetBSD",
+            "x86_64",
+            _AMD64,
+        ),
+        # `uname -p` there; `uname -m` names the board.
+        Target(
+            "netbsd-arm64",
+            "aarch64-netbsd.10.1",
+            ("NetBSD aarch64",),
+            "NetBSD",
+            "generic",
+            _ARM64,
+        ),
+        Target(
+            "openbsd-amd64",
+            "x86_64-openbsd.7.8",
+            ("OpenBSD amd64",),
+            "OpenBSD",
+            "x86_64",
+            _AMD64,
+        ),
+        Target(
+            "openbsd-arm64",
+            "aarch64-openbsd.7.8",
+            ("OpenBSD arm64",),
+            "OpenBSD",
+            "generic",
+            _ARM64,
         ),
     )
 }
@@ -138,15 +218,29 @@ def host() -> Target | None:
     return TARGETS.get(f"{system}-{arch}")
 
 
+def groups() -> dict[str, tuple[Target, ...]]:
+    """Names that stand for several targets: ``all``, each system, each architecture."""
+    every = TARGETS.values()
+    names = ("all", *(target.os for target in every), *(target.arch for target in every))
+    return {
+        name: tuple(target for target in every if name in ("all", target.os, target.arch))
+        for name in names
+    }
+
+
 def select(names: Iterable[str]) -> tuple[Target, ...]:
-    """Look up targets by name, in the table's order and without repeats.
+    """Look up targets by name or group, in the table's order and without repeats.
 
     Raises:
-        PyllamafileError: A name is not in the table.
+        PyllamafileError: A name is neither.
     """
-    wanted = set(names)
-    for name in sorted(wanted - TARGETS.keys()):
-        raise PyllamafileError(
-            f"no such target: {name}", hint="the targets are " + ", ".join(TARGETS)
-        )
+    known = {**groups(), **{name: (target,) for name, target in TARGETS.items()}}
+    wanted = set()
+    for name in names:
+        if name not in known:
+            raise PyllamafileError(
+                f"no such target: {name}",
+                hint=f"the targets are {', '.join(TARGETS)}; groups of them {', '.join(groups())}",
+            )
+        wanted |= {target.name for target in known[name]}
     return tuple(target for target in TARGETS.values() if target.name in wanted)

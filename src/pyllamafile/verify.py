@@ -58,12 +58,21 @@ _DESCRIPTOR: Final = 1 << 3
 _UTF8: Final = 1 << 11
 _UNIX: Final = 3  # APPNOTE 4.4.2.2
 
+_SCRIPT_MAGIC: Final = b"#!/bin/sh\n"
+_PE_MAGIC: Final = b"MZ"
+_ELF_MAGIC: Final = b"\x7fELF"
+_FIRST_LINE: Final = b'MZ=;eval "$(dd<"$0" bs=8k skip=1 count=1 2>/dev/null)";exit\n'
+_PE_SCRIPT: Final = 8192  # where that line finds the script, in bytes
+_PE_BODY: Final = 16384  # where it ends, and the program goes on
+_PE_MACHINES: Final = {0x8664: "windows-amd64", 0xAA64: "windows-arm64"}
+_ELF_MACHINES: Final = {62: "linux-amd64", 183: "linux-arm64"}
+
 _RAW_DEFLATE: Final = -15  # zlib's `wbits`
 _GZIP: Final = 31
 
 _ENDS: Final = "end records"
 _DIRECTORY: Final = "central directory"
-_SCRIPT: Final = "launch script"
+_HEAD: Final = "head"
 
 
 @dataclass(frozen=True)
@@ -71,7 +80,7 @@ class Problem:
     """Something in the file that is not as it must be.
 
     Attributes:
-        where: The part of the file, for example ``central directory``, ``launch script``,
+        where: The part of the file, for example ``central directory``, ``head``,
             ``phi3.gguf (entry at offset 130992)`` or ``runtime linux-amd64 (offset 65536)``;
             offsets are those of its first byte from the start of the file.
         what: What is wrong with it, in one line.
@@ -89,7 +98,7 @@ def verify(
     Args:
         path: The finished file. Another ZIP archive is checked as far as it goes.
         progress: Called with the bytes read so far, from 0 to `work`.
-        contents: False for the structure alone, which takes milliseconds.
+        contents: False for the structure and the head alone, which takes milliseconds.
 
     Returns:
         All that is wrong with it, structure first; nothing if it is sound.
@@ -104,7 +113,7 @@ def verify(
         done = 0
         tick(done)
         with ThreadPoolExecutor(1) as pool:
-            for task in survey.tasks if contents else ():
+            for task in (t for t in survey.tasks if contents or t.where == _HEAD):
                 chunks = _chunks(file, task.start, task.size, partial(_add, tick, done))
                 problems += (Problem(task.where, what) for what in _attempt(task, chunks, pool))
                 done += task.size
@@ -255,25 +264,93 @@ def _check_entry(
 
 
 def _check_head(
-    listed: Mapping[str, Any], chunks: Iterator[bytes], pool: ThreadPoolExecutor
+    listed: Mapping[str, Any],
+    outer: str | None,
+    chunks: Iterator[bytes],
+    pool: ThreadPoolExecutor,
 ) -> Iterator[str]:
+    """The first bytes of the file; `outer` is the target that they are a program for."""
     start = b""
     text = True
 
     def watched() -> Iterator[bytes]:
         nonlocal start, text
         for chunk in chunks:
-            start = start or chunk[:10]
-            text = text and chunk.isascii() and b"\0" not in chunk
+            start = start or chunk
+            text = text and _is_text(chunk)
             yield chunk
 
     found = _digest(watched(), pool)
-    if start != b"#!/bin/sh\n":
-        yield "it does not begin with #!/bin/sh"
-    if not text:  # some shells stop at a NUL, and what others do depends on the locale
-        yield "it is not plain ASCII without NUL"
+    if start.startswith(_SCRIPT_MAGIC):
+        if not text:
+            yield "it is not plain ASCII without NUL"
+        if outer:
+            yield f"it is a script, not the program that the manifest lists for {outer}"
+    elif start.startswith((_PE_MAGIC, _ELF_MAGIC)):
+        try:
+            yield from (_pe_faults if start.startswith(_PE_MAGIC) else _elf_faults)(
+                start, listed["size"], outer or ""
+            )
+        except struct.error:
+            yield "its headers are cut short"
+    else:
+        yield "it does not begin with #!/bin/sh, nor as a program does"
     if found.sha256 != listed["sha256"]:
         yield f"damaged: its {_differs(found.sha256, listed['sha256'])}"
+
+
+def _is_text(part: bytes) -> bool:
+    """Some shells stop at a NUL, and what others do depends on the locale."""
+    return part.isascii() and b"\0" not in part
+
+
+def _elf_faults(start: bytes, size: int, target: str) -> Iterator[str]:
+    """By the ELF specification: e_ident, e_machine, and the program headers."""
+    identity, _, machine = struct.unpack_from("<7s9x2H", start)
+    if identity != b"\x7fELF\2\1\1":
+        yield "it is no 64-bit little-endian ELF"
+        return
+    if _ELF_MACHINES.get(machine) != target:
+        yield f"it is an ELF program for machine {machine}, the manifest lists {target or 'none'}"
+    table, length, count = struct.unpack_from("<32xQ14x2H", start)
+    for index in range(count):
+        offset, stored = struct.unpack_from("<8xQ16xQ", start, table + index * length)
+        if offset + stored > size:
+            yield f"its segment at byte {offset} ends past the head"
+            return
+
+
+def _pe_faults(start: bytes, size: int, target: str) -> Iterator[str]:
+    """By the PE specification, and by where the launch script must be."""
+    if start[: len(_FIRST_LINE)] != _FIRST_LINE:
+        yield "its first line is not the one that makes shells run the launch script"
+    if len(start) < _PE_BODY or not _is_text(start[_PE_SCRIPT:_PE_BODY]):
+        yield f"bytes {_PE_SCRIPT} to {_PE_BODY} are not plain ASCII without NUL"
+    (coff,) = struct.unpack_from("<I", start, 60)
+    magic, machine, sections, optional_size, kind = struct.unpack_from("<4s2H12xH2xH", start, coff)
+    if magic != b"PE\0\0" or kind != 0x20B:
+        yield "it is no 64-bit PE"
+        return
+    if _PE_MACHINES.get(machine) != target:
+        yield f"it is a PE for machine {machine:#x}, the manifest lists {target or 'none'}"
+    optional = coff + 24
+    (headers,) = struct.unpack_from("<I", start, optional + 60)
+    directories, *_ = struct.unpack_from("<I", start, optional + 108)
+    if directories > 4 and any(struct.unpack_from("<2I", start, optional + 144)):
+        yield "it has a certificate table, which can't hold"
+    table = optional + optional_size
+    end = table + 40 * sections
+    if not end <= headers <= _PE_SCRIPT:
+        yield f"its headers end at byte {end} and claim {headers} bytes"
+    reached = _PE_BODY
+    for index in range(sections):
+        stored, offset = struct.unpack_from("<16x2I", start, table + 40 * index)
+        if stored and not _PE_BODY <= offset <= size - stored:
+            yield f"its section at byte {offset} is not between the launch script and its end"
+            return
+        reached = max(reached, offset + stored)
+    if reached != size:
+        yield f"its last section ends at byte {reached}, the head at byte {size}"
 
 
 def _check_runtime(
@@ -675,7 +752,7 @@ _TEXT: Final[_Shape] = ("text", lambda value: isinstance(value, str))
 _SIZE: Final[_Shape] = ("a number of bytes", _is_size)
 _BLOCKS: Final[_Shape] = (
     f"a multiple of {BLOCK} bytes",
-    lambda value: _is_size(value) and value > 0 and value % BLOCK == 0,
+    lambda value: _is_size(value) and value % BLOCK == 0,
 )
 _SHA256: Final[_Shape] = (
     "a SHA-256",
@@ -690,7 +767,7 @@ _SHAPE: Final[_Shape] = {
         {
             "target": _TEXT,
             "offset": _BLOCKS,
-            "packed_size": _BLOCKS,
+            "packed_size": _SIZE,
             "packed_sha256": _SHA256,
             "size": _SIZE,
             "sha256": _SHA256,
@@ -789,7 +866,7 @@ def _prefix_tasks(manifest: Mapping[str, Any] | None, report: _Report) -> Iterat
     if not manifest:
         return
     head = manifest["head"]
-    yield _Task(_SCRIPT, 0, 0, head["size"], partial(_check_head, head))
+    outer: str | None = None
     targets: set[str] = set()
     for runtime in manifest["runtimes"]:
         where = f"runtime {_shown(runtime['target'])} (offset {runtime['offset']})"
@@ -797,7 +874,16 @@ def _prefix_tasks(manifest: Mapping[str, Any] | None, report: _Report) -> Iterat
             report(where, "there is another runtime for this target")
         targets.add(runtime["target"])
         start, size = runtime["offset"], runtime["packed_size"]
+        if start == 0:
+            outer = runtime["target"]
+            for key in ("size", "packed_size", "sha256", "packed_sha256"):
+                if runtime[key] != head[key.removeprefix("packed_")]:
+                    report(where, f"its {key} is not that of the head, which it is")
+            continue
+        if size == 0 or size % BLOCK:
+            report(where, f"it is {size} bytes long, not a multiple of {BLOCK}")
         yield _Task(where, start, start, size, partial(_check_runtime, runtime))
+    yield _Task(_HEAD, 0, 0, head["size"], partial(_check_head, head, outer))
 
 
 def _in_order(tasks: Iterable[_Task], limit: int, report: _Report) -> list[_Task]:

@@ -1,29 +1,45 @@
 """The head of a llamafile and the programs behind it, as bytes.
 
-The layout is written down in FORMAT.md beside this module. Nothing here touches a
-file: `head` renders the launch script, `pack` makes a program fit to stand behind it.
+The layout is written down in FORMAT.md beside this module. Nothing here touches a file: `head`
+renders the launch script, into a Windows program if there is one; `pack` makes a program fit to
+stand behind it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
 
 from pyllamafile.errors import PyllamafileError
+from pyllamafile.launcher import pe
 from pyllamafile.targets import TARGETS, Runtime
 
 BLOCK = 65536
 """What programs and weights are aligned to, and ``dd``'s block size, in bytes."""
 
 HEAD = 16384
-"""Length of the head in bytes: the script and its padding."""
+"""Length of a head in bytes that is a script and its padding."""
 
-BUDGET = 8192
-"""Length in bytes that the script must stay below, for the Windows head to have room."""
+BUDGET = pe.BODY - pe.SCRIPT
+"""Length in bytes that the script must stay below, for it to fit into a Windows program."""
+
+
+@dataclass(frozen=True)
+class Outer:
+    """A program that the file itself is: it runs where it lies.
+
+    Attributes:
+        runtime: What it is.
+        program: Its bytes: a Windows program or an ELF one.
+    """
+
+    runtime: Runtime
+    program: bytes
 
 
 @dataclass(frozen=True)
@@ -40,25 +56,50 @@ class Program:
     offset: int
 
 
-def head(programs: Sequence[Program]) -> bytes:
-    """The first `HEAD` bytes of a file: a shell script that starts one of `programs`.
+def head(programs: Sequence[Program], outer: Outer | None = None) -> bytes:
+    """The beginning of a file: what starts one of `programs`, or is itself a program.
+
+    Without `outer` it is a shell script of `HEAD` bytes. A Windows program gets the script
+    put in, an ELF program stands alone.
 
     Args:
         programs: What the script chooses from; where two fit a system, the first.
+        outer: The program that the file itself is.
 
     Raises:
-        PyllamafileError: There is no program, one of them is misplaced or of an
-            unknown target, or the script does not fit.
+        PyllamafileError: There is no program, one of them is misplaced or of an unknown
+            target, the script does not fit, or the file can't be such a program.
     """
-    if not programs:
+    if outer and _is_elf(outer):
+        if programs:
+            raise PyllamafileError("an ELF program can't choose among others")
+        return outer.program
+    if not programs and not outer:
         raise PyllamafileError("a llamafile needs at least one runtime")
-    script = _script(programs).encode("ascii")
+    script = _script(programs, outer).encode("ascii")
     if len(script) >= BUDGET:
         raise PyllamafileError(
             f"the launch script is {len(script)} bytes long, and must be below {BUDGET}",
             hint="choose fewer targets",
         )
-    return script.ljust(HEAD, b"\n")
+    if not outer:
+        return script.ljust(HEAD, b"\n")
+    with _about(outer):
+        return pe.graft(outer.program, script.split(b"\n", 1)[1])
+
+
+def head_size(outer: Outer | None = None) -> int:
+    """How long `head` will be, in bytes, whatever the programs are.
+
+    Raises:
+        PyllamafileError: The file can't be such a program.
+    """
+    if not outer:
+        return HEAD
+    if _is_elf(outer):
+        return len(outer.program)
+    with _about(outer):
+        return len(outer.program) + pe.shift(outer.program)
 
 
 def pack(program: bytes, level: int = 9) -> bytes:
@@ -81,22 +122,43 @@ def pack(program: bytes, level: int = 9) -> bytes:
     return start + b" " * padding + b"\0" + body + end
 
 
-def _script(programs: Sequence[Program]) -> str:
+def _is_elf(outer: Outer) -> bool:
+    """Whether it is an ELF program, which it must be if it isn't for Windows."""
+    if TARGETS[outer.runtime.target].os == "windows":
+        return False
+    if not outer.program.startswith(b"\x7fELF"):
+        raise PyllamafileError(f"{outer.runtime.path}: not an ELF program")
+    return True
+
+
+@contextlib.contextmanager
+def _about(outer: Outer) -> Iterator[None]:
+    try:
+        yield
+    except PyllamafileError as error:
+        raise PyllamafileError(f"{outer.runtime.path}: {error.message}", error.hint) from error
+
+
+def _script(programs: Sequence[Program], outer: Outer | None) -> str:
     """The template, filled in, without its comments but the first two lines."""
     template = resources.files(__name__).joinpath("launch.sh").read_text("ascii")
     first, second, *rest = template.splitlines()
     lines = [first, second]
     for line in rest:
         if line.startswith("@UNAME@"):
-            lines += [_row(line, program) for program in programs]
+            lines += filter(None, (_row(line, program) for program in programs))
         elif line.strip() and not line.lstrip().startswith("#"):
             lines.append(line)
-    names = " ".join(program.runtime.target for program in programs)
+    runtimes = [outer.runtime] if outer else []
+    names = " ".join(runtime.target for runtime in (*runtimes, *(p.runtime for p in programs)))
     return "\n".join(lines).replace("@NAMES@", names) + "\n"
 
 
 def _row(line: str, program: Program) -> str:
-    """One branch of the script's ``case``: from ``uname -sm`` to where the program is."""
+    """One branch of the script's ``case``: from ``uname -sm`` to where the program is.
+
+    Empty for a program that the script does not start.
+    """
     runtime = program.runtime
     if runtime.target not in TARGETS:
         raise PyllamafileError(f"{runtime.path}: no such target: {runtime.target}")
@@ -108,6 +170,8 @@ def _row(line: str, program: Program) -> str:
     if not re.fullmatch("[0-9a-f]{64}", runtime.sha256):
         raise PyllamafileError(f"{runtime.path}: not a SHA-256: {runtime.sha256}")
     patterns = TARGETS[runtime.target].uname
+    if not patterns:
+        return ""
     for mark, value in (
         ("@UNAME@", " | ".join(pattern.replace(" ", "\\ ") for pattern in patterns)),
         ("@SKIP@", program.offset // BLOCK),

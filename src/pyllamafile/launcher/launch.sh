@@ -34,7 +34,8 @@ lf_die() {
 }
 
 # Which program? A translated shell on Apple Silicon says x86_64, and NetBSD names the
-# board instead of the processor.
+# board instead of the processor. A shell on Windows starts a Windows program by itself, so
+# it comes here only when it was told to read the file, or when the file is too large for that.
 lf_have='@NAMES@'
 lf_host=$(command uname -sm)
 case "$lf_host $lf_have" in
@@ -42,6 +43,9 @@ Darwin\ x86_64*macos-arm64*)
     [ "$(command sysctl -n hw.optional.arm64 2>/dev/null)" != 1 ] || lf_host='Darwin arm64'
     ;;
 NetBSD\ evbarm*) lf_host="NetBSD $(command uname -p)" ;;
+MINGW*windows-* | MSYS*windows-* | CYGWIN*windows-*)
+    lf_die 'on Windows, start it as a program, without sh; from 4 GiB on, start the .exe beside it'
+    ;;
 esac
 # The next line stands for as many as there are programs.
 case $lf_host in

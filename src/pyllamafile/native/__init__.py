@@ -193,7 +193,7 @@ def _key(target: Target) -> str:
     for part in (SDIST_SHA256, _version("ziglang"), _version("pyllamafile"), repr(target)):
         digest.update(part.encode() + b"\0")
     for path in sorted(HERE.iterdir()):
-        if path.suffix in {".cpp", ".h", ".txt", ".py", ".in"}:
+        if path.suffix in {".cpp", ".h", ".txt", ".py", ".in", ".manifest"}:
             digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 
@@ -231,6 +231,9 @@ def _toolchain(folder: Path, target: Target, zig: Path, source: Path) -> dict[st
         ),
         "CMAKE_AR": _script(folder / "zig-ar", zig, "ar"),
         "CMAKE_RANLIB": _script(folder / "zig-ranlib", zig, "ranlib"),
+        "CMAKE_RC_COMPILER": _script(folder / "zig-rc", zig, "rc", "/:no-preprocess"),
+        # For Darwin CMake insists on a tool that only libraries need.
+        "CMAKE_INSTALL_NAME_TOOL": _script(folder / "install-name-tool", "true"),
     }
 
 

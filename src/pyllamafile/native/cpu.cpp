@@ -74,7 +74,7 @@ bool has_v3() {
     return has_v2() && has(V3_1) && saves(YMM) && has(V3_7);
 }
 
-bool has_avx512() {
+[[maybe_unused]] bool has_avx512() { // no Mac has it
     return has_v3() && saves(ZMM) && has(AVX512_7) && has(AVX512_7_1);
 }
 
@@ -84,29 +84,136 @@ const char NEEDED[] = "SSE4.2 is needed (Intel since 2008, AMD since 2011)";
 
 #elif defined(__aarch64__)
 
+// No instruction asks an arm64 processor what it can do; every system has its own answer. In
+// each of the four ways, has_features() is FEAT_DotProd and FEAT_FP16, has_matrices() FEAT_I8MM.
+
+#if defined(__APPLE__)
+
+#include <sys/sysctl.h>
+
+namespace {
+
+// developer.apple.com, "Determining Instruction Set Characteristics"
+bool has(const char * feature) {
+    int value = 0;
+    size_t size = sizeof(value);
+    return sysctlbyname(feature, &value, &size, nullptr, 0) == 0 && value != 0;
+}
+
+bool has_features() {
+    return has("hw.optional.arm.FEAT_DotProd") && has("hw.optional.arm.FEAT_FP16");
+}
+
+bool has_matrices() {
+    return has("hw.optional.arm.FEAT_I8MM");
+}
+
+} // namespace
+
+#elif defined(_WIN32)
+
+#include <windows.h>
+
+namespace {
+
+// Windows before 11 24H2 does not know the last two, and so gets the kernels that run anywhere.
+bool has_features() {
+    return IsProcessorFeaturePresent(PF_ARM_V82_DP_INSTRUCTIONS_AVAILABLE) &&
+           IsProcessorFeaturePresent(PF_ARM_V82_FP16_INSTRUCTIONS_AVAILABLE);
+}
+
+bool has_matrices() {
+    return IsProcessorFeaturePresent(PF_ARM_V82_I8MM_INSTRUCTIONS_AVAILABLE);
+}
+
+} // namespace
+
+#elif defined(__NetBSD__)
+
+#include <aarch64/armreg.h>
+#include <sys/sysctl.h>
+
+namespace {
+
+// Whether a field of four bits in an ID register (Arm Architecture Reference Manual, D19) is at
+// least 1 on every processor; 15 in PFR0 says that there is no such thing.
+bool everywhere(uint64_t aarch64_sysctl_cpu_id::*reg, int shift) {
+    bool found = false;
+    for (int cpu = 0;; cpu++) {
+        char name[40];
+        aarch64_sysctl_cpu_id id = {};
+        size_t size = sizeof(id);
+        snprintf(name, sizeof(name), "machdep.cpu%d.cpu_id", cpu);
+        if (sysctlbyname(name, &id, &size, nullptr, 0) != 0) {
+            return found;
+        }
+        const unsigned field = (id.*reg >> shift) & 15;
+        if (field == 0 || field == 15) {
+            return false;
+        }
+        found = true;
+    }
+}
+
+bool has_features() {
+    using id = aarch64_sysctl_cpu_id;
+    return everywhere(&id::ac_aa64isar0, 44) && everywhere(&id::ac_aa64pfr0, 16) &&
+           everywhere(&id::ac_aa64pfr0, 20);
+}
+
+bool has_matrices() {
+    return everywhere(&aarch64_sysctl_cpu_id::ac_aa64isar1, 52);
+}
+
+} // namespace
+
+#else // Linux, FreeBSD, OpenBSD
+
 #include <sys/auxv.h>
 
 namespace {
 
-// Bits of the auxiliary vector (linux/arch/arm64/include/uapi/asm/hwcap.h): what the kernel
-// offers is what both the processor and the kernel have.
+// Bits of the auxiliary vector (linux/arch/arm64/include/uapi/asm/hwcap.h; the BSDs took them
+// over): what the kernel offers is what both the processor and the kernel have.
 const unsigned long FPHP = 1ul << 9, ASIMDHP = 1ul << 10, ASIMDDP = 1ul << 20; // AT_HWCAP
 const unsigned long I8MM = 1ul << 13;                                          // AT_HWCAP2
 
-bool has_all(unsigned long type, unsigned long wanted) {
-    return (getauxval(type) & wanted) == wanted;
+bool has_all(int type, unsigned long wanted) {
+#ifdef __linux__
+    const unsigned long value = getauxval(type);
+#else
+    unsigned long value = 0;
+    elf_aux_info(type, &value, sizeof(value));
+#endif
+    return (value & wanted) == wanted;
 }
 
-bool has_v8() {
-    return true; // every arm64 has it
-}
-
-bool has_dotprod() {
+bool has_features() {
     return has_all(AT_HWCAP, FPHP | ASIMDHP | ASIMDDP);
 }
 
+bool has_matrices() {
+    return has_all(AT_HWCAP2, I8MM);
+}
+
+} // namespace
+
+#endif
+
+namespace {
+
+#ifndef __APPLE__
+bool has_v8() {
+    return true; // every arm64 has it
+}
+#endif
+
+bool has_dotprod() {
+    return has_features();
+}
+
 bool has_i8mm() {
-    return has_dotprod() && has_all(AT_HWCAP2, I8MM);
+    return has_features() && has_matrices();
 }
 
 const char NEEDED[] = "ARMv8 is needed";

@@ -10,6 +10,7 @@ renames them: ``#define ggml_vec_dot_q4_0_q8_0 ggml_vec_dot_q4_0_q8_0__v3``.
 from __future__ import annotations
 
 import re
+import struct
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -21,13 +22,41 @@ SHARED_NAMESPACES = {"ggml", "cpu"}
 
 
 def external_symbols(path: Path) -> Iterator[str]:
-    """The names that an object file (ELF, Mach-O or COFF) defines for others, as it has them."""
+    """The names that an object file (ELF, Mach-O or COFF) defines for others, as C has them."""
     binary = lief.parse(path)
     if isinstance(binary, lief.ELF.Binary):
         outside = (lief.ELF.Symbol.BINDING.GLOBAL, lief.ELF.Symbol.BINDING.WEAK)
         yield from (str(s.name) for s in binary.symbols if s.binding in outside and s.shndx)
+    elif isinstance(binary, lief.MachO.Binary):
+        external = lief.MachO.Symbol.CATEGORY.EXTERNAL
+        yield from (str(s.name)[1:] for s in binary.symbols if s.category == external)
+    elif isinstance(binary, lief.COFF.Binary):
+        yield from coff_symbols(path.read_bytes())
     else:
         raise ValueError(f"{path}: not an object file that can be read")
+
+
+def coff_symbols(data: bytes) -> Iterator[str]:
+    """The same for COFF (Microsoft's PE format, sections 3.3, 5.4 and 5.6).
+
+    Not by lief, which has no name for a symbol whose name is the end of another string. What
+    begins with a point is no C name but the linker's.
+    """
+    external = 2
+    table, count = struct.unpack_from("<2I", data, 8)
+    strings = table + 18 * count
+    skip = 0
+    for at in range(table, strings, 18):
+        zeros, offset, _, section, _, storage, auxiliary = struct.unpack_from("<2IIhH2B", data, at)
+        if skip:
+            skip -= 1
+            continue
+        skip = auxiliary
+        if storage == external and section > 0:
+            start, room = (at, 8) if zeros else (strings + offset, len(data))
+            name = data[start : start + room].split(b"\0", 1)[0].decode()
+            if not name.startswith("."):
+                yield name
 
 
 def identifier(symbol: str) -> str | None:

@@ -11,6 +11,7 @@
 #include "log.h"
 #include "manual.h"
 #include "serve.h"
+#include "system.h"
 #include "threads.h"
 #include "weights.h"
 
@@ -21,6 +22,10 @@
 #include <cstring>
 #include <iostream>
 #include <iterator>
+
+#if defined(_WIN32) && defined(__x86_64__)
+#include "handover.h"
+#endif
 
 // upstream's tools
 int llama_bench(int argc, char ** argv);
@@ -368,31 +373,58 @@ int run(const char * program, const arguments & own, arguments user) {
     return chosen.run == llama_server ? serve(args, flags, called, browser, start) : start(args);
 }
 
+// Where no script starts the program, its own file is the llamafile, or one beside it on Windows,
+// which starts no program of 4 GiB: NAME.exe is for NAME.llamafile, or for NAME.
+std::string own_llamafile() {
+    const std::string self = own_path();
+    container zip;
+    if (self.empty() || read_container(self, zip)) {
+        return self;
+    }
+#ifdef _WIN32
+    const std::string stem = self.substr(0, self.rfind('.'));
+    for (const std::string & beside : { stem + ".llamafile", stem }) {
+        if (beside != self && open_file(beside)) {
+            return beside;
+        }
+    }
+#endif
+    char head[4] = {};
+    const file_ptr file = open_file(self);
+    const bool was_one = file && fread(head, 1, 4, file.get()) == 4 && memcmp(head, "MZ=;", 4) == 0;
+    return was_one ? self : "";
+}
+
 } // namespace
 
 int main(int argc, char ** argv) {
-    arguments user(argv + 1, argv + argc);
+    prepare_streams();
+    arguments user = command_line(argc, argv);
     // How the launch script finds out whether programs may run where it unpacked this one.
     if (user.size() == 1 && user[0] == "--probe") {
         return 0;
     }
-    const char * program = argv[0];
-    arguments own;
     // The launch script says which file this is the runtime of.
-    if (user.size() >= 2 && user[0] == "--llamafile") {
-        program = argv[2];
-        user.erase(user.begin(), user.begin() + 2);
-        if (!read_container(program, own_container)) {
-            return fail(std::string(program) +
-                        ": damaged or cut off: its zip directory can't be read");
-        }
-        const entry * file = own_container.find(".args");
-        if (file != nullptr) {
-            own = parse_args_file(own_container.content(*file));
+    const bool told = user.size() >= 2 && user[0] == "--llamafile";
+    const std::string file = told ? user[1] : own_llamafile();
+    user.erase(user.begin(), user.begin() + (told ? 2 : 0));
+    if (!file.empty() && !read_container(file, own_container)) {
+        return fail(file + ": damaged or cut off: its zip directory can't be read");
+    }
+#if defined(_WIN32) && defined(__x86_64__)
+    if (!told && is_emulated()) {
+        if (const auto code = hand_over(own_container, "windows-arm64")) {
+            return *code;
         }
     }
+#endif
+    arguments own;
+    const entry * defaults = own_container.find(".args");
+    if (defaults != nullptr) {
+        own = parse_args_file(own_container.content(*defaults));
+    }
     try {
-        const int code = run(program, own, user);
+        const int code = run(file.empty() ? argv[0] : file.c_str(), own, user);
         return flushed() ? code : std::max(code, 1);
     } catch (const std::exception & problem) {
         return fail(problem.what());

@@ -10,13 +10,14 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <signal.h>
 #include <thread>
 
 #ifdef _WIN32
-#include <shellapi.h>
+#include "windows-seams.h"
+#undef SetConsoleCtrlHandler
 #else
 #include <fcntl.h>
-#include <signal.h>
 #include <spawn.h>
 #include <unistd.h>
 extern char ** environ;
@@ -119,7 +120,25 @@ struct address {
 // it wants that, so the program ends shortly after, clients or not.
 const int GRACE_MS = 500;
 
-#ifndef _WIN32
+#ifdef _WIN32
+
+PHANDLER_ROUTINE upstreams_handler = nullptr;
+std::atomic<int> interrupted{ 0 };
+
+// Closing the window and Ctrl-Break end a program on Windows anyway.
+BOOL WINAPI on_interrupt(DWORD event) {
+    if (event == CTRL_C_EVENT) {
+        interrupted = SIGINT;
+    }
+    return upstreams_handler(event);
+}
+
+// Upstream's handler came through windows-seams.h, and ours is in its place.
+bool take_over_signals() {
+    return true;
+}
+
+#else
 
 void (*upstreams_handler)(int) = nullptr;
 volatile sig_atomic_t interrupted = 0;
@@ -142,6 +161,7 @@ bool take_over_signals() {
     sigaction(SIGTERM, &action, nullptr);
     return true;
 }
+
 #endif
 
 void pause_ms(int milliseconds) {
@@ -189,17 +209,14 @@ class companion {
         if (ended) {
             return;
         }
-#ifndef _WIN32
         while (!ended && !take_over_signals()) {
             pause_ms(1);
         }
-#endif
         printf("%s is ready: %s (Ctrl-C ends it)\n", model.c_str(), at.url().c_str());
         fflush(stdout);
         if (browser && !at.is_socket() && has_desktop()) {
             open_browser(at.url());
         }
-#ifndef _WIN32
         while (!ended && !interrupted) {
             pause_ms(50);
         }
@@ -210,7 +227,6 @@ class companion {
             clean_up();
             _exit(128 + interrupted);
         }
-#endif
     }
 
     const address at;
@@ -221,6 +237,13 @@ class companion {
 };
 
 } // namespace
+
+#ifdef _WIN32
+void take_over_ctrl_c(PHANDLER_ROUTINE upstreams) {
+    upstreams_handler = upstreams;
+    SetConsoleCtrlHandler(on_interrupt, TRUE);
+}
+#endif
 
 int serve(arguments args, const flag_table & flags, const std::string & model, bool browser,
           const std::function<int(const arguments &)> & run) {

@@ -1,0 +1,64 @@
+#include "system.h"
+
+#include <algorithm>
+
+#ifdef _WIN32
+// clang-format off
+#include <windows.h>
+#include <shellapi.h>
+// clang-format on
+#include <fcntl.h>
+#include <io.h>
+
+#include "wide.h"
+#elif defined(__linux__)
+#include <limits.h>
+#include <unistd.h>
+#endif
+
+#ifdef _WIN32
+
+// Output is bytes: what is generated ends its lines with LF, as on every other system. Input
+// stays text, because what Windows pipes into a program ends them with CR LF.
+void prepare_streams() {
+    SetConsoleOutputCP(CP_UTF8);
+    _setmode(_fileno(stdout), _O_BINARY);
+    _setmode(_fileno(stderr), _O_BINARY);
+}
+
+// What main() gets is in the code page of the system where the manifest has no effect.
+arguments command_line(int, char **) {
+    arguments out;
+    int count = 0;
+    LPWSTR * words = CommandLineToArgvW(GetCommandLineW(), &count);
+    for (int i = 1; i < count; i++) {
+        out.push_back(utf8(words[i]));
+    }
+    LocalFree(words);
+    return out;
+}
+
+std::string own_path() {
+    return utf8(own_path_wide());
+}
+
+#else
+
+void prepare_streams() {}
+
+arguments command_line(int argc, char ** argv) {
+    return arguments(argv + std::min(argc, 1), argv + argc);
+}
+
+// Elsewhere nothing is built where the program is its own llamafile.
+std::string own_path() {
+#ifdef __linux__
+    char path[PATH_MAX];
+    const ssize_t length = readlink("/proc/self/exe", path, sizeof(path));
+    return std::string(path, length > 0 ? (size_t)length : 0);
+#else
+    return {};
+#endif
+}
+
+#endif

@@ -1,0 +1,168 @@
+"""Windows on arm64: the amd64 program unpacks the arm64 one and hands over to it.
+
+No such machine is here. All but the question which one it is runs under Wine: the real code, in
+a program that always hands over, and a child for the same processor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from conftest import need, windows_path
+
+from pyllamafile import native
+from pyllamafile.launcher import BLOCK, pack
+from pyllamafile.targets import TARGETS
+
+pytestmark = pytest.mark.native
+TESTS = Path(__file__).parent
+
+
+def compiled(output: Path, language: list[str], *options: str | Path) -> Path:
+    zig = native._package("ziglang") / "zig"
+    triple = TARGETS["windows-amd64"].triple
+    command = [zig, *language, "-target", triple, "-Os", "-s", "-w", *options, "-o", output]
+    done = subprocess.run(command, capture_output=True, text=True, env=native._environment())
+    assert (done.returncode, done.stderr) == (0, "")
+    return output
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A Windows with the two programs and a llamafile."""
+
+    parent: Path
+    child: bytes
+    file: Path
+    cache: Path
+    env: dict[str, str]
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["wine", str(self.parent), *arguments],
+            env=self.env,
+            input="typed\n",
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+    @property
+    def unpacked(self) -> list[Path]:
+        return [path for path in self.cache.rglob("*") if path.is_file()]
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    need("wine", "wine wine64")
+    folder = tmp_path_factory.mktemp("programs")
+    parent = compiled(
+        folder / "parent.exe",
+        ["c++", "-std=c++17"],
+        TESTS / "handover.cpp",
+        native.HERE / "handover.cpp",
+        native.HERE / "container.cpp",
+        f"-I{native.HERE}",
+        f"-I{native.llama_source() / 'vendor'}",
+        "-lbcrypt",
+    )
+    child = compiled(folder / "child.exe", ["cc", "-municode"], TESTS / "handover_child.c")
+    return parent, child
+
+
+@pytest.fixture
+def machine(programs: tuple[Path, Path], wine: dict[str, str], tmp_path: Path) -> Machine:
+    parent, child = programs
+    file = tmp_path / "my model.llamafile"
+    cache = tmp_path / "cache"
+    env = {**wine, "PYLLAMAFILE_CACHE": windows_path(cache), "LLAMAFILE": windows_path(file)}
+    return Machine(parent, child.read_bytes(), llamafile(file, child.read_bytes()), cache, env)
+
+
+def llamafile(path: Path, program: bytes, **changes: object) -> Path:
+    """A prefix with one packed program, and the zip with the manifest that says where it is."""
+    packed = pack(program)
+    row = {
+        "target": "windows-arm64",
+        "offset": BLOCK,
+        "packed_size": len(packed),
+        "size": len(program),
+        "sha256": hashlib.sha256(program).hexdigest(),
+        **changes,
+    }
+    path.write_bytes(b"head".ljust(BLOCK, b"\0") + packed)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("llamafile.json", json.dumps({"format": 1, "runtimes": [row]}))
+    return path
+
+
+def test_the_command_line_streams_and_exit_code_pass_through(machine: Machine) -> None:
+    arguments = ["-p", 'two words, a "quote", a \\', "", "\u00fcn\u00ef \u65e5\u672c"]
+    done = machine.run(*arguments)
+    lines = done.stdout.splitlines()
+    name = hashlib.sha256(machine.child).hexdigest()
+    assert lines[0].endswith(f"\\cache\\run\\{name}.exe")
+    assert lines[1:] == ["--llamafile", windows_path(machine.file), *arguments, "typed"]
+    assert done.returncode == 3 + len(arguments)
+    assert [path.read_bytes() for path in machine.unpacked] == [machine.child]
+
+
+def test_what_is_unpacked_is_used_again(machine: Machine) -> None:
+    assert machine.run().returncode == 3
+    before = machine.unpacked[0].stat()
+    assert machine.run("more").returncode == 4
+    assert machine.unpacked[0].stat().st_mtime_ns == before.st_mtime_ns
+
+
+def test_half_a_program_is_replaced(machine: Machine) -> None:
+    machine.run()
+    (path,) = machine.unpacked
+    path.write_bytes(machine.child[:1000])
+    assert machine.run().returncode == 3
+    assert [path.read_bytes() for path in machine.unpacked] == [machine.child]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"target": "windows-amd64"},
+        {"sha256": "0" * 64},
+        {"sha256": "../../escaped"},
+        {"size": 1},
+        {"offset": 1 << 40},
+        {"offset": BLOCK + 1},
+        {"packed_size": 1000},
+        {"packed_size": "many"},
+    ],
+    ids=str,
+)
+def test_where_there_is_no_such_program_this_one_does_the_work(
+    machine: Machine, changes: dict[str, object]
+) -> None:
+    llamafile(machine.file, machine.child, **changes)
+    done = machine.run()
+    assert (done.returncode, done.stdout) == (99, "")
+    assert machine.unpacked == []
+
+
+def test_the_child_ends_with_its_parent(machine: Machine) -> None:
+    process = subprocess.Popen(
+        ["wine", str(machine.parent)],
+        env=machine.env,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with process.stdin, process.stdout:
+        assert process.stdout.readline()  # the child is there, and waits for its input
+        kill = ["wine", "taskkill", "/f", "/im", machine.parent.name]
+        subprocess.run(kill, env=machine.env, capture_output=True, timeout=60, check=True)
+        process.stdout.read()  # ends when nobody has the other end any more
+    process.wait(timeout=60)

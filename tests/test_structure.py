@@ -1,0 +1,267 @@
+"""What a system asks of a program before it runs it, read by lief.
+
+It stands in for running the programs of those systems that no machine here has. Two programs go
+through it for each target: every runtime that is at hand, and a small one that is always compiled
+and linked, with the same compiler and the same flags.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import struct
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import instructions
+import lief
+import pytest
+from conftest import EXECUTED, need, unpacked
+
+from pyllamafile import native
+from pyllamafile.native import HERE, LINK, OPTIMIZE
+from pyllamafile.targets import TARGETS, Target
+
+pytestmark = pytest.mark.native
+
+SMALL = """
+#include <math.h>
+#include <stdio.h>
+#ifdef _WIN32
+#define run_thread() 0
+#else
+#include <pthread.h>
+static void *work(void *argument) { return argument; }
+static int run_thread(void) {
+    pthread_t thread;
+    return pthread_create(&thread, 0, work, 0) || pthread_join(thread, 0);
+}
+#endif
+int main(int argc, char **argv) {
+    printf("%s: %s %f\\n", __FILE__, argv[0], sin(argc));
+    return run_thread();
+}
+"""
+
+
+@dataclass(frozen=True)
+class Elf:
+    """What an ELF program of a system has: see its ld.so(1) and elf(5)."""
+
+    note: tuple[str, bytes] | None  # owner, and how its description begins
+    interpreter: str | None
+    libraries: frozenset[str]
+    pie: bool = False
+
+
+ELF = {
+    "linux": Elf(None, None, frozenset()),
+    # __FreeBSD_version: 14 of some kind
+    "freebsd": Elf(
+        ("FreeBSD", struct.pack("<I", 1400500)),
+        "/libexec/ld-elf.so.1",
+        frozenset({"libc.so.7", "libm.so.5", "libthr.so.3"}),
+    ),
+    # __NetBSD_Version__: 10.1
+    "netbsd": Elf(
+        ("NetBSD", struct.pack("<I", 1001000000)),
+        "/libexec/ld.elf_so",
+        frozenset({"libc.so.12", "libm.so.0", "libpthread.so.1"}),
+    ),
+    # Without numbers, its ld.so takes the newest that there is.
+    "openbsd": Elf(
+        ("OpenBSD", bytes(4)),
+        "/usr/libexec/ld.so",
+        frozenset({"libc.so", "libm.so", "libpthread.so"}),
+        pie=True,
+    ),
+}
+MACHINES = {
+    "amd64": (lief.ELF.ARCH.X86_64, lief.PE.Header.MACHINE_TYPES.AMD64),
+    "arm64": (lief.ELF.ARCH.AARCH64, lief.PE.Header.MACHINE_TYPES.ARM64),
+}
+CPUS = {"amd64": lief.MachO.Header.CPU_TYPE.X86_64, "arm64": lief.MachO.Header.CPU_TYPE.ARM64}
+# Part of every Windows since 10; the first are the C library.
+DLLS = re.compile(r"(api-ms-win-crt-\w+-l1-1-0|kernel32|advapi32|shell32|ws2_32|bcrypt)\.dll", re.I)
+# PE/COFF, DllCharacteristics: high-entropy addresses, any address, no code in data
+DLL_CHARACTERISTICS = 0x0020 | 0x0040 | 0x0100
+
+
+def small(target: Target, folder: Path) -> Path:
+    """The small program, compiled in a folder of its own with the runtime's flags."""
+    folder.mkdir(parents=True)
+    source = folder / "small.c"
+    source.write_text(SMALL)
+    zig = native._package("ziglang") / "zig"
+    compiler = native._toolchain(folder / "tools", target, zig, folder)["CMAKE_C_COMPILER"]
+    flags = [*OPTIMIZE.split(), "-ffunction-sections", "-fdata-sections", *LINK.split()]
+    command = [compiler, *flags, source, "-lm", "-o", folder / "small"]
+    done = subprocess.run(command, capture_output=True, text=True, env=native._environment())
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    return folder / "small"
+
+
+def programs() -> list[str]:
+    at_hand = {runtime.target for runtime in native.available()} | set(EXECUTED)
+    return [f"{name} small" for name in TARGETS] + [f"{name} runtime" for name in sorted(at_hand)]
+
+
+@pytest.fixture(params=programs())
+def chosen(request: pytest.FixtureRequest) -> list[str]:
+    return request.param.split()
+
+
+@pytest.fixture
+def target(chosen: list[str]) -> Target:
+    return TARGETS[chosen[0]]
+
+
+@pytest.fixture
+def program(chosen: list[str], target: Target, tmp_path: Path) -> Path:
+    if chosen[1] == "small":
+        return small(target, tmp_path / "a")
+    return unpacked(target.name, tmp_path)
+
+
+def test_a_program_is_what_its_system_runs(target: Target, program: Path) -> None:
+    {"macos": check_macho, "windows": check_pe}.get(target.os, check_elf)(target, program)
+
+
+def check_elf(target: Target, path: Path) -> None:
+    expected = ELF[target.os]
+    binary = lief.ELF.parse(path)
+    assert binary.header.identity_class == lief.ELF.Header.CLASS.ELF64
+    assert binary.header.machine_type == MACHINES[target.arch][0]
+    kind = lief.ELF.Header.FILE_TYPE
+    assert binary.header.file_type == (kind.DYN if expected.pie else kind.EXEC)
+    assert (binary.interpreter if binary.has_interpreter else None) == expected.interpreter
+    assert set(binary.libraries) <= expected.libraries
+    assert [name for name in binary.libraries if name.startswith("libc.")] or target.os == "linux"
+    if expected.note is not None:
+        owner, description = expected.note
+        notes = [bytes(n.description) for n in binary.notes if n.name.rstrip("\0") == owner]
+        assert notes[0].startswith(description)
+    flag = lief.ELF.Segment.FLAGS
+    stack = [s for s in binary.segments if s.type == lief.ELF.Segment.TYPE.GNU_STACK]
+    assert [segment.has(flag.X) for segment in stack] == [False]
+    loaded = [s for s in binary.segments if s.type == lief.ELF.Segment.TYPE.LOAD]
+    assert not [s for s in loaded if s.has(flag.W) and s.has(flag.X)]
+    assert [s for s in loaded if s.has(flag.X) and inside(binary.entrypoint, s.virtual_address, s)]
+    if target.os == "openbsd":
+        check_openbsd(target, path, binary)
+
+
+def check_openbsd(target: Target, path: Path, binary: lief.ELF.Binary) -> None:
+    """No jump but to marked places, and no system call but libc's (elf(5), pinsyscalls(2))."""
+    header = binary.header
+    data = path.read_bytes()
+    for number in range(header.numberof_segments):
+        at = header.program_header_offset + number * header.program_header_size
+        assert struct.unpack_from("<I", data, at) != (0x65A3DBE8,)  # PT_OPENBSD_NOBTCFI
+    (marks,) = [bytes(n.description) for n in binary.notes if n.name.rstrip("\0") == "GNU"]
+    kind, size, marked = struct.unpack_from("<3I", marks)
+    # GNU_PROPERTY_X86_FEATURE_1_AND with IBT, GNU_PROPERTY_AARCH64_FEATURE_1_AND with BTI
+    assert (kind, size) == ({"amd64": 0xC0000002, "arm64": 0xC0000000}[target.arch], 4)
+    assert marked & 1
+    need(instructions.OBJDUMP[target.arch], "binutils binutils-aarch64-linux-gnu")
+    call = {"amd64": "syscall", "arm64": "svc"}[target.arch]
+    found = [text for _, text in instructions.instructions(path, target.arch)]
+    assert found
+    assert not [text for text in found if text.split()[0] == call]
+
+
+def inside(address: int, start: int, part: lief.ELF.Segment) -> bool:
+    return start <= address < start + part.virtual_size
+
+
+def check_pe(target: Target, path: Path) -> None:
+    binary = lief.PE.parse(path)
+    assert binary.header.machine == MACHINES[target.arch][1]
+    optional = binary.optional_header
+    assert optional.magic == lief.PE.PE_TYPE.PE32_PLUS
+    assert optional.subsystem == lief.PE.OptionalHeader.SUBSYSTEM.WINDOWS_CUI
+    assert optional.dll_characteristics & DLL_CHARACTERISTICS == DLL_CHARACTERISTICS
+    assert (optional.major_subsystem_version, optional.minor_subsystem_version) <= (10, 0)
+    assert [name for name in binary.libraries if not DLLS.fullmatch(name)] == []
+    flag = lief.PE.Section.CHARACTERISTICS
+    executable = [s for s in binary.sections if s.has_characteristic(flag.MEM_EXECUTE)]
+    assert not [s for s in executable if s.has_characteristic(flag.MEM_WRITE)]
+    entry = optional.addressof_entrypoint
+    (text,) = [
+        s for s in executable if s.virtual_address <= entry < s.virtual_address + s.virtual_size
+    ]
+    assert text.name == ".text"
+    if path.name != "small":
+        check_resources(binary)
+
+
+def check_resources(binary: lief.PE.Binary) -> None:
+    """What Windows shows of a program, and how it runs it."""
+    resources = binary.resources_manager
+    manifest = resources.manifest
+    assert ">UTF-8</activeCodePage>" in manifest
+    assert ">true</longPathAware>" in manifest
+    assert 'level="asInvoker"' in manifest
+    assert [(icon.width, icon.height) for icon in resources.icons] == [
+        (16, 16),
+        (32, 32),
+        (48, 48),
+        (64, 64),
+    ]
+    (version,) = resources.version
+    assert native._version("pyllamafile") in str(version)
+
+
+def check_macho(target: Target, path: Path) -> None:
+    binary = lief.MachO.parse(path).at(0)
+    assert binary.header.cpu_type == CPUS[target.arch]
+    assert binary.header.file_type == lief.MachO.Header.FILE_TYPE.EXECUTE
+    assert binary.is_pie
+    build = binary.build_version
+    assert build.platform == lief.MachO.BuildVersion.PLATFORMS.MACOS
+    assert build.minos == [13, 0, 0]
+    assert [library.name for library in binary.libraries] == ["/usr/lib/libSystem.B.dylib"]
+    write, execute = 2, 4
+    for segment in binary.segments:
+        assert segment.init_protection & (write | execute) != write | execute
+        assert segment.max_protection & (write | execute) != write | execute
+    code = binary.get_section("__TEXT", "__text")
+    assert code.virtual_address <= binary.entrypoint < code.virtual_address + code.size
+    assert binary.has_code_signature or target.arch == "amd64"
+    if binary.has_code_signature:
+        check_signature(path.read_bytes(), binary.code_signature)
+
+
+def check_signature(data: bytes, command: lief.MachO.CodeSignature) -> None:
+    """An ad-hoc signature whose hashes are those of the pages (xnu, cs_blobs.h; big-endian)."""
+    blob = data[command.data_offset : command.data_offset + command.data_size]
+    magic, _, count = struct.unpack_from(">3I", blob)
+    assert magic == 0xFADE0CC0  # CSMAGIC_EMBEDDED_SIGNATURE
+    slots = dict(struct.unpack_from(">2I", blob, 12 + 8 * index) for index in range(count))
+    directory = blob[slots[0] :]  # CSSLOT_CODEDIRECTORY
+    magic, _, _, flags, hashes, _, _, pages, limit = struct.unpack_from(">9I", directory)
+    size, kind, _, page_bits = struct.unpack_from(">4B", directory, 36)
+    assert magic == 0xFADE0C02  # CSMAGIC_CODEDIRECTORY
+    assert flags & 2  # CS_ADHOC
+    assert (size, kind) == (32, 2)  # SHA-256
+    assert limit == command.data_offset
+    page = 1 << page_bits
+    assert pages == -(-limit // page)
+    for index in range(pages):
+        content = data[index * page : min((index + 1) * page, limit)]
+        start = hashes + index * size
+        assert hashlib.sha256(content).digest() == directory[start : start + size]
+
+
+def test_no_path_of_this_machine_is_in_it(program: Path) -> None:
+    data = program.read_bytes()
+    for path in (native.cache(), HERE, Path.home(), native._package("ziglang"), program.parent):
+        assert str(path).encode() not in data
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_two_paths_give_the_same_bytes(name: str, tmp_path: Path) -> None:
+    one = small(TARGETS[name], tmp_path / "a").read_bytes()
+    two = small(TARGETS[name], tmp_path / "somewhere" / "else").read_bytes()
+    assert one == two

@@ -1,0 +1,207 @@
+"""The runtime for Windows on amd64, run by Wine."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import openai
+import pytest
+from conftest import Run, ready, unpacked, windows_path
+
+pytestmark = pytest.mark.native
+
+Wine = Callable[..., subprocess.CompletedProcess[bytes]]
+CAPITAL = ("-p", "The capital of France is", "-n", "6", "--temp", "0")
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return unpacked("windows-amd64", tmp_path_factory.mktemp("windows"))
+
+
+@pytest.fixture
+def windows(program: Path, wine: dict[str, str], run: Run) -> Wine:
+    """Runs the program; paths among the arguments are made Windows'."""
+
+    def windows(
+        *arguments: str | Path, program: Path = program, **options: object
+    ) -> subprocess.CompletedProcess[bytes]:
+        return run(*command(program, *arguments), env=wine, **options)
+
+    return windows
+
+
+def command(program: Path, *arguments: str | Path) -> list[str]:
+    words = [windows_path(word) if isinstance(word, Path) else word for word in arguments]
+    return ["wine", str(program), *words]
+
+
+def test_real_weights_give_the_same_text(
+    windows: Wine, runtime: Path, model: Path, run: Run
+) -> None:
+    done = windows("-m", model, *CAPITAL)
+    here = run(runtime, "-m", model, *CAPITAL)
+    assert (done.returncode, done.stdout) == (0, here.stdout)
+    assert b"Paris" in done.stdout
+    assert b"\r" not in done.stdout
+
+
+def test_version_and_manual(windows: Wine, runtime: Path, run: Run) -> None:
+    done = windows("--version")
+    assert (done.returncode, done.stderr) == (0, b"")
+    here = run(runtime, "--version").stdout
+    assert done.stdout == here.replace(b"linux-amd64", b"windows-amd64")
+    assert windows("--help").stdout == run(runtime, "--help").stdout
+    assert b"mingw" in windows("--licenses").stdout.lower()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (("-p", "x"), "no weights"),
+        (("-m", "nix.gguf", "-p", "x"), "nix.gguf"),
+        (("--nix",), "unknown argument: --nix"),
+        (("--llamafile", "nix"), "nix: damaged or cut off"),
+    ],
+    ids=str,
+)
+def test_what_is_wrong_is_said_in_one_line(
+    arguments: tuple[str, ...], error: str, windows: Wine
+) -> None:
+    done = windows(*arguments)
+    assert (done.returncode, done.stdout) == (1, b"")
+    (line,) = done.stderr.decode().splitlines()
+    assert line.startswith("error: ")
+    assert error in line
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Gr\u00fc\u00dfe, \u65e5\u672c \U0001f999",
+        'a "quoted" word',
+        "back\\slash \\",
+        'trailing\\" both\\\\',
+        "  two  spaces  ",
+        "%PATH% ^ & | < >",
+        "*.gguf",
+    ],
+)
+def test_arguments_arrive_as_typed(
+    text: str, windows: Wine, runtime: Path, phi3: Path, run: Run
+) -> None:
+    done = windows("--tokenize", "-m", phi3, "-p", text)
+    assert (done.returncode, done.stdout) == (
+        0,
+        run(runtime, "--tokenize", "-m", phi3, "-p", text).stdout,
+    )
+
+
+def test_as_many_arguments_as_were_typed(
+    windows: Wine, runtime: Path, phi3: Path, run: Run
+) -> None:
+    """llama.cpp would take the command line of the process for them, modes and all."""
+    arguments = ("--completion", "--no-mmap", "-m", phi3, "-p", "Once", "-n", "4", "-no-cnv")
+    done = windows(*arguments, "--temp", "0")
+    assert done.returncode == 0
+    assert done.stdout == run(runtime, *arguments, "--temp", "0").stdout
+
+
+def test_paths_of_any_letters(
+    windows: Wine, program: Path, runtime: Path, phi3: Path, run: Run, tmp_path: Path
+) -> None:
+    folder = tmp_path / "m\u00f6dels \u65e5\u672c"
+    folder.mkdir()
+    (folder / "\u00fcn\u00ef.gguf").symlink_to(phi3)
+    (folder / "\u043f.txt").write_text("Once upon a time", encoding="utf-8")
+    named = folder / "\u041f\u0440\u043e\u0433\u0440\u0430\u043c\u043c\u0430 1"  # no .exe either
+    named.write_bytes(program.read_bytes())
+    arguments = ("-n", "8", "--temp", "0")
+    done = windows(
+        *("-m", folder / "\u00fcn\u00ef.gguf", "-f", folder / "\u043f.txt", *arguments),
+        program=named,
+    )
+    expected = run(runtime, "-m", phi3, "-p", "Once upon a time", *arguments)
+    assert (done.returncode, done.stdout) == (0, expected.stdout)
+
+
+def test_text_from_standard_input_has_unix_lines(
+    windows: Wine, runtime: Path, phi3: Path, run: Run
+) -> None:
+    arguments = ("-m", phi3, "-f", "-", "-n", "4", "--temp", "0")
+    done = windows(*arguments, stdin=b"one\r\ntwo\r\n")
+    assert (done.returncode, done.stdout) == (
+        0,
+        run(runtime, *arguments, stdin=b"one\ntwo\n").stdout,
+    )
+
+
+# whose weights these are
+
+
+def with_zip(path: Path, start: bytes, model: Path) -> Path:
+    path.write_bytes(start)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.write(model, "m.gguf")
+        archive.writestr(".args", "-n 8 --temp 0")
+    return path
+
+
+@pytest.fixture
+def expected(runtime: Path, phi3: Path, run: Run) -> bytes:
+    return run(runtime, "-m", phi3, "-p", "Once", "-n", "8", "--temp", "0").stdout
+
+
+def test_a_program_with_a_zip_behind_it_is_its_own_llamafile(
+    windows: Wine, program: Path, phi3: Path, expected: bytes, tmp_path: Path
+) -> None:
+    file = with_zip(tmp_path / "any name", program.read_bytes(), phi3)
+    done = windows("-p", "Once", program=file)
+    assert (done.returncode, done.stdout) == (0, expected)
+
+
+@pytest.mark.parametrize("name", ["m.llamafile", "m"])
+def test_a_program_alone_is_for_the_file_beside_it(
+    name: str, windows: Wine, program: Path, phi3: Path, expected: bytes, tmp_path: Path
+) -> None:
+    engine = tmp_path / "m.exe"
+    engine.write_bytes(program.read_bytes())
+    with_zip(tmp_path / name, b"", phi3)
+    done = windows("-p", "Once", program=engine)
+    assert (done.returncode, done.stdout) == (0, expected)
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-30])
+    done = windows("-p", "Once", program=engine)
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert b"damaged or cut off" in done.stderr
+
+
+# the server
+
+
+@pytest.fixture
+def server(program: Path, wine: dict[str, str], phi3: Path) -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(
+        command(program, "-m", phi3, "--nobrowser"),
+        env=wine,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+    )
+    yield process
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+def test_the_server_answers_and_ctrl_c_ends_it(server: subprocess.Popen[bytes]) -> None:
+    url = ready(server)
+    with openai.OpenAI(base_url=f"{url}v1", api_key="none") as client:
+        answer = client.chat.completions.create(
+            model="any", messages=[{"role": "user", "content": "Hello!"}], max_tokens=4
+        )
+        assert answer.usage.completion_tokens == 4
+    server.send_signal(signal.SIGINT)  # which Wine makes Ctrl-C
+    assert server.wait(timeout=30) in (0, 130)
