@@ -295,6 +295,21 @@ def test_inputs_that_are_no_files(fails, here):
         fails(error, "build", "-o", "o", "--args-file", name)
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [("inspect", "pipe"), ("extract", "pipe"), ("verify", "pipe"), ("zipalign", "pipe", "m.gguf")],
+    ids=lambda arguments: arguments[0],
+)
+def test_nobody_waits_for_a_pipe(fails, here, arguments):
+    os.mkfifo("pipe")
+    fails("pipe:? (is )?not a regular file", *arguments)
+
+
+def test_what_is_added_as_weights_must_be_weights(fails, here):
+    Path("notes").write_text("hello\n")
+    fails("notes: not a GGUF file", "build", "-o", "o", "--add", "notes=other.gguf")
+
+
 def test_a_model_that_may_not_be_read(run, here):
     here.chmod(0o755)
     Path("m.gguf").chmod(0)

@@ -340,7 +340,7 @@ def _print_model(model: ModelFacts) -> None:
 @commands.command()
 @click.argument("file", type=_PATH)
 def verify(file: Path) -> None:
-    """Check every byte of a llamafile.
+    """Check all that is in a llamafile.
 
     Structure, alignment, checksums and digests of everything in it, runtimes included. Says
     what is wrong and where, and exits with 1 if anything is.
