@@ -867,6 +867,21 @@ def test_zipalign_that_fails_changes_nothing(fails, built):
 # runtimes
 
 
+def test_runtimes_build_says_in_a_log_what_it_does(run, here, monkeypatch):
+    found = native.available()[0]
+
+    def build(target, *, jobs, progress):
+        for step in range(3):
+            progress("building it", step, 3)
+        return found
+
+    monkeypatch.setattr(native, "build", build)
+    monkeypatch.setattr(native, "build_gui", lambda *, progress: Path("ui.zip"))
+    done = run("runtimes", "build", "--target", found.target)
+    assert (done.code, done.err) == (0, "building it\n")
+    assert done.out.splitlines()[-1] == "web GUI  ui.zip"
+
+
 def test_runtimes_list(run, here, prebuilt):
     done = run("runtimes", "list")
     assert (done.code, done.err) == (0, "")
