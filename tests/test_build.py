@@ -207,7 +207,7 @@ def test_it_runs(built):
 
 
 def test_it_is_sound_and_inspect_tells_the_same(built):
-    assert pyllamafile.verify(built.path) == []
+    assert pyllamafile.verify(str(built.path)) == []
     report = pyllamafile.inspect(built.path)
     assert (report.name, report.built_by) == ("m", pyllamafile.__version__)
     assert report.size == built.size

@@ -297,6 +297,21 @@ def test_inputs_that_are_no_files(fails, here):
         fails(error, "build", "-o", "o", "--args-file", name)
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [("inspect", "pipe"), ("extract", "pipe"), ("verify", "pipe"), ("zipalign", "pipe", "m.gguf")],
+    ids=lambda arguments: arguments[0],
+)
+def test_nobody_waits_for_a_pipe(fails, here, arguments):
+    os.mkfifo("pipe")
+    fails("pipe:? (is )?not a regular file", *arguments)
+
+
+def test_what_is_added_as_weights_must_be_weights(fails, here):
+    Path("notes").write_text("hello\n")
+    fails("notes: not a GGUF file", "build", "-o", "o", "--add", "notes=other.gguf")
+
+
 def test_a_model_that_may_not_be_read(run, here):
     here.chmod(0o755)
     Path("m.gguf").chmod(0)
@@ -926,6 +941,21 @@ def test_zipalign_that_fails_changes_nothing(fails, built):
 
 
 # runtimes
+
+
+def test_runtimes_build_says_in_a_log_what_it_does(run, here, monkeypatch):
+    found = native.available()[0]
+
+    def build(target, *, jobs, progress):
+        for step in range(3):
+            progress("building it", step, 3)
+        return found
+
+    monkeypatch.setattr(native, "build", build)
+    monkeypatch.setattr(native, "build_gui", lambda *, progress: Path("ui.zip"))
+    done = run("runtimes", "build", "--target", found.target)
+    assert (done.code, done.err) == (0, "building it\n")
+    assert done.out.splitlines()[-1] == "web GUI  ui.zip"
 
 
 def test_runtimes_list(run, here, prebuilt):

@@ -124,6 +124,7 @@ WRONG = {
     ("-n", "abc"): "-n abc: not a number",
     ("-p", "x", "--temp", "hot"): "--temp hot: not a number",
     ("-f", "no such file"): "-f no such file: no such file",
+    ("-f", "/"): "-f /: is a directory",
     ("model.gguf",): "-m model.gguf",
     ("-p", "x", "--tmep", "0"): "unknown argument: --tmep",
     ("-p", "x", "--port", "80"): "--port means nothing in this mode",
@@ -132,6 +133,8 @@ WRONG = {
     ("-hf", "somebody/something"): "-hf: there is no HTTPS",
     ("--nobrowser", "--host", "192.0.2.1"): "can't listen on 192.0.2.1:8080",
     ("--nobrowser", "--host", "no.such.invalid"): "can't listen on no.such.invalid:8080",
+    ("--nobrowser", "--port", "99999"): "can't listen on port 99999: there is no such port",
+    ("--nobrowser", "--host", "no/such/a.sock"): "can't listen on no/such/a.sock: No such file",
 }
 
 
@@ -300,7 +303,7 @@ def test_args_for_one_mode_do_not_stop_another(
     model: Path, runtime: Path, run: Run, answer: bytes, tmp_path: Path
 ) -> None:
     port = str(free_port())
-    text = f"--server --port {port} --api-key k --nobrowser --temp 0 -n 12 ..."
+    text = f"--server --port {port} --url-prefix ai --api-key k --nobrowser --temp 0 -n 12 ..."
     file = with_args(model, tmp_path / "a.llamafile", text)
     assert run(file, "--completion", "-no-cnv", "-p", PROMPT, "-lv", "0").stdout.startswith(
         answer.rstrip()
@@ -309,7 +312,28 @@ def test_args_for_one_mode_do_not_stop_another(
     assert (done.returncode, done.stdout) == (0, b"[28120]\n")
     assert run(file, "--bench", "-p", "8", "-n", "0", "-r", "1").returncode == 0
     with serving(file) as url:
-        assert url.endswith(f":{port}/")
+        assert url.endswith(f":{port}/ai/")
+
+
+def test_args_and_tools_with_flags_of_their_own(
+    model: Path, runtime: Path, run: Run, tmp_path: Path
+) -> None:
+    bench = ("--bench", "-p", "8", "-n", "0", "-r", "1")
+    one = pyllamafile.build(model, tmp_path / "one.llamafile", args=bench, gui=False).path
+    assert b" pp8 " in run(one).stdout
+    other = tmp_path / "other.gguf"
+    other.symlink_to(model)
+    args = ("-c", "512", "-m", "@other")
+    two = pyllamafile.build([model, other], tmp_path / "two.llamafile", args=args, gui=False).path
+    assert b" pp8 " in run(two, *bench).stdout
+
+
+def test_a_gpu_that_is_not_there(llamafile: Path, run: Run, answer: bytes) -> None:
+    done = run(llamafile, "-p", PROMPT, *GREEDY, "-ngl", "99")
+    assert (done.returncode, done.stdout) == (0, answer)
+    assert done.stderr.startswith(b"note: ")
+    assert done.stderr.count(b"\n") == 1
+    assert run(llamafile, "-p", PROMPT, *GREEDY, "-ngl", "0").stderr == b""
 
 
 def test_a_prompt_is_stronger_than_a_server_in_args(
@@ -704,6 +728,29 @@ def test_unix_socket(llamafile: Path, tmp_path: Path) -> None:
             client.sendall(b"GET /health HTTP/1.0\r\n\r\n")
             assert b" 200 " in client.recv(100)
     assert not path.exists()
+
+
+def test_unix_socket_in_the_way(llamafile: Path, run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "a.sock"
+    path.write_text("precious")
+    done = run(llamafile, "--nobrowser", "--host", str(path))
+    assert (done.returncode, done.stderr.count(b"\n")) == (1, 1)
+    assert path.read_text() == "precious"
+    path.unlink()
+    with socket.socket(socket.AF_UNIX) as killed:
+        killed.bind(str(path))
+    with serving(llamafile, "--nobrowser", "--host", str(path)):  # nobody listens there any more
+        done = run(llamafile, "--nobrowser", "--host", str(path))
+        assert (done.returncode, done.stderr.count(b"\n")) == (1, 1)
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(path))
+
+
+@pytest.mark.parametrize("flags", [("--port", "0"), ("--port", "0", "--host", "localhost")])
+def test_any_free_port(flags: tuple[str, ...], llamafile: Path) -> None:
+    with serving(llamafile, "--nobrowser", *flags) as url:
+        assert not url.endswith(":0/")
+        assert json.loads(get(url + "health")[0]) == {"status": "ok"}
 
 
 def test_interrupt_ends_the_server_while_it_answers(llamafile: Path) -> None:

@@ -106,6 +106,9 @@ def build(
     destination = Path(output) if output is not None else Path(f"{name}.llamafile")
     extras = [_file(Path(path), entry) for path, entry in add]
     _check_names(extras, gui)
+    for extra in extras:
+        if extra.name.endswith(".gguf"):  # a runtime takes it for weights
+            read(extra.path)
     inputs = [file.path for file in (*models, *extras)]
     inputs += [Path(args_file)] if args_file is not None else []
     text = _args_text(args, args_file)

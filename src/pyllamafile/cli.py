@@ -399,7 +399,7 @@ def _print_model(model: ModelFacts) -> None:
 @commands.command()
 @click.argument("file", type=_PATH)
 def verify(file: Path) -> None:
-    """Check every byte of a llamafile.
+    """Check all that is in a llamafile.
 
     Structure, alignment, checksums and digests of everything in it, runtimes included. Says
     what is wrong and where, and exits with 1 if anything is.
@@ -564,7 +564,8 @@ def build_runtimes(targets: tuple[str, ...], everything: bool, jobs: int | None)
         wanted = (here,)
     else:
         raise PyllamafileError("this system is no target", hint="name one with --target, or --all")
-    with _progress() as tell:
+    with _progress() as bar:
+        tell = bar if _err.is_terminal else _in_words()
         for target in wanted:
             runtime = native.build(target, jobs=jobs, progress=tell)
             _out.print(f"{target.name}  {_size(runtime.size)}  {runtime.path}")
@@ -572,6 +573,18 @@ def build_runtimes(targets: tuple[str, ...], everything: bool, jobs: int | None)
 
 
 # progress, text and numbers
+
+
+def _in_words() -> Tell:
+    """For a log, which shows no bar: minutes of silence look like a program that hangs."""
+    said: set[str] = set()
+
+    def tell(what: str, done: int, total: int) -> None:
+        if what not in said:
+            said.add(what)
+            _err.print(_shown(what))
+
+    return tell
 
 
 # What stands behind the bar, by the least total that it is for: of bytes; of steps, each of which

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import stat
 import struct
@@ -91,7 +92,10 @@ class Problem:
 
 
 def verify(
-    path: Path, progress: Callable[[int], None] | None = None, *, contents: bool = True
+    path: str | os.PathLike[str],
+    progress: Callable[[int], None] | None = None,
+    *,
+    contents: bool = True,
 ) -> list[Problem]:
     """Check a llamafile, down to every byte of its contents.
 
@@ -106,6 +110,7 @@ def verify(
     Raises:
         PyllamafileError: If the file can't be opened or holds no ZIP archive at all.
     """
+    path = Path(path)
     with _open(path) as file:
         survey = _survey(file, path)
         problems = list(survey.problems)

@@ -801,6 +801,8 @@ def read(path: Path) -> Archive:
             disks, has members that overlap, or contradicts itself.
     """
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # asked first: to open a FIFO is to wait
+            raise PyllamafileError(f"{path}: not a regular file")
         with path.open("rb", buffering=0) as file:
             return _read(file.fileno(), path)
     except OSError as error:

@@ -156,9 +156,13 @@ std::string refusal(const common_arg & option, const std::string & value) {
     if (hint == "FNAME" || hint == "FILE" || hint == "PATH") {
         // a look only: who reads a pipe twice finds it empty
         std::error_code ignored;
-        const bool missing = READ.count(option.args[0]) > 0 && value != "-" &&
-                             !std::filesystem::exists(value, ignored);
-        return missing ? "no such file" : "";
+        if (READ.count(option.args[0]) == 0 || value == "-") {
+            return {};
+        }
+        const auto status = std::filesystem::status(value, ignored);
+        return !std::filesystem::exists(status)        ? "no such file"
+               : std::filesystem::is_directory(status) ? "is a directory"
+                                                       : "";
     }
     common_params scratch;
     try {
@@ -197,6 +201,10 @@ flag_table::flag_table(const std::map<std::string, size_t> & ours) {
     for (const auto & [name, values] : ours) {
         known[name] = { values, {} };
     }
+}
+
+void flag_table::tie(const std::string & name, const std::string & theirs) {
+    known[name] = known[theirs];
 }
 
 const flag_table::flag * flag_table::look_up(const std::string & name) const {

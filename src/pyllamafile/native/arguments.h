@@ -22,6 +22,8 @@ class flag_table {
   public:
     // `ours`: the flags that we add for every tool, and how many values each takes.
     explicit flag_table(const std::map<std::string, size_t> & ours);
+    // Makes `name` another name of a flag of theirs.
+    void tie(const std::string & name, const std::string & theirs);
     // Index of the flag in `args`, or args.size(); of several the last, which is the one that
     // counts.
     size_t find(const arguments & args, std::initializer_list<const char *> flags) const;

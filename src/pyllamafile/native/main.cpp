@@ -116,10 +116,11 @@ std::map<std::string, size_t> our_flags() {
     for (const translation & old : OLD_NAMES) {
         out[old.flag] = 0;
     }
-    out["--url-prefix"] = 1;
     return out;
 }
 
+const auto MODEL = { "-m", "--model" };
+const auto GPU_LAYERS = { "-ngl", "--gpu-layers", "--n-gpu-layers" };
 const auto TEXT = { "-p", "--prompt", "-f", "--file", "-bf", "--binary-file" };
 
 // ggml maps tensors only at multiples of this (ggml-impl.h).
@@ -217,7 +218,7 @@ std::string choose_weights(arguments & args, const flag_table & flags, const mod
     if (https < args.size()) {
         return args[https] + ": there is no HTTPS in here; fetch the weights, then give them as -m";
     }
-    const size_t at = flags.find(args, { "-m", "--model" });
+    const size_t at = flags.find(args, MODEL);
     std::string name;
     if (at + 1 < args.size()) {
         name = args[at + 1];
@@ -299,8 +300,34 @@ int print_manual() {
     return 0;
 }
 
+// What `.args` says that the mode can make use of. Of tools with flags of their own nobody knows
+// which; but a `.args` that names one is meant for it, and the model is a matter of the file.
+arguments own_for(const mode & chosen, bool by_user, const arguments & own,
+                  const flag_table & flags) {
+    if (chosen.flags == NO_COMMON_FLAGS && !by_user) {
+        return own;
+    }
+    arguments out = flags.meant_for(chosen.flags, own);
+    const size_t at = flags.find(own, MODEL);
+    if (chosen.flags == NO_COMMON_FLAGS && chosen.model && at + 1 < own.size()) {
+        out.insert(out.begin(), { own[at], own[at + 1] });
+    }
+    return out;
+}
+
+// Many have the habit of giving it. A word, for nobody should wonder why nothing got faster.
+void leave_out_gpu_layers(arguments & args, const flag_table & flags) {
+    const size_t at = flags.find(args, GPU_LAYERS);
+    if (at + 1 < args.size() && args[at + 1] != "0") {
+        fprintf(stderr, "note: this runtime computes on the processor only; %s has no effect\n",
+                args[at].c_str());
+    }
+    flags.take(args, GPU_LAYERS);
+}
+
 int run(const char * program, const arguments & own, arguments user) {
-    const flag_table flags(our_flags());
+    flag_table flags(our_flags());
+    flags.tie("--url-prefix", "--api-prefix"); // for the server alone
     arguments args = merge_args(own, user);
     const mode * named = take_mode(args, flags);
     const bool by_user = take_mode(user, flags) != nullptr;
@@ -309,7 +336,7 @@ int run(const char * program, const arguments & own, arguments user) {
         fputs("note: the server completes no -p or -f; leave --server out for that\n", stderr);
     }
     // What `.args` says for one mode must not stop another: --port is for the server alone.
-    args = merge_args(flags.meant_for(chosen.flags, own), user);
+    args = merge_args(own_for(chosen, by_user, own, flags), user);
     take_mode(args, flags);
 
     if (flags.has(args, { "--version" })) {
@@ -327,6 +354,8 @@ int run(const char * program, const arguments & own, arguments user) {
         atexit([] { _Exit(flushed() ? 0 : 1); });
         return call(chosen.run, program, { "--help" });
     }
+    leave_out_gpu_layers(args, flags);
+    flags.take(user, GPU_LAYERS);
     if (chosen.flags != NO_COMMON_FLAGS) {
         const std::string wrong = flags.problem(chosen.flags, args);
         if (!wrong.empty()) {

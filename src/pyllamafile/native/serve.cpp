@@ -4,6 +4,7 @@
 
 #include <cpp-httplib/httplib.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <chrono>
@@ -19,6 +20,8 @@
 #else
 #include <fcntl.h>
 #include <spawn.h>
+#include <sys/stat.h>
+#include <sys/un.h>
 #include <unistd.h>
 extern char ** environ;
 #endif
@@ -30,8 +33,9 @@ namespace {
 const int FIRST_PORT = 8080;
 const int LAST_PORT = 8180;
 
-// Why the server could not listen there: 0 if it could, or the system's error.
-int listen_error(const std::string & host, int port) {
+// Why the server could not listen there: 0 if it could, or the system's error. Port 0 becomes one
+// that is free.
+int listen_error(const std::string & host, int & port) {
     addrinfo hints = {};
     addrinfo * found = nullptr;
     hints.ai_socktype = SOCK_STREAM;
@@ -51,11 +55,53 @@ int listen_error(const std::string & host, int port) {
 #else
             error = errno;
 #endif
+        } else if (port == 0) {
+            sockaddr_storage bound;
+            socklen_t size = sizeof(bound);
+            getsockname(socket, (sockaddr *)&bound, &size);
+            port = ntohs(((const sockaddr_in *)&bound)->sin_port); // IPv6 has it there, too
         }
         httplib::detail::close_socket(socket);
     }
     freeaddrinfo(found);
     return error;
+}
+
+// The same for a Unix socket. One that a killed server left behind is removed; one that somebody
+// listens on is not, nor any other file.
+int socket_error(const std::string & path) {
+#ifdef _WIN32
+    (void)path;
+    return 0;
+#else
+    sockaddr_un name = {};
+    name.sun_family = AF_UNIX;
+    if (path.size() >= sizeof(name.sun_path)) {
+        return ENAMETOOLONG;
+    }
+    memcpy(name.sun_path, path.c_str(), path.size());
+    const int socket = ::socket(AF_UNIX, SOCK_STREAM, 0);
+    int error = bind(socket, (const sockaddr *)&name, sizeof(name)) == 0 ? 0 : errno;
+    if (error == EADDRINUSE) {
+        struct stat status;
+        if (lstat(path.c_str(), &status) != 0 || !S_ISSOCK(status.st_mode)) {
+            error = EEXIST;
+        } else if (connect(socket, (const sockaddr *)&name, sizeof(name)) != 0) {
+            error = errno == ECONNREFUSED ? 0 : errno;
+        }
+    }
+    close(socket);
+    if (error == 0) {
+        unlink(path.c_str());
+    }
+    return error;
+#endif
+}
+
+// Says why there will be no server, and what to do about it.
+int refuse(const std::string & where, const char * why, const char * hint = "") {
+    fprintf(stderr, "error: can't listen on %s: %s%s\n", where.c_str(), why, hint);
+    return 1;
 }
 
 std::string value_of(const arguments & args, const flag_table & flags,
@@ -249,6 +295,7 @@ int serve(arguments args, const flag_table & flags, const std::string & model, b
           const std::function<int(const arguments &)> & run) {
     address at = { value_of(args, flags, { "--host" }, "LLAMA_ARG_HOST", "127.0.0.1"), FIRST_PORT,
                    value_of(args, flags, { "--api-prefix" }, "LLAMA_ARG_API_PREFIX", "") };
+    at.host.resize(std::min(at.host.find(','), at.host.size())); // of several the first
     const std::string port = value_of(args, flags, { "--port" }, "LLAMA_ARG_PORT", "");
     while (!at.prefix.empty() && at.prefix.back() == '/') {
         at.prefix.pop_back();
@@ -258,18 +305,25 @@ int serve(arguments args, const flag_table & flags, const std::string & model, b
         args.insert(args.end(), { "--api-prefix", at.prefix });
         ui_prefix = at.prefix;
     }
-    if (!at.is_socket()) {
+    if (at.is_socket()) {
+        const int error = socket_error(at.host);
+        if (error != 0) {
+            return refuse(at.host, strerror(error));
+        }
+    } else {
         at.port = port.empty() ? FIRST_PORT : atoi(port.c_str());
+        if (at.port < 0 || at.port > 65535) {
+            return refuse("port " + port, "there is no such port");
+        }
         int error;
         while ((error = listen_error(at.host, at.port)) == EADDRINUSE && port.empty() &&
                at.port < LAST_PORT) {
             at.port++;
         }
         if (error != 0) {
-            const std::string where = at.host + ":" + std::to_string(at.port);
-            fprintf(stderr, "error: can't listen on %s: %s%s\n", where.c_str(), strerror(error),
-                    error == EADDRINUSE ? " (leave --port out for the next free one)" : "");
-            return 1;
+            const char * hint =
+                error == EADDRINUSE ? " (leave --port out for the next free one)" : "";
+            return refuse(at.host + ":" + std::to_string(at.port), strerror(error), hint);
         }
         if (port.empty() && at.port != FIRST_PORT) {
             printf("port %d is taken, using %d\n", FIRST_PORT, at.port);
