@@ -20,8 +20,20 @@ GRAPH = {
     "zipalign": {"errors"},
     "verify": {"errors"},
     "launcher": {"errors", "targets"},
-    "native": {"errors", "targets", "launcher"},
+    "native": {
+        "errors",
+        "targets",
+        "launcher",
+        "native.gui",
+        "native.licenses",
+        "native.source",
+        "native.tools",
+    },
+    "native.gui": {"errors", "native.source", "native.tools"},
     "native.levels": set(),
+    "native.licenses": {"errors", "targets", "native.tools"},
+    "native.source": {"errors", "native.tools"},
+    "native.tools": {"errors"},
     "plan": {"errors", "targets", "weights", "zipalign", "launcher"},
     "inspect": {"errors", "weights", "zipalign", "plan"},
     "build": {
@@ -40,7 +52,7 @@ GRAPH = {
     "__main__": {"cli"},
 }
 SPEAKERS = {"cli"}
-STARTERS = {"native", "cli"}
+STARTERS = {"native", "native.licenses", "native.tools", "cli"}
 
 
 def modules() -> dict[str, ast.Module]:
