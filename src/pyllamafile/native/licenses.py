@@ -5,7 +5,6 @@ A file that no row of the tables knows stops the build: so nothing gets in witho
 
 from __future__ import annotations
 
-import functools
 import importlib.metadata
 import re
 import subprocess
@@ -26,6 +25,7 @@ COMMENT = r".*?/\*((?:(?!\*/).)*?(?:public domain|permission|redistribution).*?)
 LAST_COMMENT = r".*/\*(.+?)\*/"
 LINES = r"((?://[^\n]*\n)+)"
 WHOLE = "(.*)"
+COPYRIGHT = re.compile(r"copyright.*\b(?:19|20)\d\d\b.*", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -63,12 +63,6 @@ UPSTREAM: tuple[Component, ...] = (
         "ggml/src/ggml-cpu/llamafile/sgemm.cpp",
         LINES,
     ),
-    Component(
-        "YaRN",
-        "ggml/src/ggml-cpu/ops.cpp",
-        "ggml/src/ggml-cpu/ops.cpp",
-        r".*?(// YaRN algorithm[^\n]*\n//[^\n]*\n)",
-    ),
     Component("llama.cpp", r"vendor/hash/hash\.|(?!vendor/)", "LICENSE"),
 )
 
@@ -81,9 +75,9 @@ TOOLCHAIN: tuple[Component, ...] = (
     Component("zig (compiler-rt)", r".*/(lib)?(compiler_rt|zigc|ubsan_rt)\.", "../LICENSE"),
     Component("musl", r"linux/(libc\.a|\w*crt\w*\.o)", "libc/musl/COPYRIGHT"),
     Component("mingw-w64", "windows/", "libc/mingw/COPYING"),
-    Component("FreeBSD (crt)", r"freebsd/\w+\.o", "libc/freebsd/COPYRIGHT"),
-    Component("NetBSD (crt)", r"netbsd/\w+\.o", "libc/netbsd/lib/csu/common/*.c", COMMENT),
-    Component("OpenBSD (crt)", r"openbsd/\w+\.o", "libc/openbsd/lib/csu/*.c", COMMENT),
+    Component("FreeBSD (crt)", r"freebsd/\w+\.o", "libc/freebsd/lib/csu/**/*.[cS]", COMMENT),
+    Component("NetBSD (crt)", r"netbsd/\w+\.o", "libc/netbsd/lib/csu/**/*.[cS]", COMMENT),
+    Component("OpenBSD (crt)", r"openbsd/\w+\.o", "libc/openbsd/lib/csu/**/*.c", COMMENT),
 )
 
 
@@ -103,7 +97,8 @@ def linked(ninja: Path, out: Path) -> list[str]:
     link = _output([str(ninja), "-t", "commands", "runtime"], out).splitlines()[-1]
     link = re.sub(r" -o (runtime\S*) ", r" -v -o ../linked-\1 ", link)
     for line in _output(["sh", "-c", link], out).splitlines():
-        if re.match("(ld.lld|lld-link|zig ld) ", line):
+        # zig makes its libraries' stubs by other links, the first time
+        if re.match("(ld.lld|lld-link|zig ld) ", line) and "../linked-" in line:
             files.update(line.split())
     return sorted(files)
 
@@ -138,15 +133,19 @@ def notices(target: Target, files: Iterable[str], source: Path, zig: Path) -> di
     found = {"pyllamafile": _own()}
     for file in files:
         if Path(file).is_relative_to(source):
-            root, table, name = source, UPSTREAM, Path(file).relative_to(source).as_posix()
-        elif made := re.search(r"/o/[0-9a-f]{32}/([^/]+)$", file):  # zig's cache
-            root, table, name = zig / "lib", TOOLCHAIN, f"{target.os}/{made[1]}"
-        else:
-            continue
-        if not re.search(r"\.so[.\d]*$", name):  # the system's own, which stays outside
-            component = _component(table, name)
-            found[component.name] = _notice(component, root)
+            component = _component(UPSTREAM, Path(file).relative_to(source).as_posix())
+            found.setdefault(component.name, _notice(component, source))
+            found[component.name] += _further_holders(Path(file), found[component.name])
+        elif made := re.search(r"/o/[0-9a-f]{32}/([^/]+\.(?:o|obj|a|lib))$", file):  # zig's cache
+            component = _component(TOOLCHAIN, f"{target.os}/{made[1]}")
+            found.setdefault(component.name, _notice(component, zig / "lib"))
     return dict(sorted(found.items(), key=lambda item: item[0].lower()))
+
+
+def _further_holders(file: Path, notice: str) -> str:
+    """Lines of a source that name somebody whom the notice doesn't."""
+    lines = COPYRIGHT.findall(file.read_text(errors="replace"))
+    return "".join(f"\n{line}\n" for line in dict.fromkeys(lines) if line not in notice)
 
 
 def _component(table: Iterable[Component], name: str) -> Component:
@@ -159,13 +158,12 @@ def _component(table: Iterable[Component], name: str) -> Component:
     )
 
 
-@functools.cache
 def _notice(component: Component, root: Path) -> str:
-    texts = []
+    texts: dict[str, None] = {}  # several files may have the same
     for path in sorted(root.glob(component.notices)):
         text = path.read_text(errors="replace").replace("\r\n", "\n")
         if match := re.match(component.part, text, re.DOTALL | re.IGNORECASE):
-            texts.append(match[1] if component.part == WHOLE else _bare(match[1]))
+            texts[match[1] if component.part == WHOLE else _bare(match[1])] = None
     if not any(map(str.strip, texts)):
         raise PyllamafileError(f"{component.name} is linked in, and its notice isn't in {root}")
     return "\n\n".join(text.strip("\n") for text in texts) + "\n"
@@ -173,7 +171,7 @@ def _notice(component: Component, root: Path) -> str:
 
 def _bare(comment: str) -> str:
     """The text of a comment, without what marks it as one."""
-    return re.sub(r"(?m)^(//| \*(?!\*)) ?", "", textwrap.dedent(comment))
+    return re.sub(r"(?m)^(//| ?\*) ?", "", textwrap.dedent(comment))
 
 
 def _own() -> str:
