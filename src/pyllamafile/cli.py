@@ -615,7 +615,7 @@ def _progress() -> Iterator[Tell]:
             bar.remove_task(task)
             task = None
         if task is None:
-            task = bar.add_task("", total=None)
+            task = bar.add_task(_shown(what), total=total or None)
         last = (least, done)
         bar.update(task, description=_shown(what), completed=done, total=total or None)
 
