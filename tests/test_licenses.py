@@ -58,6 +58,17 @@ def test_what_the_compiler_links_in(tmp_path: Path, system: str) -> None:
     )
 
 
+def test_a_link_that_says_nothing_stops_the_build(tmp_path: Path) -> None:
+    """A ninja that knows nothing but a command: the linker's own one must be found."""
+    ninja = tmp_path / "ninja"
+    ninja.write_text('#!/bin/sh\n[ "$2" != commands ] || echo "echo ld.lld -o runtime crt1.o"\n')
+    ninja.chmod(0o755)
+    assert "crt1.o" in licenses.linked(ninja, tmp_path)
+    ninja.write_text('#!/bin/sh\n[ "$2" != commands ] || echo "echo gcc -o runtime crt1.o"\n')
+    with pytest.raises(PyllamafileError, match="what is linked in can't be found out"):
+        licenses.linked(ninja, tmp_path)
+
+
 @pytest.mark.parametrize(
     "file", ["/cache/o/" + "0" * 32 + "/libcuda.a", "{source}/vendor/new/new.h"]
 )

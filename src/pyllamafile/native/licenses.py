@@ -95,12 +95,12 @@ def linked(ninja: Path, out: Path) -> list[str]:
         if head.split(": #deps")[0] in inputs:
             files.update(line.strip() for line in rest)
     link = _output([str(ninja), "-t", "commands", "runtime"], out).splitlines()[-1]
-    link = re.sub(r" -o (runtime\S*) ", r" -v -o ../linked-\1 ", link)
-    for line in _output(["sh", "-c", link], out).splitlines():
-        # zig makes its libraries' stubs by other links, the first time
-        if re.match("(ld.lld|lld-link|zig ld) ", line) and "../linked-" in line:
-            files.update(line.split())
-    return sorted(files)
+    # Once more, for the linker's own command line; zig's libraries may be linked before.
+    text = _output(["sh", "-c", re.sub(r" -o (runtime\S*) ", r" -v -o ../linked-\1 ", link)], out)
+    given = re.search(r"^(?:ld\.lld|lld-link|zig ld) .*\.\./linked-.*$", text, re.MULTILINE)
+    if not given:
+        raise PyllamafileError(f"what is linked in can't be found out:\n{text[-2000:]}")
+    return sorted({*files, *given[0].split()})
 
 
 def _output(command: list[str], folder: Path) -> str:
