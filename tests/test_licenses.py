@@ -27,9 +27,9 @@ LIBRARIES = {
         LLVM,
     ),
     "macos": ("libc++abi.a libc++.a libcompiler_rt.a", LLVM - {"libunwind"}),
-    "freebsd": ("crt1.o libc++abi.a libc++.a libunwind.a libc.so.7 libcompiler_rt.a", LLVM),
-    "netbsd": ("crt0.o libc++abi.a libc++.a libunwind.a libc.so.12 libcompiler_rt.a", LLVM),
-    "openbsd": ("crt0.o libc++abi.a libc++.a libunwind.a libc.so libcompiler_rt.a", LLVM),
+    "freebsd": ("crt1.o libc++abi.a libc++.a libunwind.a libcompiler_rt.a", LLVM),
+    "netbsd": ("crt0.o libc++abi.a libc++.a libunwind.a libcompiler_rt.a", LLVM),
+    "openbsd": ("crt0.o libc++abi.a libc++.a libunwind.a libcompiler_rt.a", LLVM),
 }
 SYSTEMS = {
     "linux": ("musl", "Rich Felker"),
@@ -61,16 +61,25 @@ def test_what_the_compiler_links_in(tmp_path: Path, system: str) -> None:
 def test_a_link_that_says_nothing_stops_the_build(tmp_path: Path) -> None:
     """A ninja that knows nothing but a command: the linker's own one must be found."""
     ninja = tmp_path / "ninja"
-    ninja.write_text('#!/bin/sh\n[ "$2" != commands ] || echo "echo ld.lld -o runtime crt1.o"\n')
+    script = (
+        '#!/bin/sh\n[ "$2" != commands ] || echo "echo {} -o runtime own.o /c.so.7 /x/crt1.o"\n'
+    )
+    ninja.write_text(script.format("ld.lld"))
     ninja.chmod(0o755)
-    assert "crt1.o" in licenses.linked(ninja, tmp_path)
-    ninja.write_text('#!/bin/sh\n[ "$2" != commands ] || echo "echo gcc -o runtime crt1.o"\n')
+    assert licenses.linked(ninja, tmp_path) == ["/x/crt1.o"]
+    ninja.write_text(script.format("gcc"))
     with pytest.raises(PyllamafileError, match="what is linked in can't be found out"):
         licenses.linked(ninja, tmp_path)
 
 
 @pytest.mark.parametrize(
-    "file", ["/cache/o/" + "0" * 32 + "/libcuda.a", "{source}/vendor/new/new.h"]
+    "file",
+    [
+        "/cache/o/" + "0" * 32 + "/libcuda.a",
+        "{source}/vendor/new/new.h",
+        "/usr/include/new.h",
+        "/usr/lib/libnew.a",
+    ],
 )
 def test_what_nobody_knows_stops_the_build(tmp_path: Path, file: str) -> None:
     with pytest.raises(PyllamafileError, match="is linked in, and no notice is known for it"):

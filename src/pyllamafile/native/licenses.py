@@ -84,6 +84,8 @@ TOOLCHAIN: tuple[Component, ...] = (
 def linked(ninja: Path, out: Path) -> list[str]:
     """Every file that a built runtime is made of: sources, headers, and what the linker was given.
 
+    What is made in CMake's folder is left out, for it is made of the others.
+
     Args:
         ninja: The program that built it.
         out: CMake's folder.
@@ -100,7 +102,8 @@ def linked(ninja: Path, out: Path) -> list[str]:
     given = re.search(r"^(?:ld\.lld|lld-link|zig ld) .*\.\./linked-.*$", text, re.MULTILINE)
     if not given:
         raise PyllamafileError(f"what is linked in can't be found out:\n{text[-2000:]}")
-    return sorted({*files, *given[0].split()})
+    files.update(re.findall(r"(?<=\s)/\S+\.(?:o|obj|a|lib)(?=\s|$)", given[0]))
+    return sorted(file for file in files if file.startswith("/") and not _within(file, out))
 
 
 def _output(command: list[str], folder: Path) -> str:
@@ -132,14 +135,19 @@ def notices(target: Target, files: Iterable[str], source: Path, zig: Path) -> di
     """
     found = {"pyllamafile": _own()}
     for file in files:
-        if Path(file).is_relative_to(source):
+        if _within(file, source):
             component = _component(UPSTREAM, Path(file).relative_to(source).as_posix())
             found.setdefault(component.name, _notice(component, source))
             found[component.name] += _further_holders(Path(file), found[component.name])
-        elif made := re.search(r"/o/[0-9a-f]{32}/([^/]+\.(?:o|obj|a|lib))$", file):  # zig's cache
-            component = _component(TOOLCHAIN, f"{target.os}/{made[1]}")
+        elif not _within(file, zig) and not _within(file, HERE):
+            made = re.search(r"/o/[0-9a-f]{32}/([^/]+)$", file)  # in zig's cache
+            component = _component(TOOLCHAIN, f"{target.os}/{made[1]}" if made else file)
             found.setdefault(component.name, _notice(component, zig / "lib"))
     return dict(sorted(found.items(), key=lambda item: item[0].lower()))
+
+
+def _within(file: str, folder: Path) -> bool:
+    return Path(file).is_relative_to(folder)
 
 
 def _further_holders(file: Path, notice: str) -> str:
