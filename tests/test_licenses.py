@@ -104,7 +104,8 @@ def test_the_comment_that_speaks_of_terms(tmp_path: Path, terms: str) -> None:
 def test_who_is_named_only_in_a_source_is_named_in_the_notice(tmp_path: Path) -> None:
     (tmp_path / "LICENSE").write_text("MIT, Copyright (c) 2023 The ggml authors\n")
     (tmp_path / "a.cpp").write_text("// Copyright (c) 2023 The ggml authors\n")
-    (tmp_path / "b.cpp").write_text("// MIT licensed. Copyright (c) 2022 Jo Doe.\nint copyright;\n")
+    text = "// MIT licensed. Copyright (c) 2022 Jo Doe.\nx['copyright'] = '(c) 2021';\n"
+    (tmp_path / "b.cpp").write_text(text)
     found = notices([f"{tmp_path}/{name}" for name in ("a.cpp", "b.cpp", "b.cpp")], tmp_path)
     assert found["llama.cpp"] == (
         "MIT, Copyright (c) 2023 The ggml authors\n\nCopyright (c) 2022 Jo Doe.\n"

@@ -25,7 +25,10 @@ COMMENT = r".*?/\*((?:(?!\*/).)*?(?:public domain|permission|redistribution).*?)
 LAST_COMMENT = r".*/\*(.+?)\*/"
 LINES = r"((?://[^\n]*\n)+)"
 WHOLE = "(.*)"
-COPYRIGHT = re.compile(r"copyright.*\b(?:19|20)\d\d\b.*", re.IGNORECASE)
+COPYRIGHT = re.compile(
+    r"(?:SPDX-FileCopyrightText:|copyright\s*(?:\(c\)|©|(?=\d))).*\b(?:19|20)\d\d\b.*",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
