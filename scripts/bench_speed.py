@@ -29,6 +29,7 @@ import numpy as np
 
 import pyllamafile
 from pyllamafile import native, weights
+from pyllamafile.native import tools
 from pyllamafile.targets import host
 
 TYPES = "F16,BF16,Q8_0,Q5_K_M,Q4_K_M,Q4_0,Q2_K"
@@ -53,7 +54,7 @@ def upstream(flags: str) -> Path:
     if not all((folder / "bin" / name).exists() for name in programs):
         print("compiling upstream's llama.cpp (gcc -O3 -march=native), some minutes ...")
         source = native.llama_source()
-        cmake = str(native._program("cmake"))
+        cmake = str(tools.program("cmake"))
         off = ("LLAMA_BUILD_TESTS", "LLAMA_BUILD_UI", "LLAMA_USE_PREBUILT_UI", "LLAMA_OPENSSL")
         options = ["-DCMAKE_BUILD_TYPE=Release", *(f"-D{name}=OFF" for name in off)]
         options += [f"-DCMAKE_C_FLAGS={flags}", f"-DCMAKE_CXX_FLAGS={flags}"]

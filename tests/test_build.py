@@ -55,11 +55,13 @@ def put_runtime(folder: Path, program: bytes = PROGRAM, target: str = "linux-amd
         "sha256": hashlib.sha256(program).hexdigest(),
         "llama_cpp": "1.2.3 (abc)",
         "levels": ["v3"],
+        "licenses": {"llama.cpp": "MIT License, llama.cpp", "musl": "MIT License, musl"},
     }
     (folder / f"{target}.json").write_text(json.dumps(facts))
     with zipfile.ZipFile(folder / "ui.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr(zipfile.ZipInfo("index.html"), b"<html>" * 500, zipfile.ZIP_DEFLATED)
-        archive.writestr(zipfile.ZipInfo("tiny"), b"x")
+        archive.writestr(zipfile.ZipInfo("LICENSES/web-gui.txt"), b"svelte: MIT")
+        archive.writestr(zipfile.ZipInfo("ui/index.html"), b"<html>" * 500, zipfile.ZIP_DEFLATED)
+        archive.writestr(zipfile.ZipInfo("ui/tiny"), b"x")
 
 
 @pytest.fixture
@@ -144,12 +146,15 @@ def test_what_build_says(built):
 def test_zipfile_reads_it(built, model):
     with zipfile.ZipFile(built.path) as archive:
         assert archive.testzip() is None
-        names = ["m.gguf", "docs/ä.txt", ".args", "ui/index.html", "ui/tiny", "llamafile.json"]
+        names = ["m.gguf", "docs/ä.txt", ".args"]
+        names += [f"LICENSES/{name}.txt" for name in ("llama.cpp", "musl", "web-gui")]
+        names += ["ui/index.html", "ui/tiny", "llamafile.json"]
         assert archive.namelist() == names
         assert archive.read("m.gguf") == model.read_bytes()
         assert archive.read("docs/ä.txt") == b"notes"
         assert archive.read(".args") == b"-c\n2048\n'two words'\n"
         assert archive.read("ui/index.html") == b"<html>" * 500
+        assert archive.read("LICENSES/musl.txt") == b"MIT License, musl"
         manifest = json.loads(archive.read("llamafile.json"))
         assert manifest["entries"].keys() == set(names) - {"llamafile.json"}
         for name, facts in manifest["entries"].items():
@@ -260,7 +265,8 @@ def test_without_the_web_gui(folder, model, prebuilt):
     (prebuilt / "ui.zip").unlink()  # so that it would have to be compiled
     built = pyllamafile.build(model, gui=False)
     with zipfile.ZipFile(built.path) as archive:
-        assert archive.namelist() == ["m.gguf", "llamafile.json"]
+        notices = ["LICENSES/llama.cpp.txt", "LICENSES/musl.txt"]
+        assert archive.namelist() == ["m.gguf", *notices, "llamafile.json"]
 
 
 def test_several_models(folder, model, tmp_path):

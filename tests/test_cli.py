@@ -17,6 +17,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,6 +39,7 @@ from test_build import (
 
 import pyllamafile
 from pyllamafile import cli, native
+from pyllamafile.errors import PyllamafileError
 from pyllamafile.targets import TARGETS
 
 __all__ = ["folder", "model", "prebuilt"]  # fixtures
@@ -170,7 +172,7 @@ def test_add_takes_a_name_after_an_equals_sign(run, here):
     assert done.code == 1  # there is no file a=b=x
     assert run("build", "-o", "o", "--add", "a=b", "--add", "c=docs/c.txt", "--no-gui").code == 0
     with zipfile.ZipFile("o") as archive:
-        assert archive.namelist() == ["a=b", "docs/c.txt", "llamafile.json"]
+        assert archive.namelist()[:2] == ["a=b", "docs/c.txt"]
 
 
 def test_existing_output_is_replaced_only_with_force(run, fails, here):
@@ -749,10 +751,23 @@ linux-amd64  1.2.3 (abc)  v3       65536  {len(PROGRAM):>4}   65536  {sha256[:16
     header, *rows = done.out.removeprefix(expected).splitlines()
     assert header.split() == ["offset", "align", "size", "stored", "method", "entry"]
     assert rows[0].split() == ["196608", "65536", "9856", "9856", "stored", "m.gguf"]
-    assert [row.split()[-1] for row in rows] == ["m.gguf", ".args", "them)", "llamafile.json"]
-    size = sum(info.file_size for info in gui)
-    expected = rf" {size} +{stored}  deflated, stored  ui/ \(2 files, --all lists them\)$"
-    assert re.search(expected, rows[2])
+    assert [row.split()[-1] for row in rows] == [
+        "m.gguf",
+        ".args",
+        "them)",
+        "them)",
+        "llamafile.json",
+    ]
+    with zipfile.ZipFile(built) as archive:
+        infos = archive.infolist()
+    for row, start, methods in (
+        (rows[2], "LICENSES/", "stored"),
+        (rows[3], "ui/", "deflated, stored"),
+    ):
+        files = [info for info in infos if info.filename.startswith(start)]
+        size, stored = sum(i.file_size for i in files), sum(i.compress_size for i in files)
+        label = rf"{start} \({len(files)} files, --all lists them\)"
+        assert re.search(rf" {size} +{stored}  {methods} +{label}$", row)
 
 
 @pytest.mark.parametrize("flag", ["-a", "--all"])
@@ -943,21 +958,6 @@ def test_zipalign_that_fails_changes_nothing(fails, built):
 # runtimes
 
 
-def test_runtimes_build_says_in_a_log_what_it_does(run, here, monkeypatch):
-    found = native.available()[0]
-
-    def build(target, *, jobs, progress):
-        for step in range(3):
-            progress("building it", step, 3)
-        return found
-
-    monkeypatch.setattr(native, "build", build)
-    monkeypatch.setattr(native, "build_gui", lambda *, progress: Path("ui.zip"))
-    done = run("runtimes", "build", "--target", found.target)
-    assert (done.code, done.err) == (0, "building it\n")
-    assert done.out.splitlines()[-1] == "web GUI  ui.zip"
-
-
 def test_runtimes_list(run, here, prebuilt):
     done = run("runtimes", "list")
     assert (done.code, done.err) == (0, "")
@@ -982,3 +982,135 @@ def test_runtimes_list(run, here, prebuilt):
     for path in prebuilt.iterdir():
         path.unlink()
     assert run("runtimes", "list").out.splitlines()[1].split() == ["linux-amd64", "not", "built"]
+
+
+class Compiler:
+    """Stands in for the minutes that a target takes; fails for those that it is told."""
+
+    def __init__(self, fails: set[str] = frozenset(), error: BaseException | None = None) -> None:
+        self.fails = fails
+        self.error = error or PyllamafileError("zig ended with 1:\n  no such symbol", hint="a log")
+        self.compiled: list[str] = []
+
+    def __call__(self, target, source, jobs, tell):
+        if target.name in self.fails:
+            raise self.error
+        tell(f"building the runtime for {target.name}", 3, 4)
+        self.compiled.append(target.name)
+        return target.name.encode(), {"llama.cpp": "MIT"}
+
+
+SYSTEMS = ("linux-amd64", "linux-arm64", "macos-arm64", "windows-amd64", "netbsd-amd64")
+
+
+@pytest.fixture
+def compiler(prebuilt, monkeypatch):
+    """Five targets of which the package has the first, and the web GUI."""
+    made = replace(TARGETS["linux-amd64"])
+    monkeypatch.setattr(cli, "TARGETS", {name: replace(made, name=name) for name in SYSTEMS})
+    monkeypatch.setattr(native, "prepare", lambda **options: None)
+    monkeypatch.setattr(native, "_llama_version", lambda compiled: "1.2.3")
+
+    def use(compiler: Compiler) -> Compiler:
+        monkeypatch.setattr(native, "_compile", compiler)
+        return compiler
+
+    return use
+
+
+def complaints(done) -> str:
+    """Standard error without what a log is told of the steps."""
+    lines = done.err.splitlines(keepends=True)
+    return "".join(line for line in lines if not line.startswith("building the runtime"))
+
+
+def finished() -> set[str]:
+    return {path.name.rpartition("-")[0] for path in (native.cache() / "runtimes").glob("*.gz")}
+
+
+def test_runtimes_build_all_builds_what_is_missing(run, here, compiler):
+    first = compiler(Compiler())
+    done = run("runtimes", "build", "--all")
+    steps = [f"building the runtime for {name}" for name in SYSTEMS[1:]]
+    log = [f"{step} ({number} of 4)" for number, step in enumerate(steps, 1)]
+    assert (done.code, done.err.splitlines()) == (0, log)
+    assert {line.split()[0] for line in done.out.splitlines()} == {*SYSTEMS, "web"}
+    assert first.compiled == list(SYSTEMS[1:])
+    assert finished() == set(SYSTEMS[1:])
+    again = compiler(Compiler())
+    assert sorted(run("runtimes", "build", "--all").out) == sorted(done.out)
+    assert again.compiled == []
+
+
+def test_what_fails_does_not_stop_the_others(run, here, compiler):
+    compiler(Compiler({"linux-arm64", "windows-amd64"}))
+    done = run("runtimes", "build", "--all")
+    assert done.code == 1
+    assert finished() == {"macos-arm64", "netbsd-amd64"}
+    failure = "error: zig ended with 1:\n  no such symbol\nhint: a log\n"
+    assert complaints(done) == failure * 2 + (
+        "error: 2 of 4 failed: linux-arm64, windows-amd64\n"
+        "hint: what was built stays; the same command tries the rest again\n"
+    )
+    second = compiler(Compiler())
+    assert run("runtimes", "build", "--all").code == 0
+    assert second.compiled == ["linux-arm64", "windows-amd64"]
+
+
+def test_an_interruption_leaves_what_is_finished(run, here, compiler):
+    compiler(Compiler({"windows-amd64"}, KeyboardInterrupt()))
+    done = run("runtimes", "build", "--all")
+    assert (done.code, complaints(done).strip()) == (130, "interrupted")
+    assert finished() == {"linux-arm64", "macos-arm64"}
+    second = compiler(Compiler())
+    assert run("runtimes", "build", "--all").code == 0
+    assert second.compiled == ["windows-amd64", "netbsd-amd64"]
+
+
+def test_what_all_of_them_take_is_missed_once(run, here, compiler, monkeypatch):
+    def prepare(**options):
+        raise PyllamafileError("ziglang is missing", hint="pip install it")
+
+    compiler(Compiler())
+    monkeypatch.setattr(native, "prepare", prepare)
+    done = run("runtimes", "build", "--all")
+    assert (done.code, done.err) == (1, "error: ziglang is missing\nhint: pip install it\n")
+    assert finished() == set()
+
+
+def test_a_single_failure_is_told_once(run, here, compiler, monkeypatch):
+    compiler(Compiler(set(SYSTEMS)))
+    monkeypatch.setattr(cli, "select", lambda names: (cli.TARGETS["linux-arm64"],))
+    done = run("runtimes", "build", "--target", "linux-arm64")
+    assert (done.code, done.err.count("error: ")) == (1, 1)
+
+
+def test_several_targets_have_one_bar(monkeypatch):
+    told = []
+    for number, name in enumerate(("a", "b", "c")):
+        share = cli._share(lambda *step: told.append(step), number, 3)
+        for done in (0, 1, 2):
+            share(f"building {name}", done, 2)
+        share("waiting", 0, 0)
+    assert {total for _, _, total in told} == {3 << 16}
+    assert [what for what, _, _ in told][:1] == ["building a (1 of 3)"]
+    steps = [done for what, done, _ in told if what.startswith("building")]
+    assert steps == sorted(steps)
+    assert steps[-1] == 3 << 16
+
+
+def test_a_bar_keeps_its_time_under_another_name(monkeypatch):
+    text = io.StringIO()
+    terminal = Console(file=text, force_terminal=True, color_system=None, width=100)
+    monkeypatch.setattr(cli, "_err", terminal)
+    added = []
+    real = cli.Progress.add_task
+    monkeypatch.setattr(
+        cli.Progress, "add_task", lambda *args, **kw: added.append(1) or real(*args, **kw)
+    )
+    with cli._progress() as tell:
+        tell("waiting", 0, 0)
+        for step in ("building a", 2 << 16), ("building b", 1 << 16), ("building c", 2 << 16):
+            tell(*step, 3 << 16)
+    assert re.search("building c .* 67%", text.getvalue())
+    assert len(added) == 3  # the end unknown; one bar over all; what went back

@@ -21,9 +21,21 @@ GRAPH = {
     "verify": {"errors"},
     "launcher": {"errors", "targets", "launcher.pe"},
     "launcher.pe": {"errors"},
-    "native": {"errors", "targets", "launcher"},
+    "native": {
+        "errors",
+        "targets",
+        "launcher",
+        "native.gui",
+        "native.licenses",
+        "native.source",
+        "native.tools",
+    },
+    "native.gui": {"errors", "native.source", "native.tools"},
     "native.icon": set(),
     "native.levels": set(),
+    "native.licenses": {"errors", "targets", "native.tools"},
+    "native.source": {"errors", "native.tools"},
+    "native.tools": {"errors"},
     "plan": {"errors", "targets", "weights", "zipalign", "launcher"},
     "inspect": {"errors", "weights", "zipalign", "plan"},
     "build": {
@@ -42,7 +54,7 @@ GRAPH = {
     "__main__": {"cli"},
 }
 SPEAKERS = {"cli"}
-STARTERS = {"native", "cli"}
+STARTERS = {"native", "native.licenses", "native.tools", "cli"}
 
 
 def modules() -> dict[str, ast.Module]:

@@ -14,6 +14,7 @@ from conftest import Run, need
 
 import pyllamafile
 from pyllamafile import native
+from pyllamafile.native import tools
 from pyllamafile.native.levels import external_symbols, header, identifier
 from pyllamafile.targets import TARGETS, Target
 
@@ -186,8 +187,8 @@ def linking(request: pytest.FixtureRequest) -> Linking:
     native.build(target)
     folder = native.build_folder(target) / "out"
     if not (folder / "build.ninja").exists():
-        native._compile(target, native.llama_source(), None, native._silent)
-    command = [native._program("ninja"), "-t", "commands", "runtime"]
+        native._compile(target, native.llama_source(), None, tools.silent)
+    command = [tools.program("ninja"), "-t", "commands", "runtime"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
     return Linking(done.stdout.strip().splitlines()[-1], folder, target)
 

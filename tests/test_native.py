@@ -229,9 +229,24 @@ def test_version_and_licenses(llamafile: Path, run: Run) -> None:
     text = run(llamafile, "--version").stdout.decode()
     assert text.splitlines()[0] == f"pyllamafile {pyllamafile.__version__}"
     assert "linux-amd64, CPU level " in text
-    licenses = run(llamafile, "--licenses").stdout.decode()
-    for name in ("llama.cpp", "musl", "libc++", "libunwind", "cpp-httplib", "jsonhpp"):
-        assert f"License for {name}\n" in licenses
+    done = run(llamafile, "--licenses")
+    assert (done.returncode, done.stderr) == (0, b"")
+    with zipfile.ZipFile(llamafile) as archive:
+        notices = {
+            name: archive.read(name).decode()
+            for name in archive.namelist()
+            if name.startswith("LICENSES/")
+        }
+    sections = [f"{name}\n{'=' * len(name)}\n\n{text}\n" for name, text in notices.items()]
+    assert done.stdout.decode() == "".join(sections)
+    for name in ("llama.cpp", "musl", "libc++", "libunwind", "cpp-httplib", "web-gui"):
+        assert len(notices[f"LICENSES/{name}.txt"]) > 500
+
+
+def test_a_runtime_alone_says_where_the_licences_are(runtime: Path, run: Run) -> None:
+    done = run(runtime, "--licenses")
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert done.stderr.startswith(b"error: the licences are in the folder LICENSES/ of a llamafile")
 
 
 def test_tokenize(llamafile: Path, run: Run) -> None:

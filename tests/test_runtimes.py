@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import importlib.metadata
 import json
 import os
 import shutil
@@ -19,6 +22,7 @@ import pytest
 from pyllamafile import native
 from pyllamafile.errors import PyllamafileError
 from pyllamafile.launcher import pack
+from pyllamafile.native import gui, source, tools
 from pyllamafile.targets import TARGETS, groups, select
 
 TARGET = TARGETS["linux-amd64"]
@@ -43,6 +47,7 @@ def put_runtime(folder: Path, name: str, program: bytes) -> None:
         "sha256": "0" * 64,
         "llama_cpp": "1.2.3",
         "levels": ["v3"],
+        "licenses": {"llama.cpp": "MIT"},
     }
     (folder / f"{name}.gz").write_bytes(packed)
     (folder / f"{name}.json").write_text(json.dumps(facts))
@@ -71,21 +76,92 @@ def test_a_damaged_cache_is_an_empty_one(home: Path, facts: str) -> None:
     assert native.find(TARGET) is None
 
 
-def test_the_key_follows_the_sources(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("changed", "another"),
+    [
+        ("main.cpp", True),
+        ("ui.h", True),
+        ("levels.h.in", True),
+        ("CMakeLists.txt", True),
+        ("manual.txt", True),
+        ("levels.py", True),
+        ("licenses.py", True),
+        ("__init__.py", False),
+        ("tools.py", False),
+        ("gui.py", False),
+    ],
+)
+def test_the_key_follows_what_determines_a_runtime(
+    home: Path, monkeypatch: pytest.MonkeyPatch, changed: str, another: bool
+) -> None:
+    """A remark in the driver must not compile twelve targets again."""
     before = native._key(TARGET)
     copy = home / "native"
     shutil.copytree(native.HERE, copy)
     monkeypatch.setattr(native, "HERE", copy)
     assert native._key(TARGET) == before
-    with (copy / "main.cpp").open("a") as file:
+    with (copy / changed).open("a") as file:
         file.write("\n")
+    assert (native._key(TARGET) != before) == another
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("ZIG", "1"), ("OPTIMIZE", "-O1"), ("LINK", "-g"), ("LLAMA_COMMIT", "a")]
+)
+def test_the_key_follows_the_settings(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    before = native._key(TARGET)
+    monkeypatch.setattr(native, name, value)
     assert native._key(TARGET) != before
+
+
+def test_the_key_follows_the_target_and_not_what_is_installed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = native._key(TARGET)
+    assert native._key(dataclasses.replace(TARGET, uname=("Linux x64",))) == before
+    for changes in ({"triple": "x86_64-linux-gnu"}, {"base": "x86_64_v2"}, {"levels": ()}):
+        assert native._key(dataclasses.replace(TARGET, **changes)) != before
+    real = tools.version
+    monkeypatch.setattr(
+        tools, "version", lambda name: "missing" if name == "ziglang" else real(name)
+    )
+    assert native._key(TARGET) == before
+
+
+@pytest.mark.parametrize("changed", ["gui.py", "vite.config.mjs"])
+def test_the_gui_follows_what_builds_it(
+    home: Path, monkeypatch: pytest.MonkeyPatch, changed: str
+) -> None:
+    before = gui.path()
+    copy = home / "native"
+    shutil.copytree(gui.HERE, copy)
+    monkeypatch.setattr(gui, "HERE", copy)
+    monkeypatch.setattr(gui, "__file__", str(copy / "gui.py"))
+    assert gui.path() == before
+    with (copy / changed).open("a") as file:
+        file.write("\n")
+    assert gui.path() != before
+
+
+def test_the_compiler_is_the_one_that_pip_installs() -> None:
+    """The extra's version is the one that the cache's keys hold."""
+    wanted = [line for line in importlib.metadata.requires("pyllamafile") if "ziglang" in line]
+    assert [line.split(";")[0].strip() for line in wanted] == [f"ziglang=={native.ZIG}"]
+
+
+def test_another_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "ZIG", "0.1")
+    with pytest.raises(PyllamafileError, match=r"ziglang is .* and compiling takes 0\.1") as caught:
+        native.prepare()
+    assert caught.value.hint == "pip install 'pyllamafile[runtimes]'"
 
 
 def test_a_failing_step_shows_its_last_lines_and_the_log() -> None:
     script = "import sys; [print('line', i) for i in range(30)]; sys.exit(3)"
     with pytest.raises(PyllamafileError, match="ended with 3") as caught:
-        native._run([sys.executable, "-c", script], log="test", what="testing")
+        tools.run([sys.executable, "-c", script], log="test", what="testing")
     assert "line 29" in caught.value.message
     assert "line 5\n" not in caught.value.message
     log = native.cache() / "logs" / "test.log"
@@ -96,7 +172,7 @@ def test_a_failing_step_shows_its_last_lines_and_the_log() -> None:
 def test_blank_lines_are_no_last_lines() -> None:
     script = "import sys; print('reason' + ' \\n\\n' * 20 + 'end'); sys.exit(1)"
     with pytest.raises(PyllamafileError) as caught:
-        native._run([sys.executable, "-c", script], log="test", what="testing")
+        tools.run([sys.executable, "-c", script], log="test", what="testing")
     assert caught.value.message.endswith("):\n  reason \n  end")
 
 
@@ -114,7 +190,7 @@ def test_zig_and_npm_follow_the_cache(
         monkeypatch.delenv("PYLLAMAFILE_CACHE")
         monkeypatch.setenv("XDG_CACHE_HOME", str(home))
     command = ["sh", "-c", 'echo "$ZIG_GLOBAL_CACHE_DIR|$npm_config_cache|$MORE"']
-    native._run(command, log="test", what="testing", variables={"MORE": "more"})
+    tools.run(command, log="test", what="testing", variables={"MORE": "more"})
     zig, npm, more = (native.cache() / "logs" / "test.log").read_text().strip().split("|")
     expected = [str(home / "relative" / name) for name in ("zig", "npm")]
     assert [zig, npm] == (expected if moved else ["the user's"] * 2)
@@ -126,10 +202,10 @@ def test_who_waits_for_another_says_so() -> None:
     order: list[str] = []
 
     def wait() -> None:
-        with native._lock("test", "tests", lambda what, done, total: heard.append(what)):
+        with tools.lock("test", "tests", lambda what, done, total: heard.append(what)):
             order.append("second")
 
-    with native._lock("test", "tests", lambda what, done, total: heard.append("nothing to say")):
+    with tools.lock("test", "tests", lambda what, done, total: heard.append("nothing to say")):
         thread = threading.Thread(target=wait)
         thread.start()
         deadline = time.monotonic() + 10
@@ -145,19 +221,25 @@ def test_who_waits_for_another_says_so() -> None:
 def fake_compiler(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let compiling take no time, and leave behind what CMake does."""
 
-    def compile_(*arguments: object) -> bytes:
+    def compile_(*arguments: object) -> tuple[bytes, dict[str, str]]:
         header = native.build_folder(TARGET) / "out" / "llama" / "src" / "llama-version.h"
-        header.parent.mkdir(parents=True)
+        header.parent.mkdir(parents=True, exist_ok=True)
         header.write_text('#pragma once\n\n#define LLAMA_VERSION "7.8.9-dev"\n')
-        return b"program"
+        return b"program", {"llama.cpp": "MIT"}
 
-    monkeypatch.setattr(native, "llama_source", lambda **options: home)
+    monkeypatch.setattr(native, "prepare", lambda **options: home)
     monkeypatch.setattr(native, "_compile", compile_)
 
 
 @pytest.mark.usefixtures("fake_compiler")
 def test_the_version_is_what_the_runtime_says() -> None:
     assert native.build(TARGET).llama_cpp == f"7.8.9-dev ({native.LLAMA_COMMIT})"
+
+
+@pytest.mark.usefixtures("fake_compiler")
+def test_the_notices_stay_with_the_runtime() -> None:
+    native.build(TARGET)
+    assert native.find(TARGET).licenses == {"llama.cpp": "MIT"}
 
 
 @pytest.mark.usefixtures("fake_compiler")
@@ -193,36 +275,36 @@ def test_an_interrupt_ends_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subprocess, "Popen", popen)
     script = "import time; print(flush=True); time.sleep(60)"
     with pytest.raises(KeyboardInterrupt):
-        native._run([sys.executable, "-c", script], log="test", what="test", each_line=interrupt)
+        tools.run([sys.executable, "-c", script], log="test", what="test", each_line=interrupt)
     assert started[0].returncode is not None
 
 
 def test_a_missing_tool_is_named(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(PyllamafileError, match="no_such_package is missing") as caught:
-        native._package("no_such_package")
-    assert caught.value.hint == "pip install no_such_package"
+        tools.package("no_such_package")
+    assert caught.value.hint == "pip install 'pyllamafile[runtimes]'"
     monkeypatch.setattr(sysconfig, "get_path", lambda name: str(home))
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(PyllamafileError, match="cmake is missing") as caught:
-        native._program("cmake")
-    assert caught.value.hint == "pip install cmake"
+        tools.program("cmake")
+    assert caught.value.hint == "pip install 'pyllamafile[runtimes]'"
 
 
 def fake_pip(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     """Let `pip download` bring a small sdist from disk."""
     sdist = folder / "llama_cpp_python-0.tar.gz"
-    source = folder / "vendor"
-    source.mkdir()
-    (source / "CMakeLists.txt").write_text("set(LLAMA_VERSION_MAJOR 7)\n")
-    (source / "secret").write_text("not llama.cpp's")
+    vendor = folder / "vendor"
+    vendor.mkdir()
+    (vendor / "CMakeLists.txt").write_text("set(LLAMA_VERSION_MAJOR 7)\n")
+    (vendor / "secret").write_text("not llama.cpp's")
     with tarfile.open(sdist, "w:gz") as archive:
-        archive.add(source / "CMakeLists.txt", "llama-0/vendor/llama.cpp/CMakeLists.txt")
-        archive.add(source / "secret", "llama-0/secret")
+        archive.add(vendor / "CMakeLists.txt", "llama-0/vendor/llama.cpp/CMakeLists.txt")
+        archive.add(vendor / "secret", "llama-0/secret")
 
     def run(command: list[str], **options: object) -> None:
         shutil.copy(sdist, command[command.index("--dest") + 1])
 
-    monkeypatch.setattr(native, "_run", run)
+    monkeypatch.setattr(tools, "run", run)
 
 
 def test_another_sdist_is_refused(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,11 +316,11 @@ def test_another_sdist_is_refused(home: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_only_llama_cpp_is_unpacked(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_pip(monkeypatch, home)
-    digest = native.hashlib.sha256((home / "llama_cpp_python-0.tar.gz").read_bytes()).hexdigest()
-    monkeypatch.setattr(native, "SDIST_SHA256", digest)
-    source = native.llama_source()
-    assert [path.name for path in source.iterdir()] == ["CMakeLists.txt"]
-    assert native.llama_source() == source
+    digest = hashlib.sha256((home / "llama_cpp_python-0.tar.gz").read_bytes()).hexdigest()
+    monkeypatch.setattr(source, "SDIST_SHA256", digest)
+    folder = native.llama_source()
+    assert [path.name for path in folder.iterdir()] == ["CMakeLists.txt"]
+    assert native.llama_source() == folder
 
 
 def test_the_gui_zip_has_no_dates(home: Path) -> None:
@@ -246,7 +328,7 @@ def test_the_gui_zip_has_no_dates(home: Path) -> None:
     folder.mkdir(parents=True)
     contents = []
     for name in ("a.zip", "b.zip"):
-        native._write_zip(folder / name, {"b": b"2" * 99, "a/c": b"1"})
+        gui.write_zip(folder / name, {"b": b"2" * 99, "a/c": b"1"})
         contents.append((folder / name).read_bytes())
     assert contents[0] == contents[1]
     with zipfile.ZipFile(folder / "a.zip") as archive:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import re
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TextIO, cast
@@ -31,7 +32,7 @@ import pyllamafile
 from pyllamafile import Built, native, plan, zipalign
 from pyllamafile.errors import PyllamafileError
 from pyllamafile.inspect import EntryFacts, ModelFacts, Report, content
-from pyllamafile.targets import TARGETS, host, select
+from pyllamafile.targets import TARGETS, Runtime, Target, host, select
 from pyllamafile.verify import work
 
 Tell = Callable[[str, int, int], None]
@@ -64,11 +65,15 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 
 def _fail(message: str, hint: str | None = None) -> NoReturn:
+    _complain(message, hint)
+    sys.exit(1)
+
+
+def _complain(message: str, hint: str | None = None) -> None:
     lines = "\n".join(_shown(line) for line in message.split("\n"))  # of a log, maybe
     _err.print(Text("error:", "bold red"), lines)
     if hint:
         _err.print(Text("hint:", "bold"), _shown(hint))
-    sys.exit(1)
 
 
 class _Output:
@@ -295,21 +300,27 @@ def inspect(file: Path, everything: bool, as_json: bool) -> None:
 
 
 def _folded(entries: Sequence[EntryFacts]) -> tuple[EntryFacts, ...]:
-    """The same, with the dozens of files of the web GUI as one."""
-    files = [entry for entry in entries if entry.name.startswith(plan.GUI)]
+    """The same, with the dozens of files of the web GUI as one, and so the notices."""
+    for folder in (plan.GUI, plan.LICENSES):
+        entries = _with_one_row(entries, folder)
+    return tuple(entries)
+
+
+def _with_one_row(entries: Sequence[EntryFacts], folder: str) -> Sequence[EntryFacts]:
+    files = [entry for entry in entries if entry.name.startswith(folder)]
     if len(files) < 2:
-        return tuple(entries)
-    gui = replace(
+        return entries
+    row = replace(
         files[0],
-        name=f"{plan.GUI} ({len(files)} files, --all lists them)",
+        name=f"{folder} ({len(files)} files, --all lists them)",
         size=sum(entry.size for entry in files),
         stored_size=sum(entry.stored_size for entry in files),
         method=", ".join(sorted({entry.method for entry in files})),
         alignment=min(entry.alignment for entry in files),
     )
     at = entries.index(files[0])
-    rest = (entry for entry in entries[at:] if not entry.name.startswith(plan.GUI))
-    return (*entries[:at], gui, *rest)
+    rest = (entry for entry in entries[at:] if not entry.name.startswith(folder))
+    return (*entries[:at], row, *rest)
 
 
 def _print_report(report: Report) -> None:
@@ -553,7 +564,8 @@ def build_runtimes(targets: tuple[str, ...], everything: bool, jobs: int | None)
     """Compile the runtimes that are missing, and the web GUI.
 
     llama.cpp's source comes from the llama-cpp-python sdist, which pip fetches; zig compiles
-    it, for whatever target. By default it is the system that this runs on.
+    it, for whatever target. By default it is the system that this runs on. What is finished
+    stays, whatever becomes of the rest: the same command goes on from there.
     """
     here = host()
     if everything:
@@ -564,12 +576,68 @@ def build_runtimes(targets: tuple[str, ...], everything: bool, jobs: int | None)
         wanted = (here,)
     else:
         raise PyllamafileError("this system is no target", hint="name one with --target, or --all")
+    parts: dict[str, Callable[[Tell], str]] = {}
+    for target in wanted:
+        if found := native.find(target):
+            _out.print(_runtime_line(found))
+        else:
+            parts[target.name] = functools.partial(_build_runtime, target, jobs)
     with _progress() as bar:
         tell = bar if _err.is_terminal else _in_words()
-        for target in wanted:
-            runtime = native.build(target, jobs=jobs, progress=tell)
-            _out.print(f"{target.name}  {_size(runtime.size)}  {runtime.path}")
-        _out.print(f"web GUI  {native.build_gui(progress=tell)}")
+        if parts:
+            native.prepare(progress=tell)
+        if gui := native.find_gui():
+            _out.print(_gui_line(gui))
+        else:
+            parts["web GUI"] = _build_gui
+        _build_all(parts, tell)
+
+
+def _build_runtime(target: Target, jobs: int | None, tell: Tell) -> str:
+    return _runtime_line(native.build(target, jobs=jobs, progress=tell))
+
+
+def _runtime_line(runtime: Runtime) -> str:
+    return f"{runtime.target}  {_size(runtime.size)}  {runtime.path}"
+
+
+def _build_gui(tell: Tell) -> str:
+    return _gui_line(native.build_gui(progress=tell))
+
+
+def _gui_line(path: Path) -> str:
+    return f"web GUI  {path}"
+
+
+def _build_all(parts: Mapping[str, Callable[[Tell], str]], tell: Tell) -> None:
+    """Build one after the other; what fails is told, and doesn't stop the others."""
+    failed = []
+    for number, (name, build_part) in enumerate(parts.items()):
+        try:
+            _out.print(build_part(_share(tell, number, len(parts))))
+        except PyllamafileError as error:
+            _complain(error.message, error.hint)
+            failed.append(name)
+    if failed and len(parts) > 1:
+        _fail(
+            f"{len(failed)} of {len(parts)} failed: {', '.join(failed)}",
+            hint="what was built stays; the same command tries the rest again",
+        )
+    if failed:
+        sys.exit(1)
+
+
+def _share(tell: Tell, number: int, count: int) -> Tell:
+    """The progress of one of several parts as that of all: each has as many steps as the next."""
+    steps = 1 << 16
+    if count == 1:
+        return tell
+
+    def tell_share(what: str, done: int, total: int) -> None:
+        done_here = steps * done // total if total else 0
+        tell(f"{what} ({number + 1} of {count})", number * steps + done_here, count * steps)
+
+    return tell_share
 
 
 # progress, text and numbers
@@ -605,21 +673,25 @@ def _progress() -> Iterator[Tell]:
         return
     columns = (TextColumn("{task.description}", markup=False), BarColumn())
     bar = Progress(*columns, console=_err, transient=True)
-    tasks: dict[str, TaskID] = {}
+    task: TaskID | None = None
+    last = (0, 0)
 
     def tell(what: str, done: int, total: int) -> None:
+        nonlocal task, last
         # What has no known end is not quick, and may tell but once.
         if total and time.monotonic() - started < 0.5 and not bar.live.is_started:
             return
-        figures = next(figures for least, figures in _FIGURES.items() if total >= least)
+        least, figures = next(row for row in _FIGURES.items() if total >= row[0])
         bar.columns = (*columns, *figures)
         bar.start()
-        if what not in tasks:
-            for task in tasks.values():
-                bar.remove_task(task)
-            tasks.clear()
-            tasks[what] = bar.add_task(_shown(what), total=total or None)
-        bar.update(tasks[what], completed=done, total=total or None)
+        # A bar never goes back, nor from steps to bytes: what does is another one.
+        if task is not None and (last[0] != least or done < last[1]):
+            bar.remove_task(task)
+            task = None
+        if task is None:
+            task = bar.add_task(_shown(what), total=total or None)
+        last = (least, done)
+        bar.update(task, description=_shown(what), completed=done, total=total or None)
 
     try:
         yield tell

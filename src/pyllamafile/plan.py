@@ -21,6 +21,7 @@ from pyllamafile.zipalign import Digest, Entry, Late, Layout, Source
 MANIFEST = "llamafile.json"
 ARGS = ".args"
 GUI = "ui/"
+LICENSES = "LICENSES/"
 FORMAT = 1
 
 _UNKNOWN = "0" * 64  # as long as every SHA-256 in hex, which is all that a size depends on
@@ -82,7 +83,7 @@ def plan(
         outer: The program that the file itself is, besides those.
         extras: More files.
         args: The text of `.args`.
-        gui: The web GUI's entries.
+        gui: The web GUI's entries, its notices among them.
 
     Raises:
         PyllamafileError: Two entries of one name, a name that isn't portable, or an outer
@@ -93,6 +94,7 @@ def plan(
     entries = [
         *(_entry(file) for file in (*models, *extras)),
         *([Entry(ARGS, args.encode())] if args is not None else []),
+        *_licenses(runtimes),
         *gui,
     ]
     facts: dict[str, Any] = {
@@ -175,10 +177,10 @@ def quote(argument: str) -> str:
 
 
 def gui_entries(path: Path) -> list[Entry]:
-    """The entries of the web GUI, compressed as they already are in its zip."""
+    """The entries of the web GUI, named and compressed as they already are in its zip."""
     return [
         Entry(
-            GUI + member.name,
+            member.name,
             Source(path, offset=member.data_offset, size=member.stored_size),
             method=member.method,
             size=member.size,
@@ -186,6 +188,12 @@ def gui_entries(path: Path) -> list[Entry]:
         )
         for member in zipalign.read(path).members
     ]
+
+
+def _licenses(runtimes: Sequence[Runtime]) -> list[Entry]:
+    """The notices of what is linked into the runtimes: once for all, they share their sources."""
+    notices = {name: text for runtime in runtimes for name, text in runtime.licenses.items()}
+    return [Entry(f"{LICENSES}{name}.txt", text.encode()) for name, text in notices.items()]
 
 
 def _programs(runtimes: Sequence[Runtime], start: int) -> tuple[launcher.Program, ...]:
@@ -206,7 +214,7 @@ def _as_it_stands(runtime: Runtime, program: bytes) -> launcher.Program:
 
 def _facts(program: launcher.Program) -> dict[str, Any]:
     facts = asdict(program.runtime)
-    del facts["path"], facts["origin"]
+    del facts["path"], facts["origin"], facts["licenses"]
     return {**facts, "offset": program.offset}
 
 

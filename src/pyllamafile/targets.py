@@ -6,8 +6,8 @@ A new target is a row in `TARGETS`; a new instruction set is a row in `LEVELS`.
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pyllamafile.errors import PyllamafileError
@@ -74,6 +74,7 @@ class Runtime:
         llama_cpp: The version of llama.cpp inside.
         levels: Names of the instruction sets inside, slowest first.
         origin: Where it was found: ``package`` or ``cache``.
+        licenses: The notices of all that is linked into it, by component.
     """
 
     target: str
@@ -85,6 +86,7 @@ class Runtime:
     llama_cpp: str
     levels: tuple[str, ...]
     origin: str
+    licenses: Mapping[str, str] = field(default_factory=dict)
 
 
 def _level(name: str, flags: str, below: Level | None = None) -> Level:

@@ -1,0 +1,165 @@
+"""What building takes: the cache's folders, logs, locks, and the programs that pip installs."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import importlib.util
+import os
+import shlex
+import shutil
+import subprocess
+import sysconfig
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from platformdirs import user_cache_path
+
+from pyllamafile.errors import PyllamafileError
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, the steps done and the steps in all."""
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """The progress of somebody who doesn't look."""
+
+
+def cache() -> Path:
+    """The folder of everything that was built: ``$PYLLAMAFILE_CACHE`` or the user's cache."""
+    given = os.environ.get("PYLLAMAFILE_CACHE")
+    return Path(given).absolute() if given else user_cache_path("pyllamafile")
+
+
+def folder(name: str) -> Path:
+    """A folder of the cache, made if it isn't there."""
+    path = cache() / name
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PyllamafileError(
+            f"{path}: {error.strerror}",
+            hint="set PYLLAMAFILE_CACHE to a folder that you can write to",
+        ) from error
+    return path
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file so that nobody ever sees half of it."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        file.write(content)
+    Path(file.name).replace(path)
+
+
+@contextlib.contextmanager
+def lock(name: str, doing: str, tell: Progress) -> Iterator[None]:
+    """Let one process at a time do something; the others wait, and say so."""
+    with (folder("locks") / name).open("wb") as file:
+        with contextlib.suppress(ImportError):
+            import fcntl  # not on Windows
+
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                tell(f"waiting for another pyllamafile that {doing}", 0, 0)
+                fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def run(
+    command: Sequence[str],
+    *,
+    log: str,
+    what: str,
+    append: bool = False,
+    each_line: Callable[[str], None] | None = None,
+    cwd: Path | None = None,
+    variables: Mapping[str, str] | None = None,
+) -> None:
+    """Run a program with its output in a log; raises with the log's last lines if it fails."""
+    path = _log_path(log)
+    with (
+        path.open("ab" if append else "wb", buffering=0) as file,
+        subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            cwd=cwd,
+            env={**environment(), **(variables or {})},
+        ) as process,
+    ):
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                file.write(line)
+                if each_line:
+                    each_line(line.decode(errors="replace"))
+            code = process.wait()
+        except BaseException:
+            process.terminate()
+            raise
+    if code != 0:
+        lines = list(filter(str.strip, path.read_text(errors="replace").splitlines()))
+        tail = "\n".join(f"  {line}" for line in lines[-12:])
+        raise PyllamafileError(
+            f"{what} failed ({Path(command[0]).name} ended with {code}):\n{tail}",
+            hint=log_hint(log),
+        )
+
+
+def environment() -> dict[str, str]:
+    """What every program gets: where our cache was moved, those of zig and npm are in it."""
+    if not os.environ.get("PYLLAMAFILE_CACHE"):
+        return dict(os.environ)
+    moved = {"ZIG_GLOBAL_CACHE_DIR": cache() / "zig", "npm_config_cache": cache() / "npm"}
+    return {**os.environ, **{name: str(path) for name, path in moved.items()}}
+
+
+def _log_path(name: str) -> Path:
+    return folder("logs") / f"{name}.log"
+
+
+def log_hint(name: str) -> str:
+    """Where the log of that name is, in words."""
+    return f"the whole log is {_log_path(name)}"
+
+
+def package(name: str) -> Path:
+    """The folder of an installed package that carries programs."""
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None:
+        raise _missing(f"the Python package {name}")
+    return Path(spec.origin).parent
+
+
+def program(name: str) -> Path:
+    """A program that pip installed, or else one on the PATH."""
+    installed = Path(sysconfig.get_path("scripts")) / name
+    found = str(installed) if installed.exists() else shutil.which(name)
+    if not found:
+        raise _missing(f"the program {name}")
+    return Path(found)
+
+
+def _missing(what: str) -> PyllamafileError:
+    return PyllamafileError(
+        f"{what} is missing, which compiling takes", hint="pip install 'pyllamafile[runtimes]'"
+    )
+
+
+def script(path: Path, *command: str | Path, before: str = "") -> Path:
+    """Write a program that stands for a command and the first of its arguments."""
+    words = " ".join(shlex.quote(str(word)) for word in command)
+    write(path, f'#!/bin/sh\n{before}exec {words} "$@"\n'.encode())
+    path.chmod(0o755)
+    return path
+
+
+def version(package: str) -> str:
+    """The version of an installed package, or ``missing``."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "missing"
