@@ -24,6 +24,7 @@ _V2 = re.compile(
 _V3_NAMES = re.compile(r"(mulx|pdep|pext|rorx|sarx|shlx|shrx|bzhi)[lq]?\Z|v(?!erw|err|mcall)")
 _V3_REGISTERS = re.compile("%ymm")
 _AVX512_REGISTERS = re.compile(r"%zmm|%k[0-7]\b|%[xy]mm(1[6-9]|2\d|3[01])")
+_BF16_NAMES = re.compile(r"vdpbf16ps|vcvtne2?ps2bf16")
 
 # Arm Architecture Reference Manual: FEAT_I8MM, FEAT_DotProd, and FEAT_FP16, whose arithmetic is
 # on registers or lanes of 16 bits, where the base only converts such numbers. What no level has is
@@ -37,7 +38,7 @@ _NEVER = re.compile(
 )
 
 LEVELS = {
-    "amd64": ["", "v2", "v3", "avx512"],
+    "amd64": ["", "v2", "v3", "avx512", "avx512bf16"],
     "arm64": ["", "v8", "dotprod", "i8mm", "none"],
 }
 OBJDUMP = {"amd64": "objdump", "arm64": "aarch64-linux-gnu-objdump"}
@@ -59,6 +60,8 @@ def _level_arm64(instruction: str) -> str:
 
 def _level_amd64(instruction: str) -> str:
     name = instruction.split(None, 1)[0]
+    if _BF16_NAMES.match(name):
+        return "avx512bf16"
     if _AVX512_REGISTERS.search(instruction):
         return "avx512"
     if _V3_REGISTERS.search(instruction) or _V3_NAMES.match(name):

@@ -236,6 +236,7 @@ def test_levels_share_nothing_but_templates_of_the_standard_library(linking: Lin
         ("vpaddd %zmm1,%zmm2,%zmm3", "avx512"),
         ("vpaddd %ymm1,%ymm2,%ymm17", "avx512"),
         ("kmovw %k1,%eax", "avx512"),
+        ("vdpbf16ps (%rax){1to16},%zmm1,%zmm2", "avx512bf16"),
     ],
 )
 def test_the_level_of_an_instruction(text: str, level: str) -> None:

@@ -43,10 +43,9 @@ const bits V2 = {
 }; // SSSE3 SSE4.1 SSE4.2 POPCNT
 const bits V3_1 = { 1, 0, 0, bit(12) | bit(27) | bit(28) | bit(29), 0, 0 }; // FMA OSXSAVE AVX F16C
 const bits V3_7 = { 7, 0, bit(5) | bit(8), 0, 0, 0 };                       // AVX2 BMI2
-// AVX512 F DQ CD BW VL; VBMI VNNI; BF16
-const bits AVX512_7 = { 7, 0, bit(16) | bit(17) | bit(28) | bit(30) | bit(31), bit(1) | bit(11),
-                        0, 0 };
-const bits AVX512_7_1 = { 7, 1, 0, 0, 0, bit(5) };
+// AVX512 F DQ CD BW VL; VNNI
+const bits AVX512 = { 7, 0, bit(16) | bit(17) | bit(28) | bit(30) | bit(31), bit(11), 0, 0 };
+const bits BF16 = { 7, 1, 0, 0, 0, bit(5) };
 
 bool has(const bits & wanted) {
     unsigned a = 0, b = 0, c = 0, d = 0;
@@ -74,8 +73,13 @@ bool has_v3() {
     return has_v2() && has(V3_1) && saves(YMM) && has(V3_7);
 }
 
-[[maybe_unused]] bool has_avx512() { // no Mac has it
-    return has_v3() && saves(ZMM) && has(AVX512_7) && has(AVX512_7_1);
+// These two are not for Macs.
+[[maybe_unused]] bool has_avx512() {
+    return has_v3() && saves(ZMM) && has(AVX512);
+}
+
+[[maybe_unused]] bool has_avx512bf16() {
+    return has_avx512() && has(BF16);
 }
 
 const char NEEDED[] = "SSE4.2 is needed (Intel since 2008, AMD since 2011)";

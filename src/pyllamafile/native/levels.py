@@ -90,7 +90,9 @@ def main() -> None:
     symbols = {s for path in sys.argv[split + 1 :] for s in external_symbols(Path(path))}
     identifiers = {name for symbol in symbols if (name := identifier(symbol))}
     for level in levels:
-        Path(folder, f"level-{level}.h").write_text(header(identifiers, level))
+        path, text = Path(folder, f"level-{level}.h"), header(identifiers, level)
+        if not path.exists() or path.read_text() != text:  # or all kernels compile again
+            path.write_text(text)
 
 
 if __name__ == "__main__":
