@@ -18,6 +18,7 @@ from conftest import need, windows_path
 
 from pyllamafile import native
 from pyllamafile.launcher import BLOCK, pack
+from pyllamafile.native import tools
 from pyllamafile.targets import TARGETS
 
 pytestmark = pytest.mark.native
@@ -25,10 +26,10 @@ TESTS = Path(__file__).parent
 
 
 def compiled(output: Path, language: list[str], *options: str | Path) -> Path:
-    zig = native._package("ziglang") / "zig"
+    zig = tools.package("ziglang") / "zig"
     triple = TARGETS["windows-amd64"].triple
     command = [zig, *language, "-target", triple, "-Os", "-s", "-w", *options, "-o", output]
-    done = subprocess.run(command, capture_output=True, text=True, env=native._environment())
+    done = subprocess.run(command, capture_output=True, text=True, env=tools.environment())
     assert (done.returncode, done.stderr) == (0, "")
     return output
 

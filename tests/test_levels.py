@@ -59,7 +59,7 @@ def test_names_of_every_format(tmp_path: Path) -> None:
         "extern int elsewhere; static int own = 1;\n"
         "int exported = 2; int *use() { own++; return own ? &elsewhere : &exported; }\n"
     )
-    zig = native._package("ziglang") / "zig"
+    zig = tools.package("ziglang") / "zig"
     for name in ("linux-amd64", "macos-arm64", "windows-amd64", "windows-arm64"):
         output = tmp_path / f"{name}.o"
         command = [zig, "c++", "-target", TARGETS[name].triple, "-O2", "-ffunction-sections"]

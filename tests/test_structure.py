@@ -20,7 +20,7 @@ import pytest
 from conftest import EXECUTED, need, unpacked
 
 from pyllamafile import native
-from pyllamafile.native import HERE, LINK, OPTIMIZE
+from pyllamafile.native import HERE, LINK, OPTIMIZE, tools
 from pyllamafile.targets import TARGETS, Target
 
 pytestmark = pytest.mark.native
@@ -93,11 +93,11 @@ def small(target: Target, folder: Path) -> Path:
     folder.mkdir(parents=True)
     source = folder / "small.c"
     source.write_text(SMALL)
-    zig = native._package("ziglang") / "zig"
+    zig = tools.package("ziglang") / "zig"
     compiler = native._toolchain(folder / "tools", target, zig, folder)["CMAKE_C_COMPILER"]
     flags = [*OPTIMIZE.split(), "-ffunction-sections", "-fdata-sections", *LINK.split()]
     command = [compiler, *flags, source, "-lm", "-o", folder / "small"]
-    done = subprocess.run(command, capture_output=True, text=True, env=native._environment())
+    done = subprocess.run(command, capture_output=True, text=True, env=tools.environment())
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     return folder / "small"
 
@@ -210,7 +210,7 @@ def check_resources(binary: lief.PE.Binary) -> None:
         (64, 64),
     ]
     (version,) = resources.version
-    assert native._version("pyllamafile") in str(version)
+    assert tools.version("pyllamafile") in str(version)
 
 
 def check_macho(target: Target, path: Path) -> None:
@@ -256,7 +256,7 @@ def check_signature(data: bytes, command: lief.MachO.CodeSignature) -> None:
 
 def test_no_path_of_this_machine_is_in_it(program: Path) -> None:
     data = program.read_bytes()
-    for path in (native.cache(), HERE, Path.home(), native._package("ziglang"), program.parent):
+    for path in (native.cache(), HERE, Path.home(), tools.package("ziglang"), program.parent):
         assert str(path).encode() not in data
 
 
