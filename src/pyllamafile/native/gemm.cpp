@@ -1,11 +1,13 @@
-// Products of weights with many columns, which is what reading a prompt consists of. For the
-// types of weights below, upstream's kernels unpack every weight again for every few columns;
-// here it is unpacked once for all of them, into the order in which the processor multiplies.
-// What is not for us goes on to upstream's llamafile_sgemm.
+// Products of weights with columns of numbers, which is what a model spends its time on. What is
+// not for us goes on to upstream's llamafile_sgemm.
 //
-// Some rows of weights at a time are unpacked into a panel, in which what every row has at one
-// place stands side by side, as the lanes of a register. Then the panel meets all columns, a few
-// at a time.
+// Many columns are a prompt. For the types of weights below, upstream's kernels unpack every weight
+// again for every few of them; here it is unpacked once for all. Some rows of weights at a time go
+// into a panel, in which what every row has at one place stands side by side, as the lanes of a
+// register. Then the panel meets all columns, a few at a time.
+//
+// A single column, or a few, are text being written, which is as fast as weights come from memory.
+// There some rows of quants at a time are multiplied as they are read.
 
 #include "llamafile/sgemm.h"
 
@@ -26,7 +28,7 @@ namespace {
 
 const int QUANTS = 32;         // in a block of the types here
 const int STEPS = QUANTS / 4;  // four at a time
-const int64_t FEW_COLUMNS = 8; // below, unpacking doesn't pay
+const int64_t FEW_COLUMNS = 8; // below, a panel doesn't pay
 
 #if defined(__AVX512F__) && defined(__AVX512VNNI__)
 
@@ -192,6 +194,18 @@ inline void dot(ints (&sums)[N], const uint8_t * q, const int8_t * const (&colum
 }
 
 #endif
+
+// One register of products, where both sides are read as they stand.
+template <bool WIDE> inline ints dot_once(ints sum, ints weights, ints column) {
+#if defined(__AVX512F__) && defined(__AVX512VNNI__)
+    return _mm512_dpbusd_epi32(sum, weights, column);
+#else
+    const ints size = WIDE ? _mm256_abs_epi8(weights) : weights;
+    const ints sign = WIDE ? _mm256_sign_epi8(column, weights) : column;
+    const ints pairs = _mm256_maddubs_epi16(size, sign);
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+#endif
+}
 
 // What the types of weights have in common (ggml-common.h): a block is 32 quants, and a weight is
 // (quant - OFFSET) * d, or quant * d + m. WIDE ones need all eight bits.
@@ -398,6 +412,126 @@ bool product(const ggml_compute_params * params, int64_t rows, int64_t columns, 
     return true;
 }
 
+// Few columns. As many blocks at once as a register holds are a group.
+
+const int BLOCKS = LANES / 8;
+
+struct group {
+    alignas(64) int8_t quants[BLOCKS * QUANTS];
+    alignas(64) int32_t starts[LANES]; // of the sums, to undo the offset
+    alignas(64) float scales[LANES];
+    alignas(64) float sums[LANES]; // of the column's values, for the minima: one lane has it all
+};
+
+inline ints load(const void * p) {
+    ints out;
+    memcpy(&out, p, sizeof(out));
+    return out;
+}
+
+// Unpacks a column; of a last group that is not full, the rest adds nothing.
+template <typename T> void regroup(group * out, const typename T::column * column, int64_t blocks) {
+    const ints offset = all((int32_t)(T::OFFSET * 0x01010101u));
+    for (int64_t b = 0; b < blocks; b += BLOCKS, out++) {
+        *out = {};
+        for (int i = 0; i < BLOCKS && b + i < blocks; i++) {
+            const typename T::column & x = column[b + i];
+            memcpy(out->quants + i * QUANTS, x.qs, QUANTS);
+            std::fill_n(out->scales + i * 8, 8, GGML_CPU_FP16_TO_FP32(x.d));
+            if constexpr (T::MIN) {
+                out->sums[i * 8] = GGML_CPU_FP16_TO_FP32(x.s);
+            }
+        }
+        const ints sums = dot_once<false>(all(0), offset, load(out->quants));
+        memcpy(out->starts, &sums, sizeof(sums));
+        for (int32_t & start : out->starts) {
+            start = -start;
+        }
+    }
+}
+
+#if defined(__AVX512F__) && defined(__AVX512VNNI__)
+
+template <typename block> ints unpack_group(const block & x, const block & y) {
+    return _mm512_inserti64x4(_mm512_castsi256_si512(unpack(x)), unpack(y), 1);
+}
+inline floats spread(ggml_half x, ggml_half y) {
+    return _mm512_cvtph_ps(_mm256_set_m128i(_mm_set1_epi16((short)y), _mm_set1_epi16((short)x)));
+}
+
+#else
+
+template <typename block> ints unpack_group(const block & x, const block &) {
+    return unpack(x);
+}
+inline floats spread(ggml_half x, ggml_half) {
+    return all(GGML_CPU_FP16_TO_FP32(x));
+}
+
+#endif
+
+inline float sum_of(floats x) {
+    float lanes[LANES], sum = 0;
+    store(lanes, x);
+    for (float lane : lanes) {
+        sum += lane;
+    }
+    return sum;
+}
+
+// N rows of weights times a column.
+template <typename block, int N>
+void dot_rows(const block * rows, int64_t stride, const group * column, int64_t blocks,
+              float * out) {
+    using T = traits<block>;
+    floats totals[N];
+    for (int r = 0; r < N; r++) {
+        totals[r] = zero();
+    }
+    for (int64_t b = 0; b < blocks; b += BLOCKS, column++) {
+        const ints quants = load(column->quants), starts = load(column->starts);
+        const floats scales = load(column->scales), sums = load(column->sums);
+        for (int r = 0; r < N; r++) {
+            const block & x = rows[r * stride + b];
+            const block & y = rows[r * stride + std::min(b + BLOCKS - 1, blocks - 1)];
+            const ints products = dot_once<T::WIDE>(starts, unpack_group(x, y), quants);
+            totals[r] =
+                multiply_add(to_floats(products), multiply(scales, spread(x.d, y.d)), totals[r]);
+            if constexpr (T::MIN) {
+                totals[r] = multiply_add(spread(x.m, y.m), sums, totals[r]);
+            }
+        }
+    }
+    for (int r = 0; r < N; r++) {
+        out[r] = sum_of(totals[r]);
+    }
+}
+
+// Threads share the rows once for all: between so small products, waiting for each other costs
+// more than it brings.
+template <typename block>
+bool product_of_few(const ggml_compute_params * params, int64_t rows, int64_t columns,
+                    int64_t blocks, const void * a, int64_t lda, const void * b, int64_t ldb,
+                    float * out, int64_t ldc) {
+    const int N = 4;
+    const int64_t share = (rows + params->nth * N - 1) / (params->nth * N) * N;
+    const int64_t first = params->ith * share, end = std::min(rows, first + share);
+    const block * weights = (const block *)a;
+    const auto * values = (const typename traits<block>::column *)b;
+    auto * column = scratch<group>(column_memory, (blocks + BLOCKS - 1) / BLOCKS);
+    for (int64_t c = 0; c < columns; c++) {
+        regroup<traits<block>>(column, values + c * ldb, blocks);
+        int64_t row = first;
+        for (; row + N <= end; row += N) {
+            dot_rows<block, N>(weights + row * lda, lda, column, blocks, out + c * ldc + row);
+        }
+        for (; row < end; row++) {
+            dot_rows<block, 1>(weights + row * lda, lda, column, blocks, out + c * ldc + row);
+        }
+    }
+    return true;
+}
+
 // Weights that are numbers by themselves. A panel holds words of 32 bits: one number, or a pair of
 // neighbouring ones where the processor multiplies pairs.
 
@@ -549,35 +683,39 @@ using product_of = decltype(&product<block_q8_0>);
 struct row {
     ggml_type weights;
     ggml_type columns;
-    product_of run;
+    product_of many;
+    product_of few; // null where upstream's is as good
 };
 
+template <typename block> row quants(ggml_type weights, ggml_type columns) {
+    return { weights, columns, product<block>, product_of_few<block> };
+}
+
 const row PRODUCTS[] = {
-    { GGML_TYPE_Q4_0, GGML_TYPE_Q8_0, product<block_q4_0> },
-    { GGML_TYPE_Q4_1, GGML_TYPE_Q8_1, product<block_q4_1> },
-    { GGML_TYPE_Q5_0, GGML_TYPE_Q8_0, product<block_q5_0> },
-    { GGML_TYPE_Q5_1, GGML_TYPE_Q8_1, product<block_q5_1> },
-    { GGML_TYPE_Q8_0, GGML_TYPE_Q8_0, product<block_q8_0> },
-    { GGML_TYPE_IQ4_NL, GGML_TYPE_Q8_0, product<block_iq4_nl> },
-    { GGML_TYPE_F16, GGML_TYPE_F32, product_of_numbers<singly<ggml_fp16_t>> },
+    quants<block_q4_0>(GGML_TYPE_Q4_0, GGML_TYPE_Q8_0),
+    quants<block_q4_1>(GGML_TYPE_Q4_1, GGML_TYPE_Q8_1),
+    quants<block_q5_0>(GGML_TYPE_Q5_0, GGML_TYPE_Q8_0),
+    quants<block_q5_1>(GGML_TYPE_Q5_1, GGML_TYPE_Q8_1),
+    quants<block_q8_0>(GGML_TYPE_Q8_0, GGML_TYPE_Q8_0),
+    quants<block_iq4_nl>(GGML_TYPE_IQ4_NL, GGML_TYPE_Q8_0),
+    { GGML_TYPE_F16, GGML_TYPE_F32, product_of_numbers<singly<ggml_fp16_t>>, nullptr },
 #ifdef __AVX512BF16__
-    { GGML_TYPE_BF16, GGML_TYPE_BF16, product_of_numbers<in_pairs> },
+    { GGML_TYPE_BF16, GGML_TYPE_BF16, product_of_numbers<in_pairs>, nullptr },
 #else
-    { GGML_TYPE_BF16, GGML_TYPE_F32, product_of_numbers<singly<ggml_bf16_t>> },
+    { GGML_TYPE_BF16, GGML_TYPE_F32, product_of_numbers<singly<ggml_bf16_t>>, nullptr },
 #endif
 };
 
 } // namespace
 
-extern "C" bool prompt_gemm(const ggml_compute_params * params, int64_t m, int64_t n, int64_t k,
-                            const void * a, int64_t lda, const void * b, int64_t ldb, void * c,
-                            int64_t ldc, int a_type, int b_type, int c_type) {
+extern "C" bool our_sgemm(const ggml_compute_params * params, int64_t m, int64_t n, int64_t k,
+                          const void * a, int64_t lda, const void * b, int64_t ldb, void * c,
+                          int64_t ldc, int a_type, int b_type, int c_type) {
     for (const row & known : PRODUCTS) {
-        if (n >= FEW_COLUMNS && a_type == known.weights && b_type == known.columns &&
-            c_type == GGML_TYPE_F32) {
-            if (known.run(params, m, n, k, a, lda, b, ldb, (float *)c, ldc)) {
-                return true;
-            }
+        const product_of run = n < FEW_COLUMNS ? known.few : known.many;
+        if (a_type == known.weights && b_type == known.columns && c_type == GGML_TYPE_F32 &&
+            run != nullptr && run(params, m, n, k, a, lda, b, ldb, (float *)c, ldc)) {
+            return true;
         }
     }
     return llamafile_sgemm(params, m, n, k, a, lda, b, ldb, c, ldc, a_type, b_type, c_type);
@@ -585,9 +723,9 @@ extern "C" bool prompt_gemm(const ggml_compute_params * params, int64_t m, int64
 
 #else
 
-extern "C" bool prompt_gemm(const ggml_compute_params * params, int64_t m, int64_t n, int64_t k,
-                            const void * a, int64_t lda, const void * b, int64_t ldb, void * c,
-                            int64_t ldc, int a_type, int b_type, int c_type) {
+extern "C" bool our_sgemm(const ggml_compute_params * params, int64_t m, int64_t n, int64_t k,
+                          const void * a, int64_t lda, const void * b, int64_t ldb, void * c,
+                          int64_t ldc, int a_type, int b_type, int c_type) {
     return llamafile_sgemm(params, m, n, k, a, lda, b, ldb, c, ldc, a_type, b_type, c_type);
 }
 
