@@ -230,9 +230,10 @@ def _toolchain(folder: Path, target: Target, zig: Path, source: Path) -> dict[st
 
 def build_folder(target: Target) -> Path:
     """Where a target is compiled; ``out`` in it is CMake's, and stays for the next time."""
-    # CMake holds on to the paths that it began with.
-    paths = f"{SDIST_SHA256} {ZIG} {tools.package('ziglang')} {cache()} {HERE}"
-    key = hashlib.sha256(paths.encode()).hexdigest()[:8]
+    # CMake holds on to the paths that it began with, and sees no change in the compiler's options,
+    # which are in a script.
+    began = f"{SDIST_SHA256} {ZIG} {tools.package('ziglang')} {cache()} {HERE} {_options(target)}"
+    key = hashlib.sha256(began.encode()).hexdigest()[:8]
     return cache() / "build" / f"{target.name}-{key}"
 
 
