@@ -442,17 +442,18 @@ def test_several_models(
 
 
 def test_weights_that_info_zip_moved(
-    llamafile: Path, run: Run, answer: bytes, tmp_path: Path
+    llamafile: Path, runtime: Path, run: Run, answer: bytes, tmp_path: Path
 ) -> None:
     file = tmp_path / "moved.llamafile"
     with zipfile.ZipFile(llamafile) as old, zipfile.ZipFile(file, "w") as new:
         file_name = next(name for name in old.namelist() if name.endswith(".gguf"))
         new.writestr("first", "x")
         new.writestr(file_name, old.read(file_name))
-    done = run(llamafile, "-m", file, "-p", PROMPT, *GREEDY)
-    assert done.stdout == answer
-    assert done.stderr.count(b"\n") == 1
-    assert b"not aligned" in done.stderr
+    for start in ([llamafile, "-m", file], [runtime, "--llamafile", file]):
+        done = run(*start, "-p", PROMPT, *GREEDY)
+        assert done.stdout == answer
+        assert done.stderr.count(b"\n") == 1
+        assert b"not aligned" in done.stderr
 
 
 def test_split_weights(model: Path, runtime: Path, run: Run, answer: bytes, tmp_path: Path) -> None:

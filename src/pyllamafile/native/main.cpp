@@ -237,6 +237,11 @@ std::string choose_weights(arguments & args, const flag_table & flags, const mod
     if (!problem.empty()) {
         return problem;
     }
+    if (at + 1 < args.size()) {
+        args[at + 1] = found.name();
+    } else {
+        args.insert(args.begin(), { "-m", found.name() });
+    }
     // the tokenizer is read, never mapped
     if (found.offset % TENSOR_ALIGNMENT != 0 && chosen.run != llama_tokenize_main) {
         fprintf(stderr,
@@ -244,11 +249,6 @@ std::string choose_weights(arguments & args, const flag_table & flags, const mod
                 "memory instead of mapped\n",
                 found.path.c_str());
         args.insert(args.end(), { "--load-mode", "none" });
-    }
-    if (at + 1 < args.size()) {
-        args[at + 1] = found.name();
-    } else {
-        args.insert(args.begin(), { "-m", found.name() });
     }
     called = found.member.empty() ? found.path : found.member;
     called = called.substr(called.rfind('/') + 1);
