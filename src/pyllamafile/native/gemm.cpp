@@ -7,7 +7,7 @@
 // register. Then the panel meets all columns, a few at a time.
 //
 // A single column, or a few, are text being written, which is as fast as weights come from memory.
-// There some rows of quants at a time are multiplied as they are read.
+// There quants are multiplied as they are read.
 
 #include "llamafile/sgemm.h"
 
@@ -22,6 +22,10 @@
 #include <cstring>
 #include <vector>
 
+#if defined(__AVX512F__) && defined(__AVX512VNNI__)
+#define WITH_VNNI
+#endif
+
 #if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 
 namespace {
@@ -30,7 +34,7 @@ const int QUANTS = 32;         // in a block of the types here
 const int STEPS = QUANTS / 4;  // four at a time
 const int64_t FEW_COLUMNS = 8; // below, a panel doesn't pay
 
-#if defined(__AVX512F__) && defined(__AVX512VNNI__)
+#ifdef WITH_VNNI
 
 const int LANES = 16;
 const int COLUMNS = 8; // of a tile: accumulators in registers
@@ -153,7 +157,7 @@ inline int32_t four(const int8_t * p) {
 
 // Adds up, lane by lane, the products of a block of quants with the same quants of columns.
 
-#if defined(__AVX512F__) && defined(__AVX512VNNI__)
+#ifdef WITH_VNNI
 
 const bool SIGNED = false; // wide quants stand in a panel with 128 added
 
@@ -194,18 +198,6 @@ inline void dot(ints (&sums)[N], const uint8_t * q, const int8_t * const (&colum
 }
 
 #endif
-
-// One register of products, where both sides are read as they stand.
-template <bool WIDE> inline ints dot_once(ints sum, ints weights, ints column) {
-#if defined(__AVX512F__) && defined(__AVX512VNNI__)
-    return _mm512_dpbusd_epi32(sum, weights, column);
-#else
-    const ints size = WIDE ? _mm256_abs_epi8(weights) : weights;
-    const ints sign = WIDE ? _mm256_sign_epi8(column, weights) : column;
-    const ints pairs = _mm256_maddubs_epi16(size, sign);
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
-#endif
-}
 
 // What the types of weights have in common (ggml-common.h): a block is 32 quants, and a weight is
 // (quant - OFFSET) * d, or quant * d + m. WIDE ones need all eight bits.
@@ -412,99 +404,62 @@ bool product(const ggml_compute_params * params, int64_t rows, int64_t columns, 
     return true;
 }
 
-// Few columns. As many blocks at once as a register holds are a group.
+// Few columns. Two blocks, as many as a register holds, are a group. (With the half registers of
+// AVX2, upstream's way was measured to be the faster one.)
 
-const int BLOCKS = LANES / 8;
+#ifdef WITH_VNNI
 
 struct group {
-    alignas(64) int8_t quants[BLOCKS * QUANTS];
+    alignas(64) int8_t quants[2][QUANTS];
     alignas(64) int32_t starts[LANES]; // of the sums, to undo the offset
-    alignas(64) float scales[LANES];
-    alignas(64) float sums[LANES]; // of the column's values, for the minima: one lane has it all
+    alignas(64) float scales[2][LANES / 2];
+    alignas(64) float sums[2][LANES / 2]; // of the column's values: one lane of a half has it all
 };
-
-inline ints load(const void * p) {
-    ints out;
-    memcpy(&out, p, sizeof(out));
-    return out;
-}
 
 // Unpacks a column; of a last group that is not full, the rest adds nothing.
 template <typename T> void regroup(group * out, const typename T::column * column, int64_t blocks) {
     const ints offset = all((int32_t)(T::OFFSET * 0x01010101u));
-    for (int64_t b = 0; b < blocks; b += BLOCKS, out++) {
+    for (int64_t b = 0; b < blocks; b += 2, out++) {
         *out = {};
-        for (int i = 0; i < BLOCKS && b + i < blocks; i++) {
+        for (int i = 0; i < 2 && b + i < blocks; i++) {
             const typename T::column & x = column[b + i];
-            memcpy(out->quants + i * QUANTS, x.qs, QUANTS);
-            std::fill_n(out->scales + i * 8, 8, GGML_CPU_FP16_TO_FP32(x.d));
+            memcpy(out->quants[i], x.qs, QUANTS);
+            std::fill_n(out->scales[i], LANES / 2, GGML_CPU_FP16_TO_FP32(x.d));
             if constexpr (T::MIN) {
-                out->sums[i * 8] = GGML_CPU_FP16_TO_FP32(x.s);
+                out->sums[i][0] = GGML_CPU_FP16_TO_FP32(x.s);
             }
         }
-        const ints sums = dot_once<false>(all(0), offset, load(out->quants));
-        memcpy(out->starts, &sums, sizeof(sums));
-        for (int32_t & start : out->starts) {
-            start = -start;
-        }
+        const ints quants = _mm512_load_si512(out->quants);
+        const ints sums = _mm512_dpbusd_epi32(all(0), offset, quants);
+        _mm512_store_si512(out->starts, _mm512_sub_epi32(all(0), sums));
     }
 }
-
-#if defined(__AVX512F__) && defined(__AVX512VNNI__)
 
 template <typename block> ints unpack_group(const block & x, const block & y) {
     return _mm512_inserti64x4(_mm512_castsi256_si512(unpack(x)), unpack(y), 1);
 }
+
 inline floats spread(ggml_half x, ggml_half y) {
     return _mm512_cvtph_ps(_mm256_set_m128i(_mm_set1_epi16((short)y), _mm_set1_epi16((short)x)));
 }
 
-#else
-
-template <typename block> ints unpack_group(const block & x, const block &) {
-    return unpack(x);
-}
-inline floats spread(ggml_half x, ggml_half) {
-    return all(GGML_CPU_FP16_TO_FP32(x));
-}
-
-#endif
-
-inline float sum_of(floats x) {
-    float lanes[LANES], sum = 0;
-    store(lanes, x);
-    for (float lane : lanes) {
-        sum += lane;
-    }
-    return sum;
-}
-
-// N rows of weights times a column.
-template <typename block, int N>
-void dot_rows(const block * rows, int64_t stride, const group * column, int64_t blocks,
-              float * out) {
-    using T = traits<block>;
-    floats totals[N];
-    for (int r = 0; r < N; r++) {
-        totals[r] = zero();
-    }
-    for (int64_t b = 0; b < blocks; b += BLOCKS, column++) {
-        const ints quants = load(column->quants), starts = load(column->starts);
-        const floats scales = load(column->scales), sums = load(column->sums);
-        for (int r = 0; r < N; r++) {
-            const block & x = rows[r * stride + b];
-            const block & y = rows[r * stride + std::min(b + BLOCKS - 1, blocks - 1)];
-            const ints products = dot_once<T::WIDE>(starts, unpack_group(x, y), quants);
-            totals[r] =
-                multiply_add(to_floats(products), multiply(scales, spread(x.d, y.d)), totals[r]);
-            if constexpr (T::MIN) {
-                totals[r] = multiply_add(spread(x.m, y.m), sums, totals[r]);
-            }
+// A row of weights times a column. One row after the other, as they stand in memory: several at
+// once are too much for the processor's prefetching.
+template <typename block> float dot_row(const block * row, const group * column, int64_t blocks) {
+    floats total = zero();
+    for (int64_t b = 0; b < blocks; b += 2, column++) {
+        const block & x = row[b];
+        const block & y = row[std::min(b + 1, blocks - 1)];
+        const ints products =
+            _mm512_dpbusd_epi32(_mm512_load_si512(column->starts), unpack_group(x, y),
+                                _mm512_load_si512(column->quants));
+        const floats scales = multiply(load(column->scales[0]), spread(x.d, y.d));
+        total = multiply_add(to_floats(products), scales, total);
+        if constexpr (traits<block>::MIN) {
+            total = multiply_add(spread(x.m, y.m), load(column->sums[0]), total);
         }
     }
-    for (int r = 0; r < N; r++) {
-        out[r] = sum_of(totals[r]);
-    }
+    return _mm512_reduce_add_ps(total);
 }
 
 // Threads share the rows once for all: between so small products, waiting for each other costs
@@ -513,24 +468,21 @@ template <typename block>
 bool product_of_few(const ggml_compute_params * params, int64_t rows, int64_t columns,
                     int64_t blocks, const void * a, int64_t lda, const void * b, int64_t ldb,
                     float * out, int64_t ldc) {
-    const int N = 4;
-    const int64_t share = (rows + params->nth * N - 1) / (params->nth * N) * N;
+    const int64_t share = (rows + params->nth - 1) / params->nth;
     const int64_t first = params->ith * share, end = std::min(rows, first + share);
     const block * weights = (const block *)a;
     const auto * values = (const typename traits<block>::column *)b;
-    auto * column = scratch<group>(column_memory, (blocks + BLOCKS - 1) / BLOCKS);
+    auto * column = scratch<group>(column_memory, (blocks + 1) / 2);
     for (int64_t c = 0; c < columns; c++) {
         regroup<traits<block>>(column, values + c * ldb, blocks);
-        int64_t row = first;
-        for (; row + N <= end; row += N) {
-            dot_rows<block, N>(weights + row * lda, lda, column, blocks, out + c * ldc + row);
-        }
-        for (; row < end; row++) {
-            dot_rows<block, 1>(weights + row * lda, lda, column, blocks, out + c * ldc + row);
+        for (int64_t row = first; row < end; row++) {
+            out[c * ldc + row] = dot_row(weights + row * lda, column, blocks);
         }
     }
     return true;
 }
+
+#endif
 
 // Weights that are numbers by themselves. A panel holds words of 32 bits: one number, or a pair of
 // neighbouring ones where the processor multiplies pairs.
@@ -688,7 +640,11 @@ struct row {
 };
 
 template <typename block> row quants(ggml_type weights, ggml_type columns) {
+#ifdef WITH_VNNI
     return { weights, columns, product<block>, product_of_few<block> };
+#else
+    return { weights, columns, product<block>, nullptr };
+#endif
 }
 
 const row PRODUCTS[] = {
