@@ -14,7 +14,7 @@ from pyllamafile import native
 
 # Of every product: five tiles of eight, one of four, one of one; too few for tiles.
 COLUMNS = [45, 5]
-TYPES = ["F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL"]
+TYPES = ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL"]
 
 
 @pytest.fixture(scope="module")

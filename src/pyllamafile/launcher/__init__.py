@@ -102,7 +102,7 @@ def head_size(outer: Outer | None = None) -> int:
         return len(outer.program) + pe.shift(outer.program)
 
 
-def pack(program: bytes, level: int = 9) -> bytes:
+def pack(program: bytes, body: bytes | None = None) -> bytes:
     """Compress a program to one gzip member (RFC 1952) of a multiple of `BLOCK` bytes.
 
     The padding is the member's comment: it stands before the compressed data, so the
@@ -111,10 +111,12 @@ def pack(program: bytes, level: int = 9) -> bytes:
 
     Args:
         program: The executable.
-        level: zlib's level, 0 to 9.
+        body: It as a raw deflate stream (RFC 1951), by something better than zlib, which makes
+            it otherwise.
     """
-    deflate = zlib.compressobj(level, zlib.DEFLATED, -zlib.MAX_WBITS)
-    body = deflate.compress(program) + deflate.flush()
+    if body is None:
+        deflate = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+        body = deflate.compress(program) + deflate.flush()
     # RFC 1952 2.3: magic, method 8, FLG = FCOMMENT, MTIME 0, XFL 2 (best), OS 255 (unknown).
     start = struct.pack("<4BL2B", 0x1F, 0x8B, 8, 1 << 4, 0, 2, 255)
     end = struct.pack("<2L", zlib.crc32(program), len(program) & 0xFFFFFFFF)

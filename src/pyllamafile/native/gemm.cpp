@@ -497,12 +497,18 @@ template <typename type> struct singly {
     using column = float;
     static constexpr int NUMBERS = 1; // in a word
 
+    static __m256i eight_words(const float * x) {
+        return _mm256_loadu_si256((const __m256i *)x);
+    }
     static __m256i eight_words(const ggml_fp16_t * x) {
         return _mm256_castps_si256(_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)x)));
     }
     static __m256i eight_words(const ggml_bf16_t * x) {
         const __m128i halves = _mm_loadu_si128((const __m128i *)x);
         return _mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16);
+    }
+    static float word(const float * x) {
+        return *x;
     }
     static float word(const ggml_fp16_t * x) {
         return GGML_CPU_FP16_TO_FP32(*x);
@@ -654,6 +660,7 @@ const row PRODUCTS[] = {
     quants<block_q5_1>(GGML_TYPE_Q5_1, GGML_TYPE_Q8_1),
     quants<block_q8_0>(GGML_TYPE_Q8_0, GGML_TYPE_Q8_0),
     quants<block_iq4_nl>(GGML_TYPE_IQ4_NL, GGML_TYPE_Q8_0),
+    { GGML_TYPE_F32, GGML_TYPE_F32, product_of_numbers<singly<float>>, nullptr },
     { GGML_TYPE_F16, GGML_TYPE_F32, product_of_numbers<singly<ggml_fp16_t>>, nullptr },
 #ifdef __AVX512BF16__
     { GGML_TYPE_BF16, GGML_TYPE_BF16, product_of_numbers<in_pairs>, nullptr },
