@@ -258,12 +258,12 @@ std::string choose_weights(arguments & args, const flag_table & flags, const mod
     return {};
 }
 
-// Upstream counts the cores of the machine, whatever part of it this process was given.
-void limit_threads(arguments & args, const flag_table & flags) {
-    const int allowed = threads_allowed();
-    if (allowed > 0 && allowed < common_cpu_get_num_math() &&
-        !flags.has(args, { "-t", "--threads" }) && getenv("LLAMA_ARG_THREADS") == nullptr) {
-        args.insert(args.begin(), { "-t", std::to_string(allowed) });
+void choose_threads(arguments & args, const flag_table & flags) {
+    const int upstreams = common_cpu_get_num_math();
+    const int ours = threads_to_use(upstreams);
+    if (ours != upstreams && !flags.has(args, { "-t", "--threads" }) &&
+        getenv("LLAMA_ARG_THREADS") == nullptr) {
+        args.insert(args.begin(), { "-t", std::to_string(ours) });
     }
 }
 
@@ -391,7 +391,7 @@ int run(const char * program, const arguments & own, arguments user) {
         }
     }
     if (chosen.model && chosen.run != llama_tokenize_main) {
-        limit_threads(args, flags);
+        choose_threads(args, flags);
     }
     if (chosen.run == llama_server && !flags.has(args, { "-a", "--alias" }) && !called.empty()) {
         chosen.first.insert(chosen.first.end(), { "--alias", called });

@@ -61,20 +61,76 @@ double group_quota() {
 
 } // namespace
 
-int threads_allowed() {
+int threads_to_use(int upstreams) {
     cpu_set_t set;
-    int allowed = sched_getaffinity(0, sizeof(set), &set) == 0 ? CPU_COUNT(&set) : 0;
-    const int limit = (int)std::ceil(group_quota());
-    if (limit > 0) {
-        allowed = allowed > 0 ? std::min(allowed, limit) : limit;
+    const int affinity = sched_getaffinity(0, sizeof(set), &set) == 0 ? CPU_COUNT(&set) : 0;
+    for (const int allowed : { affinity, (int)std::ceil(group_quota()) }) {
+        if (allowed > 0) {
+            upstreams = std::min(upstreams, allowed);
+        }
     }
-    return allowed;
+    return upstreams;
+}
+
+#elif defined(_WIN32)
+
+// clang-format off
+#include <windows.h>
+// clang-format on
+
+#include <algorithm>
+#include <vector>
+
+// Upstream takes half of the logical processors when it is compiled by MinGW. These are the cores
+// of the fastest kind: efficiency cores would be waited for.
+int threads_to_use(int upstreams) {
+    DWORD size = 0;
+    GetLogicalProcessorInformationEx(RelationProcessorCore, nullptr, &size);
+    std::vector<char> memory(size);
+    const auto at = [&](DWORD offset) {
+        return (SYSTEM_LOGICAL_PROCESSOR_INFORMATION_EX *)(memory.data() + offset);
+    };
+    if (size == 0 || !GetLogicalProcessorInformationEx(RelationProcessorCore, at(0), &size)) {
+        return upstreams;
+    }
+    int cores = 0;
+    BYTE best = 0;
+    for (DWORD offset = 0; offset < size; offset += at(offset)->Size) {
+        const BYTE kind = at(offset)->Processor.EfficiencyClass;
+        cores = kind > best ? 1 : cores + (kind == best);
+        best = std::max(best, kind);
+    }
+    return cores > 0 ? cores : upstreams;
+}
+
+#elif defined(__FreeBSD__)
+
+// clang-format off
+#include <sys/types.h>
+#include <sys/sysctl.h>
+// clang-format on
+
+int threads_to_use(int upstreams) {
+    int cores = 0;
+    size_t size = sizeof(cores);
+    const bool known = sysctlbyname("kern.smp.cores", &cores, &size, nullptr, 0) == 0;
+    return known && cores > 0 ? cores : upstreams;
+}
+
+#elif defined(__OpenBSD__)
+
+#include <unistd.h>
+
+// Of two threads of a core one is offline, unless the administrator says otherwise (hw.smt).
+int threads_to_use(int upstreams) {
+    const long online = sysconf(_SC_NPROCESSORS_ONLN);
+    return online > 0 ? (int)online : upstreams;
 }
 
 #else
 
-int threads_allowed() {
-    return 0;
+int threads_to_use(int upstreams) {
+    return upstreams;
 }
 
 #endif

@@ -1,6 +1,7 @@
-// How many threads may compute at once, where that is less than there are cores.
+// How many threads compute, where upstream's answer is not the best one.
 #pragma once
 
-// What the affinity of this process and its control groups (a container's limit) allow, or 0 if
-// nothing is known to limit it. More threads than that would wait for each other.
-int threads_allowed();
+// Takes upstream's answer, the machine's physical cores as far as it can tell, and returns a
+// better one: never more than the affinity of this process and its control groups (a container's
+// limit) allow, and the cores that upstream does not count on Windows and on the BSDs.
+int threads_to_use(int upstreams);
