@@ -334,12 +334,13 @@ def test_args_and_tools_with_flags_of_their_own(
     model: Path, runtime: Path, run: Run, tmp_path: Path
 ) -> None:
     bench = ("--bench", "-p", "8", "-n", "0", "-r", "1")
-    one = pyllamafile.build(model, tmp_path / "one.llamafile", args=bench, gui=False).path
+    linux = {"gui": False, "targets": ["linux-amd64"]}
+    one = pyllamafile.build(model, tmp_path / "one.llamafile", args=bench, **linux).path
     assert b" pp8 " in run(one).stdout
     other = tmp_path / "other.gguf"
     other.symlink_to(model)
     args = ("-c", "512", "-m", "@other")
-    two = pyllamafile.build([model, other], tmp_path / "two.llamafile", args=args, gui=False).path
+    two = pyllamafile.build([model, other], tmp_path / "two.llamafile", args=args, **linux).path
     assert b" pp8 " in run(two, *bench).stdout
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
+import socket
 import subprocess
 import zipfile
 from collections.abc import Callable, Iterator
@@ -11,6 +13,8 @@ from pathlib import Path
 import openai
 import pytest
 from conftest import Run, ready, unpacked, windows_path
+
+import pyllamafile
 
 pytestmark = pytest.mark.native
 
@@ -56,7 +60,6 @@ def test_version_and_manual(windows: Wine, runtime: Path, run: Run) -> None:
     here = run(runtime, "--version").stdout
     assert done.stdout == here.replace(b"linux-amd64", b"windows-amd64")
     assert windows("--help").stdout == run(runtime, "--help").stdout
-    assert b"mingw" in windows("--licenses").stdout.lower()
 
 
 @pytest.mark.parametrize(
@@ -179,7 +182,36 @@ def test_a_program_alone_is_for_the_file_beside_it(
     assert b"damaged or cut off" in done.stderr
 
 
+def test_one_file_for_windows_and_linux(
+    windows: Wine, model: Path, run: Run, tmp_path: Path
+) -> None:
+    file = tmp_path / "both.llamafile"
+    pyllamafile.build(model, file, targets=["windows-amd64", "linux-amd64"], gui=False)
+    assert pyllamafile.verify(file) == []
+    here = run("sh", file, *CAPITAL)
+    there = windows(*CAPITAL, program=file)
+    assert (here.returncode, there.returncode) == (0, 0)
+    assert here.stdout == there.stdout
+    assert b"Paris" in there.stdout
+    assert b"mingw" in windows("--licenses", program=file).stdout.lower()
+
+
 # the server
+
+
+@pytest.fixture
+def taken() -> Iterator[int]:
+    """The server's first port, which somebody listens on: this test, if nobody else."""
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with contextlib.suppress(OSError):
+            other.bind(("127.0.0.1", 8080))
+            other.listen()
+        yield 8080
+
+
+def test_a_taken_port_gives_the_next_one(taken: int, server: subprocess.Popen[bytes]) -> None:
+    assert not ready(server).endswith(f":{taken}/")
 
 
 @pytest.fixture

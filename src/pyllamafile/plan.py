@@ -94,7 +94,7 @@ def plan(
     entries = [
         *(_entry(file) for file in (*models, *extras)),
         *([Entry(ARGS, args.encode())] if args is not None else []),
-        *_licenses(runtimes),
+        *_licenses([outer.runtime, *runtimes] if outer else runtimes),
         *gui,
     ]
     facts: dict[str, Any] = {

@@ -46,12 +46,15 @@ int listen_error(const std::string & host, int & port) {
     const socket_t socket = ::socket(found->ai_family, found->ai_socktype, found->ai_protocol);
     int error = 0;
     if (socket != INVALID_SOCKET) {
+#ifndef _WIN32
         // as upstream's server does: a port that somebody listens on is taken, one in TIME_WAIT
-        // isn't
+        // isn't (on Windows it isn't anyway, and this would take the port away from others)
         httplib::set_socket_opt(socket, SOL_SOCKET, SO_REUSEADDR, 1);
+#endif
         if (bind(socket, found->ai_addr, (socklen_t)found->ai_addrlen) != 0) {
 #ifdef _WIN32
-            error = WSAGetLastError() == WSAEADDRINUSE ? EADDRINUSE : EADDRNOTAVAIL;
+            const int code = WSAGetLastError(); // WSAEACCES: somebody has it exclusively
+            error = code == WSAEADDRINUSE || code == WSAEACCES ? EADDRINUSE : EADDRNOTAVAIL;
 #else
             error = errno;
 #endif
@@ -65,6 +68,13 @@ int listen_error(const std::string & host, int & port) {
     }
     freeaddrinfo(found);
     return error;
+}
+
+// As strerror says it, which on Windows knows no names of sockets' errors.
+const char * reason(int error) {
+    return error == EADDRINUSE      ? "Address already in use"
+           : error == EADDRNOTAVAIL ? "Address not available"
+                                    : strerror(error);
 }
 
 // The same for a Unix socket. One that a killed server left behind is removed; one that somebody
@@ -323,7 +333,7 @@ int serve(arguments args, const flag_table & flags, const std::string & model, b
         if (error != 0) {
             const char * hint =
                 error == EADDRINUSE ? " (leave --port out for the next free one)" : "";
-            return refuse(at.host + ":" + std::to_string(at.port), strerror(error), hint);
+            return refuse(at.host + ":" + std::to_string(at.port), reason(error), hint);
         }
         if (port.empty() && at.port != FIRST_PORT) {
             printf("port %d is taken, using %d\n", FIRST_PORT, at.port);
