@@ -27,14 +27,13 @@ _AVX512_REGISTERS = re.compile(r"%zmm|%k[0-7]\b|%[xy]mm(1[6-9]|2\d|3[01])")
 _BF16_NAMES = re.compile(r"vdpbf16ps|vcvtne2?ps2bf16")
 
 # Arm Architecture Reference Manual: FEAT_I8MM, FEAT_DotProd, and FEAT_FP16, whose arithmetic is
-# on registers or lanes of 16 bits, where the base only converts such numbers. What no level has is
-# there as well: SVE's registers, LSE's atomics, BF16.
+# on registers or lanes of 16 bits, where the base only converts such numbers, and FEAT_LSE, which
+# comes with these. What no level has is there as well: SVE's registers, BF16.
 _I8MM = re.compile(r"(s|u|us)mmla\Z|(us|su)dot\Z")
-_DOTPROD = re.compile(r"[su]dot\Z")
+_DOTPROD = re.compile(r"[su]dot\Z|(ld(add|clr|eor|set|smax)|cas|swp)[abhlp]*\Z")
 _FP16 = re.compile(r"f(?!cvt|mov\b|csel).*[ \t{,](h\d+|v\d+\.[48]?h)\b")
 _NEVER = re.compile(
     r".*[ \t{,](z|p)\d+\.|bf(dot|mmla|mlal[bt]|cvtn?2?)\b"
-    r"|(ld(add|clr|eor|set|smax)|cas|swp)[abhlp]*\b"
 )
 
 LEVELS = {

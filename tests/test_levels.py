@@ -263,7 +263,7 @@ def test_the_level_of_an_instruction(text: str, level: str) -> None:
         ("fadd\th0, h1, h2", "dotprod"),
         ("smmla\tv0.4s, v1.16b, v2.16b", "i8mm"),
         ("usdot\tv0.4s, v1.16b, v2.16b", "i8mm"),
-        ("ldadd\tw0, w1, [x2]", "none"),
+        ("ldadd\tw0, w1, [x2]", "dotprod"),
         ("fmla\tz0.s, p0/m, z1.s, z2.s", "none"),
     ],
 )

@@ -103,11 +103,12 @@ AMD64_AVX512 = _level(
 # Intel since Sapphire Rapids, AMD since Zen 4; it doubles the prompt speed of BF16 weights.
 AMD64_BF16 = _level("avx512bf16", "-mavx512bf16", AMD64_AVX512)
 
-# zig takes the last -mcpu, with LLVM's names of features. SVE is left out: nobody could measure
-# here whether it pays.
+# zig takes the last -mcpu, with LLVM's names of features. What has dotprod is Armv8.2, and so has
+# lse, whose atomics a barrier of many threads takes. SVE is left out: nobody could measure here
+# whether it pays.
 ARM64_V8 = _level("v8", "")
-ARM64_DOTPROD = _level("dotprod", "-mcpu=generic+dotprod+fullfp16")
-ARM64_I8MM = _level("i8mm", "-mcpu=generic+dotprod+fullfp16+i8mm")
+ARM64_DOTPROD = _level("dotprod", "-mcpu=generic+dotprod+fullfp16+lse")
+ARM64_I8MM = _level("i8mm", "-mcpu=generic+dotprod+fullfp16+lse+i8mm")
 
 # Every Apple Silicon has what `dotprod` is, since the M2 also what `i8mm` is.
 APPLE_M1 = _level("dotprod", "-mcpu=apple_m1")
@@ -199,12 +200,13 @@ TARGETS: dict[str, Target] = {
             "x86_64",
             _AMD64,
         ),
+        # Without atomics by functions, which are in zig's compiler-rt alone.
         Target(
             "openbsd-arm64",
             "aarch64-openbsd.7.8",
             ("OpenBSD arm64",),
             "OpenBSD",
-            "generic",
+            "generic-outline_atomics",
             _ARM64,
         ),
     )

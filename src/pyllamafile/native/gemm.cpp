@@ -472,11 +472,14 @@ bool product_of_few(const ggml_compute_params * params, int64_t rows, int64_t co
     const int64_t first = params->ith * share, end = std::min(rows, first + share);
     const block * weights = (const block *)a;
     const auto * values = (const typename traits<block>::column *)b;
-    auto * column = scratch<group>(column_memory, (blocks + 1) / 2);
+    const int64_t groups = (blocks + 1) / 2;
+    auto * grouped = scratch<group>(column_memory, columns * groups);
     for (int64_t c = 0; c < columns; c++) {
-        regroup<traits<block>>(column, values + c * ldb, blocks);
-        for (int64_t row = first; row < end; row++) {
-            out[c * ldc + row] = dot_row(weights + row * lda, column, blocks);
+        regroup<traits<block>>(grouped + c * groups, values + c * ldb, blocks);
+    }
+    for (int64_t row = first; row < end; row++) {
+        for (int64_t c = 0; c < columns; c++) {
+            out[c * ldc + row] = dot_row(weights + row * lda, grouped + c * groups, blocks);
         }
     }
     return true;
@@ -636,6 +639,100 @@ bool product_of_numbers(const ggml_compute_params * params, int64_t rows, int64_
     return true;
 }
 
+// Few columns of numbers: as with quants, every thread takes its rows one after the other.
+
+#ifdef WITH_VNNI
+
+inline floats widen(const float * x) {
+    return _mm512_loadu_ps(x);
+}
+inline floats widen(const ggml_fp16_t * x) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)x));
+}
+inline floats widen(const ggml_bf16_t * x) {
+    const ints words = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)x));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(words, 16));
+}
+
+template <typename type> struct widened {
+    using number = type;
+    using column = float;
+    static constexpr int AT_ONCE = LANES;
+
+    static floats multiply_add(const number * a, const column * b, floats sum) {
+        return ::multiply_add(widen(a), _mm512_loadu_ps(b), sum);
+    }
+    static const column * prepare(const float * columns, int64_t, int64_t, int64_t &) {
+        return columns;
+    }
+};
+
+#ifdef __AVX512BF16__
+// Rounds the columns first, as upstream does: what is left to do per weight is half as much.
+struct paired {
+    using number = ggml_bf16_t;
+    using column = ggml_bf16_t;
+    static constexpr int AT_ONCE = 2 * LANES;
+
+    static floats multiply_add(const number * a, const column * b, floats sum) {
+        return _mm512_dpbf16_ps(sum, (__m512bh)_mm512_loadu_si512(a),
+                                (__m512bh)_mm512_loadu_si512(b));
+    }
+    static const column * prepare(const float * columns, int64_t count, int64_t depth,
+                                  int64_t & stride) {
+        auto * out = scratch<column>(column_memory, count * depth);
+        for (int64_t c = 0; c < count; c++) {
+            for (int64_t k = 0; k < depth; k += LANES) {
+                const floats x = _mm512_loadu_ps(columns + c * stride + k);
+                _mm256_storeu_si256((__m256i *)(out + c * depth + k),
+                                    (__m256i)_mm512_cvtneps_pbh(x));
+            }
+        }
+        stride = depth;
+        return out;
+    }
+};
+#endif
+
+template <typename T>
+float dot_row(const typename T::number * row, const typename T::column * column, int64_t depth) {
+    const int CHAINS = 4 * LANES / T::AT_ONCE; // sums that don't wait for each other
+    floats sums[CHAINS];
+    std::fill_n(sums, CHAINS, zero());
+    for (int64_t k = 0; k < depth; k += CHAINS * T::AT_ONCE) {
+        for (int i = 0; i < CHAINS; i++) {
+            const int64_t at = k + i * T::AT_ONCE;
+            sums[i] = T::multiply_add(row + at, column + at, sums[i]);
+        }
+    }
+    floats total = sums[0];
+    for (int i = 1; i < CHAINS; i++) {
+        total = _mm512_add_ps(total, sums[i]);
+    }
+    return _mm512_reduce_add_ps(total);
+}
+
+template <typename T>
+bool numbers_of_few(const ggml_compute_params * params, int64_t rows, int64_t columns,
+                    int64_t depth, const void * a, int64_t lda, const void * b, int64_t ldb,
+                    float * out, int64_t ldc) {
+    if (depth % (4 * LANES) != 0) {
+        return false;
+    }
+    const int64_t share = (rows + params->nth - 1) / params->nth;
+    const int64_t first = params->ith * share, end = std::min(rows, first + share);
+    const auto * weights = (const typename T::number *)a;
+    const auto * values = T::prepare((const float *)b, columns, depth, ldb);
+    for (int64_t row = first; row < end; row++) {
+        for (int64_t c = 0; c < columns; c++) {
+            out[c * ldc + row] = dot_row<T>(weights + row * lda, values + c * ldb, depth);
+        }
+    }
+    return true;
+}
+
+#endif
+
 using product_of = decltype(&product<block_q8_0>);
 
 struct row {
@@ -645,12 +742,19 @@ struct row {
     product_of few; // null where upstream's is as good
 };
 
-template <typename block> row quants(ggml_type weights, ggml_type columns) {
 #ifdef WITH_VNNI
-    return { weights, columns, product<block>, product_of_few<block> };
+#define WHERE_IT_PAYS(few) few
 #else
-    return { weights, columns, product<block>, nullptr };
+#define WHERE_IT_PAYS(few) nullptr
 #endif
+
+template <typename block> row quants(ggml_type weights, ggml_type columns) {
+    return { weights, columns, product<block>, WHERE_IT_PAYS(product_of_few<block>) };
+}
+
+template <typename number> row numbers(ggml_type weights) {
+    return { weights, GGML_TYPE_F32, product_of_numbers<singly<number>>,
+             WHERE_IT_PAYS(numbers_of_few<widened<number>>) };
 }
 
 const row PRODUCTS[] = {
@@ -660,12 +764,13 @@ const row PRODUCTS[] = {
     quants<block_q5_1>(GGML_TYPE_Q5_1, GGML_TYPE_Q8_1),
     quants<block_q8_0>(GGML_TYPE_Q8_0, GGML_TYPE_Q8_0),
     quants<block_iq4_nl>(GGML_TYPE_IQ4_NL, GGML_TYPE_Q8_0),
-    { GGML_TYPE_F32, GGML_TYPE_F32, product_of_numbers<singly<float>>, nullptr },
-    { GGML_TYPE_F16, GGML_TYPE_F32, product_of_numbers<singly<ggml_fp16_t>>, nullptr },
+    numbers<float>(GGML_TYPE_F32),
+    numbers<ggml_fp16_t>(GGML_TYPE_F16),
 #ifdef __AVX512BF16__
     { GGML_TYPE_BF16, GGML_TYPE_BF16, product_of_numbers<in_pairs>, nullptr },
+    { GGML_TYPE_BF16, GGML_TYPE_F32, nullptr, numbers_of_few<paired> },
 #else
-    { GGML_TYPE_BF16, GGML_TYPE_F32, product_of_numbers<singly<ggml_bf16_t>>, nullptr },
+    numbers<ggml_bf16_t>(GGML_TYPE_BF16),
 #endif
 };
 
@@ -681,7 +786,11 @@ extern "C" bool our_sgemm(const ggml_compute_params * params, int64_t m, int64_t
             return true;
         }
     }
+#ifdef WITH_VNNI
+    return false; // nothing is left that upstream's would take, which so need not be in the program
+#else
     return llamafile_sgemm(params, m, n, k, a, lda, b, ldb, c, ldc, a_type, b_type, c_type);
+#endif
 }
 
 #else

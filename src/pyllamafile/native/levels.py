@@ -39,8 +39,7 @@ def external_symbols(path: Path) -> Iterator[str]:
 def coff_symbols(data: bytes) -> Iterator[str]:
     """The same for COFF (Microsoft's PE format, sections 3.3, 5.4 and 5.6).
 
-    Not by lief, which has no name for a symbol whose name is the end of another string. What
-    begins with a point is no C name but the linker's.
+    Not by lief, which has no name for a symbol whose name is the end of another string.
     """
     external = 2
     table, count = struct.unpack_from("<2I", data, 8)
@@ -54,20 +53,19 @@ def coff_symbols(data: bytes) -> Iterator[str]:
         skip = auxiliary
         if storage == external and section > 0:
             start, room = (at, 8) if zeros else (strings + offset, len(data))
-            name = data[start : start + room].split(b"\0", 1)[0].decode()
-            if not name.startswith("."):
-                yield name
+            yield data[start : start + room].split(b"\0", 1)[0].decode()
 
 
 def identifier(symbol: str) -> str | None:
     """What to rename in the sources so that a symbol gets another name.
 
     Follows the Itanium C++ ABI, 5.1: ``_ZN4ggml3cpu6repack...`` is in a namespace ``repack``,
-    ``_ZTV...`` is the virtual table of what follows. None for what is the standard library's.
+    ``_ZTV...`` is the virtual table of what follows. None for what is the standard library's, or
+    has points in its name, which is no C then but the compiler's.
     """
     mangled = re.match(r"_Z(?:T[VISTvc]|GV)?N?[rVKRO]*", symbol)
     if not mangled:
-        return symbol
+        return symbol if symbol.isidentifier() else None
     at = mangled.end()
     while length := re.match(r"\d+", symbol[at:]):
         start = at + length.end()

@@ -4,6 +4,7 @@
 #include "arg.h"
 #include "arguments.h"
 #include "build-info.h"
+#include "cache.h"
 #include "common.h"
 #include "container.h"
 #include "cpu.h"
@@ -447,6 +448,10 @@ int main(int argc, char ** argv) {
     const bool told = user.size() >= 2 && user[0] == "--llamafile";
     const std::string file = told ? user[1] : own_llamafile();
     user.erase(user.begin(), user.begin() + (told ? 2 : 0));
+    if (user == arguments{ "--clean-cache" }) {
+        const std::string self = own_path();
+        return clean_cache(self.empty() ? argv[0] : self);
+    }
     if (!file.empty() && !read_container(file, own_container)) {
         return fail(file + ": damaged or cut off: its zip directory can't be read");
     }

@@ -1,0 +1,80 @@
+#include "cache.h"
+
+#include <algorithm>
+#include <cerrno>
+#include <chrono>
+#include <cstdio>
+#include <filesystem>
+
+namespace fs = std::filesystem;
+
+namespace {
+
+const size_t DIGEST = 64; // hexadecimal digits of a SHA-256
+
+// launch.sh and handover.cpp name a program by its digest, and a draft by something more behind
+// a point. Nothing else is ours.
+bool is_named_by_digest(const std::string & name) {
+    return name.size() >= DIGEST && name.find_first_not_of("0123456789abcdef") >= DIGEST &&
+           (name.size() == DIGEST || name[DIGEST] == '.');
+}
+
+bool is_program(const std::string & name) {
+    const std::string rest = name.substr(std::min(DIGEST, name.size()));
+    return is_named_by_digest(name) && (rest.empty() || rest == ".exe");
+}
+
+// Somebody may be writing a draft at this moment.
+bool is_recent(const fs::path & path) {
+    std::error_code error;
+    const auto written = fs::last_write_time(path, error);
+    return error || fs::file_time_type::clock::now() - written < std::chrono::hours(1);
+}
+
+// No system lets anybody write to a program that runs (macOS does, where it does no harm: what
+// runs keeps the removed file). Windows removes no such file, either.
+bool is_running(const fs::path & path) {
+    FILE * file = fopen(path.string().c_str(), "r+b");
+    const bool busy = file == nullptr && (errno == ETXTBSY || errno == EACCES);
+    if (file != nullptr) {
+        fclose(file);
+    }
+    return busy;
+}
+
+} // namespace
+
+int clean_cache(const std::string & program) {
+    const fs::path own = fs::path(program);
+    const fs::path folder = own.parent_path();
+    if (!is_program(own.filename().string()) || folder.filename() != "run") {
+        puts("nothing to remove: this file unpacks no program");
+        return 0;
+    }
+    std::error_code error;
+    int removed = 0, kept = 0;
+    double bytes = 0;
+    for (const auto & entry : fs::directory_iterator(folder, error)) {
+        const std::string name = entry.path().filename().string();
+        const bool draft = is_named_by_digest(name) && !is_program(name);
+        std::error_code unknown;
+        if (!is_named_by_digest(name) || name == own.filename().string() ||
+            !entry.is_regular_file(unknown) || (draft && is_recent(entry.path()))) {
+            continue;
+        }
+        const auto size = entry.file_size(unknown);
+        if (is_running(entry.path()) || !fs::remove(entry.path(), unknown)) {
+            kept++;
+            continue;
+        }
+        removed++;
+        bytes += unknown ? 0 : (double)size;
+    }
+    if (error) {
+        fprintf(stderr, "error: %s: %s\n", folder.string().c_str(), error.message().c_str());
+        return 1;
+    }
+    printf("%s: %d removed, %.1f MB; %d still running\n", folder.string().c_str(), removed,
+           bytes / 1e6, kept);
+    return 0;
+}
