@@ -32,9 +32,7 @@ _BF16_NAMES = re.compile(r"vdpbf16ps|vcvtne2?ps2bf16")
 _I8MM = re.compile(r"(s|u|us)mmla\Z|(us|su)dot\Z")
 _DOTPROD = re.compile(r"[su]dot\Z|(ld(add|clr|eor|set|smax)|cas|swp)[abhlp]*\Z")
 _FP16 = re.compile(r"f(?!cvt|mov\b|csel).*[ \t{,](h\d+|v\d+\.[48]?h)\b")
-_NEVER = re.compile(
-    r".*[ \t{,](z|p)\d+\.|bf(dot|mmla|mlal[bt]|cvtn?2?)\b"
-)
+_NEVER = re.compile(r".*[ \t{,](z|p)\d+\.|bf(dot|mmla|mlal[bt]|cvtn?2?)\b")
 
 LEVELS = {
     "amd64": ["", "v2", "v3", "avx512", "avx512bf16"],

@@ -813,3 +813,50 @@ def test_program_is_static_and_knows_no_paths(runtime: Path) -> None:
     raw = runtime.read_bytes()
     for place in (Path.home(), Path(pyllamafile.__file__).parent, native.cache()):
         assert f"{place}/".encode() not in raw
+
+
+# --clean-cache
+
+
+def test_other_programs_are_removed_and_nothing_else(
+    llamafile: Path, runtime: Path, run: Run, tmp_path: Path
+) -> None:
+    env = {**os.environ, "PYLLAMAFILE_CACHE": str(tmp_path)}
+    assert run(llamafile, "--version", env=env).returncode == 0
+    folder = tmp_path / "run"
+    (own,) = folder.iterdir()
+    old, busy, stale, fresh = (
+        folder / ("0" * 64),
+        folder / ("1" * 64),
+        folder / ("2" * 64 + ".77.abcdef"),
+        folder / ("3" * 64 + ".78.abcdef"),
+    )
+    foreign = [folder / "notes.txt", folder / ("4" * 63), folder / ("G" * 64), tmp_path / "5"]
+    for path in (old, stale, fresh, *foreign):
+        path.write_bytes(b"x" * 1000)
+    os.utime(stale, (0, 0))
+    (folder / ("6" * 64)).mkdir()
+    busy.write_bytes(runtime.read_bytes())
+    busy.chmod(0o755)
+    process = subprocess.Popen([busy, "-f", "-"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        time.sleep(0.2)
+        done = run(llamafile, "--clean-cache", env=env)
+    finally:
+        process.kill()
+        process.communicate()
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.decode() == f"{folder}: 2 removed, 0.0 MB; 1 still running\n"
+    assert not old.exists()
+    assert not stale.exists()
+    kept = {own, busy, fresh, folder / ("6" * 64), *foreign[:3]}
+    assert set(folder.iterdir()) == kept
+    assert foreign[3].exists()
+
+
+def test_where_nothing_is_unpacked_there_is_nothing_to_remove(runtime: Path, run: Run) -> None:
+    others = sorted(runtime.parent.iterdir())
+    done = run(runtime, "--clean-cache")
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout == b"nothing to remove: this file unpacks no program\n"
+    assert sorted(runtime.parent.iterdir()) == others

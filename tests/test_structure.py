@@ -169,6 +169,32 @@ def check_openbsd(target: Target, path: Path, binary: lief.ELF.Binary) -> None:
     found = [text for _, text in instructions.instructions(path, target.arch)]
     assert found
     assert not [text for text in found if text.split()[0] == call]
+    assert unmarked(binary, data, target.arch) == []
+
+
+# What a jump whose target is computed may land on: endbr64; bti c, bti jc, paciasp, pacibsp.
+MARKS = {
+    "amd64": {bytes.fromhex("f30f1efa")},
+    "arm64": {bytes.fromhex(x) for x in ("5f2403d5", "df2403d5", "3f2303d5", "7f2303d5")},
+}
+
+
+def unmarked(binary: lief.ELF.Binary, data: bytes, arch: str) -> list[int]:
+    """Addresses in the code that stand in the program's data, and have no mark."""
+    code = [
+        segment
+        for segment in binary.segments
+        if segment.type == lief.ELF.Segment.TYPE.LOAD and segment.has(lief.ELF.Segment.FLAGS.X)
+    ]
+    wrong = []
+    for relocation in binary.relocations:
+        address = relocation.addend
+        for segment in code:
+            if inside(address, segment.virtual_address, segment):
+                at = segment.file_offset + address - segment.virtual_address
+                if data[at : at + 4] not in MARKS[arch]:
+                    wrong.append(address)
+    return wrong
 
 
 def inside(address: int, start: int, part: lief.ELF.Segment) -> bool:
@@ -231,6 +257,22 @@ def check_macho(target: Target, path: Path) -> None:
     assert binary.has_code_signature or target.arch == "amd64"
     if binary.has_code_signature:
         check_signature(path.read_bytes(), binary.code_signature)
+    if target.arch == "amd64" and path.name != "small":
+        check_shared(path)
+
+
+def check_shared(path: Path) -> None:
+    """What the levels share, templates of the standard library, is that of the lowest.
+
+    zig's linker for Mach-O writes no map, but the names of functions are in the program.
+    """
+    need("llvm-objdump", "llvm")
+    command = ["llvm-objdump", "-d", "--no-show-raw-insn", str(path)]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    functions = re.findall(r"^\w+ <(.+)>:\n((?:\s+\w+:.*\n)+)", text, re.MULTILINE)
+    above = {name for name, code in functions if re.search(r":\s+v(?!err|erw)\w+\s", code)}
+    assert [name for name in above if name.endswith("__v3")]
+    assert [name for name in above if re.match("__ZZ?N?K?St", name) and "__v3" not in name] == []
 
 
 def check_signature(data: bytes, command: lief.MachO.CodeSignature) -> None:
