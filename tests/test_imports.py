@@ -37,6 +37,7 @@ GRAPH = {
     "native.source": {"errors", "native.tools"},
     "native.tools": {"errors"},
     "plan": {"errors", "targets", "weights", "zipalign", "launcher"},
+    "doctor": {"targets", "verify", "inspect"},
     "inspect": {"errors", "weights", "zipalign", "plan"},
     "build": {
         "",
@@ -50,7 +51,7 @@ GRAPH = {
         "plan",
     },
     "": {"errors", "build", "inspect", "verify"},
-    "cli": {"", "errors", "targets", "zipalign", "verify", "native", "plan", "inspect"},
+    "cli": {"", "errors", "targets", "zipalign", "verify", "native", "plan", "inspect", "doctor"},
     "__main__": {"cli"},
 }
 SPEAKERS = {"cli"}

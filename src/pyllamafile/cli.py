@@ -30,6 +30,7 @@ from rich.text import Text
 
 import pyllamafile
 from pyllamafile import Built, native, plan, zipalign
+from pyllamafile.doctor import examine
 from pyllamafile.errors import PyllamafileError
 from pyllamafile.inspect import EntryFacts, ModelFacts, Report, content
 from pyllamafile.targets import TARGETS, Runtime, Target, host, select
@@ -424,6 +425,25 @@ def verify(file: Path) -> None:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         _fail(f"{file}: {count}")
     _out.print(_shown(f"{file}: sound"))
+
+
+@commands.command()
+@click.argument("file", type=_PATH, required=False)
+def doctor(file: Path | None) -> None:
+    """Say why a llamafile doesn't start here, and what to do about it.
+
+    Looks at the file, if one is given, and at this machine: damage, permissions, what takes
+    files that begin with MZ, the processor, memory, and the place that programs are unpacked
+    to. Exits with 1 if something keeps the file from starting.
+    """
+    findings = examine(file)
+    for finding in findings:
+        word = Text("problem:", "bold red") if finding.fatal else Text("note:", "bold")
+        _out.print(word, _shown(finding.what))
+        _out.print(Text("remedy:", "bold"), _shown(finding.remedy))
+    if any(finding.fatal for finding in findings):
+        sys.exit(1)
+    _out.print(_shown(f"{file or 'this machine'}: nothing keeps it from starting"))
 
 
 @commands.command()

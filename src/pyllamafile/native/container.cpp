@@ -2,12 +2,15 @@
 
 #include <algorithm>
 #include <climits>
-#include <cstdlib>
 #include <cstring>
 
 extern "C" FILE * ggml_fopen_upstream(const char * name, const char * mode);
 // stb_image.h, which llama.cpp links in to read PNG files
-extern "C" char * stbi_zlib_decode_noheader_malloc(const char * buffer, int size, int * size_out);
+extern "C" int stbi_zlib_decode_noheader_buffer(char * out, int out_size, const char * in,
+                                                int size);
+
+static const uint64_t DIRECTORY_LIMIT = 1 << 28; // bytes: a million entries take less
+static const uint64_t TEXT_LIMIT = 1 << 28;      // bytes of an entry that is inflated here
 
 file_ptr open_file(const std::string & path) {
     return file_ptr(ggml_fopen_upstream(path.c_str(), "rb"));
@@ -127,6 +130,9 @@ bool read_container(const std::string & path, container & out) {
         return false;
     }
     const uint64_t file_size = (uint64_t)end;
+    if (dir.size > DIRECTORY_LIMIT) {
+        return false; // a file with holes can claim more than there is memory
+    }
 
     std::string bytes(dir.size, '\0');
     if (!read_at(file.get(), dir.offset, bytes.data(), bytes.size())) {
@@ -163,6 +169,9 @@ bool read_container(const std::string & path, container & out) {
         if ((flags & 1) != 0 || (method != 0 && method != 8)) {
             continue; // encrypted, or a method that nothing here reads
         }
+        if (!member.deflated && member.size != member.stored_size) {
+            return false;
+        }
         // The data follows the local header, whose extra field may have another length (4.3.7).
         char local[30];
         if (header > file_size || file_size - header < 30 ||
@@ -198,14 +207,16 @@ std::string container::read(const entry & member) const {
 
 std::string container::content(const entry & member) const {
     const std::string bytes = read(member);
-    if (!member.deflated || bytes.size() > INT_MAX) {
+    if (!member.deflated) {
         return bytes;
     }
-    int size = 0;
-    char * inflated = stbi_zlib_decode_noheader_malloc(bytes.data(), (int)bytes.size(), &size);
-    std::string out(inflated != nullptr ? inflated : "", inflated != nullptr ? size : 0);
-    free(inflated);
-    return out;
+    if (member.size > TEXT_LIMIT || bytes.size() > INT_MAX) {
+        return {};
+    }
+    std::string out(member.size, '\0');
+    const int size = stbi_zlib_decode_noheader_buffer(out.data(), (int)out.size(), bytes.data(),
+                                                      (int)bytes.size());
+    return size >= 0 && (uint64_t)size == member.size ? out : "";
 }
 
 static bool ends_with(const std::string & text, const std::string & end) {

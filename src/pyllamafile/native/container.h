@@ -38,7 +38,7 @@ struct container {
     const entry * find(const std::string & name) const;
     // The bytes of an entry as they stand in the file; empty when they can't be read.
     std::string read(const entry & member) const;
-    // The same, inflated.
+    // The same, inflated; empty when that is not possible.
     std::string content(const entry & member) const;
     // The stored entries that are models: `.gguf`, without the later parts of a split one.
     std::vector<const entry *> models() const;

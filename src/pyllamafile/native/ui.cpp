@@ -78,7 +78,7 @@ const std::vector<llama_ui_asset> & llama_ui_get_assets() {
             }
         }
         // Pages need no API key, but upstream forgets the prefix when it looks for their names.
-        if (!ui_prefix.empty()) {
+        if (!ui_prefix.empty() && !out.empty()) {
             const std::string folder = ui_prefix.substr(1) + "/";
             for (size_t i = 0, count = out.size(); i < count; i++) {
                 llama_ui_asset twin = out[i];

@@ -1,0 +1,248 @@
+"""What keeps a file from starting: each fault is made to happen, and found with its remedy."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from test_build import folder, model, prebuilt, windows
+from test_cli import run
+
+import pyllamafile
+from pyllamafile import PyllamafileError, doctor
+from pyllamafile.doctor import Finding, Machine, examine
+from pyllamafile.targets import TARGETS
+
+__all__ = ["folder", "model", "prebuilt", "run", "windows"]  # fixtures
+
+HERE = TARGETS["linux-amd64"]
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    """A machine on which nothing is wrong."""
+    root, home = tmp_path / "root", tmp_path / "home"
+    home.mkdir()
+    write(root / "proc/cpuinfo", "flags\t\t: fpu sse2 ssse3 sse4_1 sse4_2 popcnt avx\n")
+    write(root / "proc/meminfo", "MemTotal:       16000000 kB\n")
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(home), "SHELL": "/bin/bash"}
+    return Machine(HERE, environment, root)
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+@pytest.fixture
+def file(folder: Path, model: Path) -> Path:
+    return pyllamafile.build(model, folder / "m.llamafile", targets=["linux-amd64"]).path
+
+
+@pytest.fixture
+def for_windows(windows: Path, folder: Path, model: Path) -> Path:
+    return pyllamafile.build(model, folder / "w.llamafile").path
+
+
+@pytest.fixture
+def noexec(tmp_path: Path) -> Iterator[Path]:
+    """A small file system on which nothing may be executed."""
+    if os.getuid() != 0:
+        pytest.skip("mounting takes root")
+    place = tmp_path / "noexec"
+    place.mkdir(mode=0o700)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "noexec,size=1m", "none", place], check=True)
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+def with_variables(machine: Machine, **more: str) -> Machine:
+    return dataclasses.replace(machine, environment={**machine.environment, **more})
+
+
+def only(findings: list[Finding]) -> Finding:
+    assert len(findings) == 1, findings
+    return findings[0]
+
+
+def test_a_sound_file_on_a_sound_machine(file: Path, machine: Machine) -> None:
+    assert examine(file, machine) == []
+    assert examine(None, machine) == []
+    assert list((Path(machine.environment["HOME"])).iterdir()) == []  # it only looks
+
+
+def test_this_very_machine_can_be_looked_at(file: Path) -> None:
+    assert [finding for finding in examine(file) if "damage" in finding.what] == []
+
+
+def test_damage(file: Path, machine: Machine) -> None:
+    (weights, *_) = [e for e in pyllamafile.inspect(file).entries if e.name.endswith(".gguf")]
+    with file.open("r+b") as stream:
+        stream.seek(weights.offset)
+        stream.write(b"XX")
+    findings = examine(file, machine)
+    assert findings
+    assert f"pyllamafile verify {file}" in findings[0].remedy
+
+
+def test_a_file_that_is_cut_off(file: Path, machine: Machine) -> None:
+    os.truncate(file, file.stat().st_size - 1)
+    with pytest.raises(PyllamafileError, match=re.escape(str(file))):
+        examine(file, machine)
+
+
+def test_not_executable(file: Path, machine: Machine) -> None:
+    file.chmod(0o644)
+    assert only(examine(file, machine)).remedy == f"chmod +x {file}"
+
+
+def test_a_file_where_nothing_may_be_executed(file: Path, machine: Machine, noexec: Path) -> None:
+    there = noexec / "m.llamafile"
+    there.write_bytes(file.read_bytes())
+    there.chmod(0o755)
+    finding = only(examine(there, machine))
+    assert "noexec" in finding.what
+    assert f"sh {there}" in finding.remedy
+
+
+def test_a_cache_where_nothing_may_be_executed(file: Path, machine: Machine, noexec: Path) -> None:
+    finding = only(examine(file, with_variables(machine, PYLLAMAFILE_CACHE=str(noexec))))
+    assert "noexec" in finding.what
+    assert "PYLLAMAFILE_CACHE" in finding.remedy
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("enabled\ninterpreter /usr/bin/wine\nflags: \noffset 0\nmagic 4d5a\n", True),
+        ("disabled\ninterpreter /usr/bin/wine\nflags: \noffset 0\nmagic 4d5a\n", False),
+        ("enabled\ninterpreter /usr/bin/qemu\nflags: \noffset 0\nmagic 7f454c46\n", False),
+    ],
+)
+def test_who_takes_files_that_begin_with_mz(
+    for_windows: Path, file: Path, machine: Machine, text: str, found: bool
+) -> None:
+    write(machine.root / "proc/sys/fs/binfmt_misc/wine", text)
+    write(machine.root / "proc/sys/fs/binfmt_misc/status", "enabled\n")
+    findings = examine(for_windows, machine)
+    assert ["/usr/bin/wine" in finding.what for finding in findings] == [True] * found
+    assert examine(file, machine) == []  # begins with #!/bin/sh
+
+
+def test_a_shell_that_starts_no_such_file(for_windows: Path, file: Path, machine: Machine) -> None:
+    at_mksh = with_variables(machine, SHELL="/bin/mksh")
+    assert only(examine(for_windows, at_mksh)).remedy == f"start it as `sh {for_windows}`"
+    assert examine(file, at_mksh) == []
+    assert not only(examine(for_windows, with_variables(machine, SHELL="/bin/zsh"))).fatal
+
+
+def test_a_file_too_large_for_windows(
+    for_windows: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "TOO_LARGE", for_windows.stat().st_size)
+    finding = only(examine(for_windows, machine))
+    assert "4 GiB" in finding.what
+    assert not finding.fatal
+    for_windows.with_suffix(".exe").touch()
+    assert examine(for_windows, machine) == []
+
+
+def test_a_processor_that_is_too_old(file: Path, machine: Machine) -> None:
+    write(machine.root / "proc/cpuinfo", "flags\t\t: fpu sse2 ssse3\n")
+    assert "lacks sse4_1, sse4_2, popcnt" in only(examine(file, machine)).what
+    arm = dataclasses.replace(machine, target=TARGETS["linux-arm64"])
+    assert ["linux-arm64" in finding.what for finding in examine(file, arm)] == [True]
+
+
+def test_too_little_memory(file: Path, machine: Machine) -> None:
+    write(machine.root / "sys/fs/cgroup/memory.max", "max\n")
+    assert examine(file, machine) == []
+    write(machine.root / "sys/fs/cgroup/memory.max", "1000\n")
+    finding = only(examine(file, machine))
+    assert "control group" in finding.what
+    assert not finding.fatal
+    write(machine.root / "proc/meminfo", "MemTotal:       1 kB\n")
+    assert len(examine(file, machine)) == 2
+
+
+def test_tools_that_are_missing(
+    file: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(doctor, "BEHIND_PATH", ())
+    finding = only(examine(file, with_variables(machine, PATH=str(tmp_path))))
+    assert "dd, gzip" in finding.what
+    assert "--format elf" in finding.remedy
+
+
+def test_a_system_that_the_file_is_not_for(file: Path, machine: Machine) -> None:
+    mac = dataclasses.replace(machine, target=TARGETS["macos-arm64"])
+    finding = only(examine(file, mac))
+    assert "only for linux-amd64" in finding.what
+    assert "--target macos-arm64" in finding.remedy
+    assert (
+        "there is no program for"
+        in only(examine(file, dataclasses.replace(machine, target=None))).what
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "problem"),
+    [
+        (lambda run: run.chmod(0o777), "can be written to by others"),
+        (lambda run: os.chown(run, 12345, -1), "belongs to somebody else"),
+        (lambda run: (run.rmdir(), run.touch()), "is no directory"),
+    ],
+)
+def test_a_cache_that_is_not_trusted(
+    file: Path, machine: Machine, tmp_path: Path, make, problem: str
+) -> None:
+    if "somebody" in problem and os.getuid() != 0:
+        pytest.skip("giving away takes root")
+    place = tmp_path / "cache" / "run"
+    place.mkdir(parents=True, mode=0o700)
+    make(place)
+    finding = only(examine(file, with_variables(machine, PYLLAMAFILE_CACHE=str(place.parent))))
+    assert problem in finding.what
+
+
+def test_another_place_will_do(file: Path, machine: Machine, tmp_path: Path) -> None:
+    bad = tmp_path / "bad"
+    bad.mkdir()
+    (bad / "pyllamafile").touch()
+    assert examine(file, with_variables(machine, XDG_CACHE_HOME=str(bad))) == []
+
+
+def test_no_room(file: Path, machine: Machine, noexec: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,exec", noexec], check=True)
+    (noexec / "full").write_bytes(bytes(1 << 19))
+    space = os.statvfs(noexec)
+    size = space.f_bavail * space.f_frsize
+    assert doctor._unfit(noexec / "run", size) is None
+    assert doctor._unfit(noexec / "run", size + 1) == "has no room for 1 MB"
+
+
+def test_the_command(run, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyllamafile.cli.examine", lambda path: [])
+    done = run("doctor", file)
+    assert (done.code, done.out) == (0, f"{file}: nothing keeps it from starting\n")
+    note = Finding("slow", "wait", fatal=False)
+    monkeypatch.setattr("pyllamafile.cli.examine", lambda path: [note])
+    assert run("doctor").code == 0
+    monkeypatch.setattr("pyllamafile.cli.examine", lambda path: [Finding("x\x1b", "y"), note])
+    done = run("doctor")
+    assert (done.code, done.err) == (1, "")
+    assert done.out == "problem: x\\x1b\nremedy: y\nnote: slow\nremedy: wait\n"
+
+
+@pytest.mark.parametrize("content", [None, b"hello"])
+def test_what_is_no_llamafile(run, folder: Path, content: bytes | None) -> None:
+    if content is not None:
+        (folder / "f").write_bytes(content)
+    done = run("doctor", "f")
+    assert done.code == 1
+    assert done.err.startswith("error: f: ")
