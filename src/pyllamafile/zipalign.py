@@ -761,7 +761,8 @@ class _Hashes:
                 content = self._inflate.decompress(packed, _CHUNK)
                 self._count(content)
                 self._sha256.update(content)
-                packed = self._inflate.unconsumed_tail
+                # At the end zlib leaves the tail as it was, for ever.
+                packed = b"" if self._inflate.eof else self._inflate.unconsumed_tail
         except zlib.error as error:
             raise PyllamafileError(f"{self._entry.name}: not deflated: {error}") from error
 
