@@ -80,7 +80,9 @@ def archive(*members: dict, prefix: bytes = b"", comment: bytes = b"", **ends: o
         out += struct.pack("<4sLQL", b"PK\6\7", 0, place, 1)
     counts = (end["disk"], end["disk"], end["count"] & MAX_16, end["count"] & MAX_16)
     places = (end["size"] & MAX_32, end["offset"] & MAX_32, end["comment_size"])
-    return bytes(out) + struct.pack("<4s4H2LH", b"PK\5\6", *counts, *places) + comment + end["behind"]
+    return (
+        bytes(out) + struct.pack("<4s4H2LH", b"PK\5\6", *counts, *places) + comment + end["behind"]
+    )
 
 
 def containers() -> dict[str, bytes]:
@@ -88,7 +90,7 @@ def containers() -> dict[str, bytes]:
     small, packed = member(), member(b"b.txt", b"words " * 50, method=8)
     wide_end = {"count": MAX_16, "size": MAX_32, "offset": MAX_32}
     directory = len(archive(small, count=0)) - 22 - 46 - 6  # where that of `small` begins
-    bomb = member(b"bomb", bytes(2 << 20), method=8)
+    bomb = member(b"bomb", bytes(300_000), method=8)
     with tempfile.TemporaryDirectory() as folder:
         model = tiny_gguf(Path(folder) / "m.gguf").read_bytes()
     pipe = io.BytesIO()
@@ -179,7 +181,7 @@ def containers() -> dict[str, bytes]:
             bomb | {"data": bomb["data"] + b"x" * 500, "stored": bomb["stored"] + 500}
         ),
         "a bomb that calls itself small": archive(bomb | {"size": 10}),
-        "a bomb many times": archive(bomb, *([bomb | {"data": b"", "offset": 0}] * 50)),
+        "a bomb many times": archive(bomb, *([bomb | {"data": b"", "offset": 0}] * 9)),
     }  # fmt: skip
 
 
@@ -205,6 +207,11 @@ def zipfile_answer(path: Path) -> list[tuple[str, int, int]] | None:
         return None
 
 
+def check_message(error: PyllamafileError) -> None:
+    assert error.message
+    assert "\n" not in error.message
+
+
 def check_python_readers(path: Path) -> bool:
     """Each gives an answer or our error; extract writes nowhere but where it is told.
 
@@ -213,13 +220,13 @@ def check_python_readers(path: Path) -> bool:
     """
     sound = False
     destination = path.with_name("extracted")
-    before = {item for item in path.parent.rglob("*")}
+    before = set(path.parent.rglob("*"))
     for reader in (zipalign.read, pyllamafile.verify, pyllamafile.inspect):
         try:
             found = reader(path)
             sound = sound or reader is zipalign.read
         except PyllamafileError as error:
-            assert "\n" not in error.message, error.message
+            check_message(error)
             continue
         if reader is zipalign.read:
             size = path.stat().st_size
@@ -227,9 +234,9 @@ def check_python_readers(path: Path) -> bool:
     try:
         pyllamafile.extract(path, destination)
     except PyllamafileError as error:
-        assert "\n" not in error.message, error.message
+        check_message(error)
     inside = sorted(destination.rglob("*"), reverse=True)
-    assert {item for item in path.parent.rglob("*")} - before <= {destination, *inside}
+    assert set(path.parent.rglob("*")) - before <= {destination, *inside}
     for item in inside:
         item.rmdir() if item.is_dir() else item.unlink()
     if destination.exists():
