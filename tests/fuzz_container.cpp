@@ -14,6 +14,8 @@
 
 // Deflate can't make more than 1032 bytes of one; stb_image grows its buffer by doubling it.
 static const uint64_t MOST = 2 * 1032;
+// Many entries may be the same bomb, and nobody unpacks them all.
+static const uint64_t ENOUGH = 4 << 20;
 
 [[noreturn]] static void wrong(const char * what) {
     fprintf(stderr, "wrong: %s\n", what);
@@ -22,6 +24,7 @@ static const uint64_t MOST = 2 * 1032;
 
 // What holds of anything that was read, whatever it was read from.
 static void check(const container & zip, uint64_t size) {
+    uint64_t unpacked = 0;
     for (const entry & member : zip.entries) {
         if (member.offset > size || member.stored_size > size - member.offset) {
             wrong("an entry reaches out of the file");
@@ -29,8 +32,12 @@ static void check(const container & zip, uint64_t size) {
         if (zip.read(member).size() != member.stored_size) {
             wrong("an entry can't be read");
         }
-        if (zip.content(member).size() > MOST * (member.stored_size + 64)) {
-            wrong("an entry takes more memory than its bytes can make");
+        if (unpacked < ENOUGH) {
+            const uint64_t content_size = zip.content(member).size();
+            if (content_size > MOST * (member.stored_size + 64)) {
+                wrong("an entry takes more memory than its bytes can make");
+            }
+            unpacked += content_size;
         }
         const entry * same = zip.find(member.name);
         if (same == nullptr || same->name != member.name) {

@@ -51,7 +51,7 @@ GRAPH = {
     },
     "": {"errors", "build", "inspect", "verify"},
     "cli": {"", "errors", "targets", "zipalign", "verify", "native", "plan", "inspect"},
-    "__main__": {"cli"},
+    "__main__": set(),  # pyllamafile_start, which imports cli
 }
 SPEAKERS = {"cli"}
 STARTERS = {"native", "native.licenses", "native.tools", "cli"}
