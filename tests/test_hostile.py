@@ -199,7 +199,6 @@ def test_headers_are_read_as_gguf_reads_them(metadata, tensors, alignment):
 @quickly
 @given(st.data())
 def test_mutated_headers_are_refused_or_read_within_the_file(data):
-    """What `gguf` takes for sound with other facts than ours would be a finding, too."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "m.gguf"
         content = bytearray(hostile.tiny_gguf(path, tokens=4).read_bytes())
