@@ -38,7 +38,7 @@ COMMAND = [
     "import sys, pathlib\n"
     "from pyllamafile import native\n"
     "native.PREBUILT = pathlib.Path(sys.argv.pop(1))\n"
-    "from pyllamafile.__main__ import main\n"
+    "from pyllamafile_start import main\n"
     "main()",
 ]
 

@@ -52,7 +52,7 @@ GRAPH = {
     },
     "": {"errors", "build", "inspect", "verify"},
     "cli": {"", "errors", "targets", "zipalign", "verify", "native", "plan", "inspect", "doctor"},
-    "__main__": {"cli"},
+    "__main__": set(),  # pyllamafile_start, which imports cli
 }
 SPEAKERS = {"cli"}
 STARTERS = {"native", "native.licenses", "native.tools", "cli"}

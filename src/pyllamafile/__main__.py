@@ -1,10 +1,8 @@
-"""``python -m pyllamafile``, and the console script of the same name."""
+"""``python -m pyllamafile``."""
 
 from __future__ import annotations
 
-from pyllamafile.cli import main
-
-__all__ = ["main"]
+from pyllamafile_start import main
 
 if __name__ == "__main__":
     main()

@@ -310,7 +310,8 @@ def _inflated(path: Path, member: Member) -> Iterator[bytes]:
         for raw in _stored(path, member):
             while raw:
                 yield inflate.decompress(raw, _CHUNK)
-                raw = inflate.unconsumed_tail
+                # At the end zlib leaves the tail as it was, for ever.
+                raw = b"" if inflate.eof else inflate.unconsumed_tail
         yield inflate.flush()
     except zlib.error as error:
         raise PyllamafileError(f"{path}: {member.name} is damaged") from error

@@ -42,6 +42,7 @@ _DEPTH = 4  # chunks in flight
 _CHEAP = 64 << 20  # bytes that may be copied once more to make the file compact
 _MOVE = 16 << 20  # bytes of kept entries that are moved to close a gap
 _PAGE = 4096
+_MOST_DIRECTORY = 1 << 28  # bytes: some million entries, and less than a machine has memory
 _MAX_16 = 0xFFFF  # from here on a value goes into a zip64 record
 _MAX_32 = 0xFFFFFFFF
 _MAX_COMMENT = 0xFFFF
@@ -761,7 +762,8 @@ class _Hashes:
                 content = self._inflate.decompress(packed, _CHUNK)
                 self._count(content)
                 self._sha256.update(content)
-                packed = self._inflate.unconsumed_tail
+                # At the end zlib leaves the tail as it was, for ever.
+                packed = b"" if self._inflate.eof else self._inflate.unconsumed_tail
         except zlib.error as error:
             raise PyllamafileError(f"{self._entry.name}: not deflated: {error}") from error
 
@@ -855,6 +857,9 @@ def _read(fd: int, path: Path) -> Archive:
         raise file.error("is one part of an archive on several disks")
     if end.length < end.entries * _CENTRAL.size or (end.length and not end.entries):
         raise file.error(f"{end.length} bytes of directory cannot hold {end.entries} entries")
+
+    if end.length > _MOST_DIRECTORY:
+        raise file.error(f"a directory of {end.length} bytes is not believable")
 
     # The directory ends where the end records begin. Where its recorded offset differs, all
     # offsets count from the start of the archive, not of the file.

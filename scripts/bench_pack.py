@@ -1,0 +1,188 @@
+#!/usr/bin/env python3
+"""What packing, inspecting and starting cost, each beside what it is to be measured by.
+
+    scripts/bench_pack.py [--size GIB] [--rounds N] [--folder DIR] [--model FILE]
+        [--parts start,token,pack]
+
+Packing: a GGUF of random bytes by `pyllamafile build`, and by `cp` and `sync`, since build does not
+say "done" before the file is on the disk either. They take turns, and the model is in the page
+cache for both. Starting: `./f --version` beside the unpacked runtime's. First token: the llamafile
+beside upstream's llama-completion on the bare GGUF, if bench_speed.py has compiled that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import os
+import shutil
+import statistics
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from bench_speed import machine, measured
+
+import pyllamafile
+from pyllamafile import native
+from pyllamafile.targets import host
+
+GOALS = {
+    "packing": "at most 1.15 times",
+    "memory": "at most 64 MiB",
+    "inspect": "at most 300 ms",
+    "warm": "at most 10 ms more",
+    "first": "at most 250 ms more",
+    "token": "at most 1.02 times",
+}
+TOKENS = 150_000
+COMMAND = [sys.executable, "-c", "from pyllamafile_start import main; main()"]
+
+
+def text(value: str) -> bytes:
+    raw = value.encode()
+    return struct.pack("<Q", len(raw)) + raw
+
+
+def gguf(path: Path, size: int) -> Path:
+    """One tensor of `size` random bytes, and a vocabulary as large models have it."""
+    tokens = struct.pack("<IQ", 8, TOKENS) + b"".join(text(f"token {i}") for i in range(TOKENS))
+    scores = struct.pack("<IQ", 6, TOKENS) + bytes(4 * TOKENS)
+    entries = (
+        text("general.architecture") + struct.pack("<I", 8) + text("llama"),
+        text("tokenizer.ggml.tokens") + struct.pack("<I", 9) + tokens,
+        text("tokenizer.ggml.scores") + struct.pack("<I", 9) + scores,
+        text("tokenizer.ggml.merges") + struct.pack("<I", 9) + tokens,
+    )
+    head = b"GGUF" + struct.pack("<IQQ", 3, 1, len(entries)) + b"".join(entries)
+    head += text("w") + struct.pack("<IQIQ", 1, size // 4, 0, 0)
+    with path.open("wb") as file:
+        file.write(head.ljust(-(-len(head) // 32) * 32, b"\0"))
+        for _ in range(size >> 20):
+            file.write(os.urandom(1 << 20))
+    return path
+
+
+def taking_turns(rounds: int, *actions: Callable[[], object]) -> list[float]:
+    """Median seconds of each; one round before them doesn't count."""
+    times: list[list[float]] = [[] for _ in actions]
+    for turn in range(rounds + 1):
+        for action, taken in zip(actions, times, strict=True):
+            start = time.perf_counter()
+            action()
+            if turn:
+                taken.append(time.perf_counter() - start)
+    return [statistics.median(taken) for taken in times]
+
+
+def quiet(*command: str | Path, env: dict[str, str] | None = None) -> None:
+    subprocess.run(command, check=True, capture_output=True, env=env)
+
+
+def report(goal: str, what: str, line: str) -> None:
+    print(f"{what:28} {line:52} (goal: {GOALS[goal]})", flush=True)
+
+
+def packing(folder: Path, size: int, rounds: int) -> None:
+    model = gguf(folder / "model.gguf", size)
+    packed, copied = folder / "packed", folder / "copied"
+    peaks = []
+
+    def pack() -> None:
+        command = [*COMMAND, "build", "--gguf", str(model), "-o", str(packed), "--no-gui"]
+        peaks.append(measured([*command, "--no-companion"])[2])
+
+    def copy() -> None:
+        quiet("cp", "--reflink=auto", model, copied)
+        quiet("sync", copied)
+
+    def clean() -> None:  # as a turn of its own, so that removing costs neither
+        packed.unlink(missing_ok=True)
+        copied.unlink(missing_ok=True)
+        os.sync()
+
+    ours, _, theirs, _ = taking_turns(rounds, pack, clean, copy, clean)
+    line = f"{ours:.2f} s, cp and sync {theirs:.2f} s = {ours / theirs:.2f}"
+    report("packing", f"build, {size / (1 << 30):g} GiB", line)
+    report("memory", "its memory at the most", f"{statistics.median(peaks):.0f} MiB")
+    seconds = taking_turns(rounds, lambda: quiet(*COMMAND, "inspect", model))[0]
+    report("inspect", f"inspect, {TOKENS:,} tokens", f"{seconds * 1e3:.0f} ms")
+    model.unlink()
+
+
+def starting(folder: Path, rounds: int, target: str) -> None:
+    built = native.build(host())
+    program = folder / "runtime"
+    program.write_bytes(gzip.decompress(built.path.read_bytes()))
+    program.chmod(0o755)
+    file = pyllamafile.build(output=folder / "f", targets=[target], gui=False).path
+    cache = folder / "cache"
+    env = {**os.environ, "PYLLAMAFILE_CACHE": str(cache)}
+
+    def start() -> None:
+        quiet("sh", file, "--version", env=env)
+
+    def direct() -> None:
+        quiet(program, "--version", env=env)
+
+    warm, bare, bare_sh = taking_turns(10 * rounds, start, direct, lambda: quiet("sh", "-c", ":"))
+    shell = f"of that, a shell {bare_sh * 1e3:.1f} ms"
+    more = f"{warm * 1e3:.1f} - {bare * 1e3:.1f} = {(warm - bare) * 1e3:.1f} ms, {shell}"
+    report("warm", "start, warm", more)
+    clean = lambda: shutil.rmtree(cache, ignore_errors=True)  # noqa: E731
+    _, first, bare = taking_turns(2 * rounds, clean, start, direct)
+    more = f"{first * 1e3:.0f} - {bare * 1e3:.0f} = {(first - bare) * 1e3:.0f} ms"
+    report("first", "start, first", more)
+
+
+def first_token(folder: Path, rounds: int, model: Path, target: str) -> None:
+    found = sorted((native.cache() / "bench").glob("upstream-*/bin/llama-completion"))
+    if not found:
+        print("first token: skipped, for bench_speed.py has not compiled upstream's program yet")
+        return
+    file = pyllamafile.build(model, folder / "m.llamafile", targets=[target], gui=False).path
+    threads = str(os.cpu_count())
+    asked = ["-t", threads, "-p", "Once upon a time", "-n", "1", "--temp", "0"]
+    asked.append("--no-display-prompt")
+    theirs = [str(found[0]), "-m", str(model), "-no-cnv", "--no-warmup", *asked]
+    ours = ["sh", str(file), *asked]
+    times: tuple[list[float], list[float]] = ([], [])
+    for turn in range(3 * rounds + 1):
+        for command, taken in zip((ours, theirs), times, strict=True):
+            seconds = measured(command, first_output=True)[1]
+            if turn:
+                taken.append(seconds)
+    one, two = map(statistics.median, times)
+    line = f"{one * 1e3:.0f} ms, upstream's {two * 1e3:.0f} ms = {one / two:.2f}"
+    report("token", f"first token, {model.stem}", line)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--size", type=float, default=2, help="of the model that is packed, in GiB")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--folder", type=Path, default=Path("/var/tmp"), help="where to work")
+    parser.add_argument("--model", type=Path, help="a real one, for the time to its first token")
+    parser.add_argument("--parts", default="start,token,pack", help="what to measure")
+    options = parser.parse_args()
+    parts = options.parts.split(",")
+    here = host()
+    if here is None:
+        raise SystemExit("no target is like this machine")
+    print(f"{machine()}, {os.cpu_count()} cores; medians of {options.rounds} rounds and more\n")
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        folder = Path(name)
+        if "start" in parts:
+            starting(folder, options.rounds, here.name)
+        if "token" in parts and options.model:
+            first_token(folder, options.rounds, options.model, here.name)
+        if "pack" in parts:
+            packing(folder, int(options.size * (1 << 30)), options.rounds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,28 @@
+"""What the command `pyllamafile` starts.
+
+A package of its own, because importing anything of `pyllamafile` takes a tenth of a second and
+more, in which Ctrl-C would show where in Python's innards it struck. Nothing is open and nothing
+begun at that time, so the process may just end.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import NoReturn
+
+
+def main() -> NoReturn:
+    """Run a command and exit, as `pyllamafile.cli.main` does, interruptible from the beginning."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:  # not when the signal is ignored, as by nohup's kin
+        signal.signal(signal.SIGINT, _end)
+    from pyllamafile.cli import main as run
+
+    signal.signal(signal.SIGINT, before)
+    run()
+
+
+def _end(*_: object) -> NoReturn:
+    os.write(2, b"\ninterrupted\n")  # below the terminal's ^C
+    os._exit(130)

@@ -1,0 +1,218 @@
+"""The builder interrupted, killed, out of room and beside itself: all or nothing, no litter."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+from fixtures import tiny_gguf
+from test_build import folder, prebuilt, sparse_gguf  # noqa: F401 (fixtures)
+from test_cli import small_disk  # noqa: F401 (a fixture)
+
+import pyllamafile
+from pyllamafile import PyllamafileError, native
+from pyllamafile.targets import TARGETS
+
+
+def names() -> list[str]:
+    return sorted(os.listdir())  # noqa: PTH208
+
+
+@pytest.fixture
+def here(folder):  # noqa: F811
+    tiny_gguf(Path("m.gguf"))
+    with Path("m.gguf").open("ab") as file:
+        file.write(random.Random(1).randbytes(30 << 20))
+    return folder
+
+
+def check_message(error, pattern):
+    """One line; the dot matches no other."""
+    assert re.fullmatch(pattern, error.message)
+
+
+@pytest.fixture
+def start(prebuilt):  # noqa: F811
+    """Starts the command as pip installs it, with a runtime at hand; returns it once it is on.
+
+    Python itself, which starts before, answers an interrupt in its own way.
+    """
+    target = TARGETS["linux-amd64"]
+    runtimes = native.cache() / "runtimes"
+    runtimes.mkdir()
+    for suffix in (".gz", ".json"):
+        copy = runtimes / f"{target.name}-{native._key(target)}{suffix}"
+        shutil.copy(prebuilt / f"{target.name}{suffix}", copy)
+
+    def start(*arguments):
+        code = "from pyllamafile_start import main; print(flush=True); main()"
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        process = subprocess.Popen([sys.executable, "-c", code, *arguments, "--no-gui"], **pipes)
+        assert process.stdout.readline() == "\n"
+        return process
+
+    return start
+
+
+# From before what is imported first to behind what is imported last.
+@pytest.mark.parametrize(
+    "module", ["pyllamafile.errors", "pyllamafile.zipalign", "click", "rich.text"]
+)
+def test_interrupted_while_python_loads_it(tmp_path, module):
+    sparse_gguf(tmp_path / "big.gguf", 64 << 30)  # so that it isn't through before the signal
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-X", "importtime", "-c"),
+            "from pyllamafile_start import main; import re; main()",
+            *("build", "--gguf", "big.gguf", "-o", "o", "--no-gui"),
+        ],
+        cwd=tmp_path,
+        env={**os.environ, "PYLLAMAFILE_CACHE": str(tmp_path / "cache")},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    for line in process.stderr:
+        if re.search(rf"\| +{re.escape(module)}$", line):
+            break
+    process.send_signal(signal.SIGINT)
+    said = [line for line in process.communicate()[1].splitlines() if "import time:" not in line]
+    assert ([*filter(None, said)], process.returncode) == (["interrupted"], 130)
+    assert not (tmp_path / "o").exists()
+
+
+def test_an_ignored_interrupt_stays_ignored(tmp_path):
+    """As of a command that a shell starts in the background."""
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "import sys, pyllamafile_start, pyllamafile.cli as cli\n"
+        "cli.main = lambda: sys.exit(signal.getsignal(signal.SIGINT) is not signal.SIG_IGN)\n"
+        "pyllamafile_start.main()"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_at_random_moments(start, here, how):
+    """Old or new, whole, and nothing beside it; only SIGINT has something to say."""
+    arguments = ("build", "--gguf", "m.gguf", "-o", "o", "--force")
+    process = start(*arguments)
+    begin = time.monotonic()
+    assert process.communicate()[1] == ""
+    took = time.monotonic() - begin
+    new = Path("o").read_bytes()
+    rng = random.Random()
+    outcomes = set()
+    for _ in range(15):
+        Path("o").write_bytes(b"old")
+        process = start(*arguments)
+        moment = rng.uniform(0.001, 1.0) * took
+        time.sleep(moment)
+        process.send_signal(how)
+        err = process.communicate(timeout=60)[1]
+        found = Path("o").read_bytes()
+        assert found in (b"old", new), moment
+        assert names() == ["m.gguf", "o"], moment
+        if process.returncode == 130:
+            assert (how, err.strip()) == (signal.SIGINT, "interrupted"), moment
+        else:  # through, maybe just about to exit, when Python's handler is gone already
+            assert (process.returncode in (0, -how), err) == (True, ""), moment
+            assert found == new or how == signal.SIGKILL, moment
+        outcomes.add(found == new)
+    assert False in outcomes
+
+
+def test_two_builds_to_one_output_at_once(start, here):
+    """Without --force one of them wins and the other says why not; with it the last one does."""
+    tiny_gguf(Path("other.gguf"), name="Other")
+    for force in ([], ["--force"]):
+        for _ in range(4):
+            Path("o").unlink(missing_ok=True)
+            models = ("m.gguf", "other.gguf", "m.gguf")
+            running = [start("build", "--gguf", m, "-o", "o", *force) for m in models]
+            said = [process.communicate(timeout=60)[1] for process in running]
+            codes = [process.returncode for process in running]
+            assert pyllamafile.verify("o") == []
+            assert names() == ["m.gguf", "o", "other.gguf"]
+            if force:
+                assert (codes, said) == ([0, 0, 0], ["", "", ""])
+            else:
+                assert sorted(codes) == [0, 1, 1]
+                winner = models[codes.index(0)]
+                with zipfile.ZipFile("o") as archive:
+                    assert archive.read(winner) == Path(winner).read_bytes()
+                exists = "error: o: exists already\nhint: --force replaces it\n"
+                assert sorted(said) == ["", exists, exists]
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_a_disk_that_is_full_anywhere(prebuilt, here, small_disk, old):  # noqa: F811
+    """Whatever the room, from nothing to nearly enough: the old file, one line, no litter."""
+    Path("m.gguf").write_bytes(
+        tiny_gguf(Path("small.gguf")).read_bytes() + bytes(range(256)) * 3000
+    )
+    target = small_disk / "o"
+    size = pyllamafile.build("m.gguf").size
+    built = 0
+    for room in range(0, size + 90_000, size // 12):
+        for path in small_disk.iterdir():
+            path.unlink()
+        if old:
+            target.write_bytes(b"old")
+        free = os.statvfs(small_disk).f_bavail * 4096
+        (small_disk / "ballast").write_bytes(bytes(max(free - room, 0)))
+        before = {path.name: path.read_bytes() for path in small_disk.iterdir()}
+        try:
+            pyllamafile.build("m.gguf", target, force=True)
+        except PyllamafileError as error:
+            check_message(error, r".*No space left on device")
+            assert {path.name: path.read_bytes() for path in small_disk.iterdir()} == before
+        else:
+            assert pyllamafile.verify(target) == []
+            built += 1
+            assert sorted(path.name for path in small_disk.iterdir()) == ["ballast", "o"]
+    assert 0 < built < 6
+
+
+@pytest.mark.parametrize("change", ["truncate", "remove", "grow"])
+def test_a_model_that_changes_at_random_moments(here, change):
+    """Either all of what was there at the beginning, or one line that names it."""
+    content = Path("m.gguf").read_bytes()
+    rng = random.Random()
+    changes = {
+        "truncate": lambda path: os.truncate(path, 9000),
+        "remove": Path.unlink,
+        "grow": lambda path: os.truncate(path, len(content) + 1),
+    }
+    for _ in range(12):
+        Path("m.gguf").write_bytes(content)
+        Path("o").unlink(missing_ok=True)
+        delay = rng.random() * 0.12
+
+        def disturb(delay=delay):
+            time.sleep(delay)
+            changes[change](Path("m.gguf"))
+
+        other = threading.Thread(target=disturb)
+        other.start()
+        try:
+            pyllamafile.build("m.gguf", "o")
+        except PyllamafileError as error:
+            check_message(error, r"(cannot read )?m\.gguf: .+")
+            assert "o" not in names()
+        else:
+            assert pyllamafile.verify("o") == []
+            with zipfile.ZipFile("o") as archive:
+                found = archive.read("m.gguf")
+            assert found in (content, content + b"\0")
+        other.join()
+        assert set(names()) <= {"m.gguf", "o"}
