@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import shutil
 import sys
@@ -19,8 +20,9 @@ from pyllamafile.weights import read, shards
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done and how much there is."""
 
-# The scripts in llama.cpp's source, by what is in a folder.
-_SCRIPTS = {"model": "convert_hf_to_gguf.py", "lora": "convert_lora_to_gguf.py"}
+# By what is in a folder, the script in llama.cpp's source and the floats that it is asked for: a
+# model's own, and for an adapter, which is small, those that it always manages.
+_SCRIPTS = {"model": ("convert_hf_to_gguf.py", "auto"), "lora": ("convert_lora_to_gguf.py", "f32")}
 _PACKAGES = ("torch", "transformers", "sentencepiece")  # of the extra `convert`
 
 
@@ -34,7 +36,7 @@ def kind(folder: Path) -> Literal["model", "lora"] | None:
 
 
 def convert(folder: Path, output: Path, tell: Progress) -> Path:
-    """Make a GGUF of a folder of safetensors, in its own floats of 16 bits.
+    """Make a GGUF of a folder of safetensors, in floats.
 
     Args:
         folder: A model's, or a LoRA adapter's.
@@ -55,20 +57,30 @@ def convert(folder: Path, output: Path, tell: Progress) -> Path:
                 f"the Python package {package} is missing, which converting {folder} takes",
                 hint="pip install 'pyllamafile[convert]'",
             )
-    script = native.llama_source(progress=tell) / _SCRIPTS[what]
-    command = [sys.executable, str(script), str(folder), "--outfile", str(output)]
-    command += ["--outtype", "auto"]
+    # Else a model is called after its folder, which in the hub's cache is a number.
+    more = _base(folder) if what == "lora" else ["--model-name", output.stem]
+    script, floats = _SCRIPTS[what]
+    command = [sys.executable, str(native.llama_source(progress=tell) / script), str(folder)]
+    command += ["--outfile", str(output), "--outtype", floats, *more]
     label = f"converting {folder}"
 
-    def step(line: str) -> None:
-        if match := re.search(r"Writing:\s+(\d+)%", line):
-            tell(label, int(match[1]) * 1000, 100_000)
-
     tell(label, 0, 0)
-    _run(command, "convert", label, step, r"(?:ERROR:[^:]*:|Error: |Exception: )(.+)")
+    _run(command, "convert", label, lambda line: None, r"(?:ERROR:[^:]*:|Error: |Exception: )(.+)")
     if not output.is_file():
         raise PyllamafileError(f"{label} brought no file", hint=tools.log_hint("convert"))
     return output
+
+
+def _base(folder: Path) -> list[str]:
+    """Where an adapter's base model is, if that is on this machine; else the hub is asked."""
+    path = folder / "adapter_config.json"
+    try:
+        base = json.loads(path.read_bytes())["base_model_name_or_path"]
+        candidates = [Path(base), folder.parent / Path(base).name]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PyllamafileError(f"{path}: doesn't say what model it is for") from error
+    here = [candidate for candidate in candidates if (candidate / "config.json").is_file()]
+    return ["--base", str(here[0])] if here else []
 
 
 def quantized_name(name: str, format: str) -> str:

@@ -367,12 +367,12 @@ def _head(repo: str, revision: str, file: _Listed) -> Weights:
         path = Path(folder) / Path(file.name).name
         while True:
             with _hub_errors(f"hf:{repo}:{file.name}"), path.open("ab") as beginning:
-                beginning.truncate(have)
+                beginning.truncate(beginning.seek(have))
                 wanted = {**build_hf_headers(), "Range": f"bytes={have}-{count - 1}"}
                 with get_session().stream("GET", url, headers=wanted) as response:
                     hf_raise_for_status(response)
                     if response.status_code != 206:  # all of it, whatever was asked for
-                        beginning.truncate(0)
+                        beginning.truncate(beginning.seek(0))
                     for block in response.iter_bytes(1 << 20):
                         beginning.write(block)
                         if beginning.tell() >= count:
