@@ -264,7 +264,7 @@ def test_advice_takes_the_best_that_fits(tmp_path):
     """A model of Phi-3-mini's size, of which only the header and a hole are there."""
     path = holed(tmp_path / "big-F16.gguf", layers=32, width=3072, inner=8192)
     found = {}
-    for memory in (64, 4.5, 3.7, 3.5, 2.6, 1):
+    for memory in (64, 5.5, 5, 4.75, 4, 1):
         advice = advise(path, machine=int(memory * GIB))
         found[memory] = advice.recommended
         for row in advice.rows:
