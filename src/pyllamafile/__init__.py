@@ -14,17 +14,20 @@ from __future__ import annotations
 
 __version__ = "0.1.0"
 
+from pyllamafile.advise import Advice, advise
 from pyllamafile.build import Built, build
 from pyllamafile.errors import PyllamafileError
 from pyllamafile.inspect import Report, extract, inspect
 from pyllamafile.verify import Problem, verify
 
 __all__ = [
+    "Advice",
     "Built",
     "Problem",
     "PyllamafileError",
     "Report",
     "__version__",
+    "advise",
     "build",
     "extract",
     "inspect",

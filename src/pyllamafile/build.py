@@ -6,27 +6,29 @@ import contextlib
 import errno
 import gzip
 import hashlib
+import itertools
 import os
+import re
 import secrets
 import stat
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
 
 import pyllamafile
-from pyllamafile import native, zipalign
+from pyllamafile import convert, native, quantize, sources, zipalign
 from pyllamafile.errors import PyllamafileError
 from pyllamafile.launcher import Outer
 from pyllamafile.plan import ARGS, GUI, MANIFEST, File, Plan, gui_entries, plan, quote
+from pyllamafile.sources import PathLike, Source
 from pyllamafile.targets import TARGETS, Runtime, host, select
 from pyllamafile.verify import verify
 from pyllamafile.weights import read, shards
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done and how much there is."""
-
-PathLike = str | os.PathLike[str]
 
 Format = Literal["portable", "elf"]
 
@@ -72,6 +74,8 @@ def build(
     gui: bool = True,
     format: Format = "portable",
     companion: bool = True,
+    quantize_to: str | None = None,
+    requantize: bool = False,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Built:
@@ -81,7 +85,8 @@ def build(
     leaves no partial file and no damaged one.
 
     Args:
-        gguf: The weights; parts of a split GGUF are taken together. Without any
+        gguf: The weights, each a path or what else `sources.find` knows, such as
+            ``hf:OWNER/REPO:Q4_K_M``; parts of a split GGUF are taken together. Without any
             the file is an engine alone.
         output: The file to write; by default ``NAME.llamafile`` in the current directory.
         name: What the model is called; by default as its file is.
@@ -94,6 +99,9 @@ def build(
         format: ``portable``, or ``elf`` for a file that is a program of one Linux target.
         companion: Whether a file that is too large for Windows to start gets a small
             Windows program beside it, called as it is, with ``.exe`` for ``.llamafile``.
+        quantize_to: What the models are quantized to, one of `quantize.FORMATS`; adapters and
+            projectors stay what they are.
+        requantize: Whether that may happen to what is quantized already, and loses twice.
         force: Whether existing output may be replaced.
         progress: Told about every step.
 
@@ -101,44 +109,57 @@ def build(
         PyllamafileError: Some input is no good, or the output can't be written.
     """
     tell = progress or (lambda what, done, total: None)
-    models = _models([gguf] if isinstance(gguf, (str, os.PathLike)) else gguf)
-    name = name or _default_name(models)
+    if quantize_to is not None:
+        quantize.check(quantize_to)
+    found = [sources.find(g) for g in ([gguf] if isinstance(gguf, (str, os.PathLike)) else gguf)]
+    name = name or _default_name(found, quantize_to)
     destination = Path(output) if output is not None else Path(f"{name}.llamafile")
-    extras = [_file(Path(path), entry) for path, entry in add]
-    _check_names(extras, gui)
-    for extra in extras:
-        if extra.name.endswith(".gguf"):  # a runtime takes it for weights
-            read(extra.path)
-    inputs = [file.path for file in (*models, *extras)]
-    inputs += [Path(args_file)] if args_file is not None else []
-    text = _args_text(args, args_file)
-    _check_output(destination, inputs, force)
-    # Now rather than after the minutes that a runtime may take.
-    zipalign.layout([zipalign.Entry(file.name, b"") for file in (*models, *extras)], 0)
+    with contextlib.ExitStack() as scratch:
+        folder = destination.parent
+        if quantize_to or any(source.path is None for source in found):
+            # Now rather than after gigabytes were fetched or written.
+            _check_output(destination, [source.path for source in found if source.path], force)
+            folder = scratch.enter_context(_scratch(folder))
+        groups = _models(found, folder, tell)
+        extras = [_file(Path(path), entry) for path, entry in add]
+        _check_names(extras, gui)
+        for extra in extras:
+            if extra.name.endswith(".gguf"):  # a runtime takes it for weights
+                read(extra.path)
+        inputs = [file.path for file in (*itertools.chain(*groups), *extras)]
+        inputs += [Path(args_file)] if args_file is not None else []
+        text = _args_text(args, args_file)
+        _check_output(destination, inputs, force)
+        # Now rather than after the minutes that a runtime may take.
+        names = [file.name for file in (*itertools.chain(*groups), *extras)]
+        zipalign.layout([zipalign.Entry(entry, b"") for entry in names], 0)
 
-    runtimes = _runtimes(_one_linux(targets) if format == "elf" else targets, tell)
-    outer = _outer(runtimes, format)
-    layout = plan(
-        name=name,
-        version=pyllamafile.__version__,
-        models=models,
-        runtimes=[runtime for runtime in runtimes if not outer or runtime != outer.runtime],
-        outer=outer,
-        extras=extras,
-        args=text,
-        gui=gui_entries(native.find_gui() or native.build_gui(progress=tell)) if gui else (),
-    )
-    too_large = bool(outer) and format == "portable" and layout.size >= TOO_LARGE
-    starter = _companion(destination) if too_large and companion else None
-    if starter:
-        _check_output(starter, inputs, force)
-    with contextlib.ExitStack() as undo:
-        with _appearing(destination, layout.size, force) as (file, path):
-            _write(file, layout, lambda n: tell(f"writing {destination.name}", n, layout.size))
-            _check(path, destination)
-            if starter and outer:
-                _put_beside(starter, outer.program, force, undo)
-        undo.pop_all()
+        runtimes = _runtimes(_one_linux(targets) if format == "elf" else targets, tell)
+        outer = _outer(runtimes, format)
+        if quantize_to:
+            groups = [_quantized(g, quantize_to, requantize, folder, tell) for g in groups]
+        models = list(itertools.chain(*groups))
+        layout = plan(
+            name=name,
+            version=pyllamafile.__version__,
+            models=models,
+            runtimes=[runtime for runtime in runtimes if not outer or runtime != outer.runtime],
+            outer=outer,
+            extras=extras,
+            args=text,
+            gui=gui_entries(native.find_gui() or native.build_gui(progress=tell)) if gui else (),
+        )
+        too_large = bool(outer) and format == "portable" and layout.size >= TOO_LARGE
+        starter = _companion(destination) if too_large and companion else None
+        if starter:
+            _check_output(starter, inputs, force)
+        with contextlib.ExitStack() as undo:
+            with _appearing(destination, layout.size, force) as (file, path):
+                _write(file, layout, lambda n: tell(f"writing {destination.name}", n, layout.size))
+                _check(path, destination)
+                if starter and outer:
+                    _put_beside(starter, outer.program, force, undo)
+            undo.pop_all()
 
     included = tuple(runtime.target for runtime in runtimes)
     return Built(
@@ -156,29 +177,66 @@ def build(
 # What goes in
 
 
-def _models(paths: Sequence[PathLike]) -> list[File]:
-    models = []
-    for given in paths:
-        files = shards(Path(given))
+def _models(found: Sequence[Source], folder: Path, tell: Progress) -> list[list[File]]:
+    """Of each model its files; those that have to be written first are in `folder`."""
+    models: list[list[File]] = []
+    for source in found:
+        files = shards(source.fetch(folder, tell))
         for path in files:
             if read(path).split and len(files) == 1:
                 raise PyllamafileError(
                     f"{path}: one part of a split model, under a name that doesn't say so",
                     hint="give it back its name, such as NAME-00001-of-00003.gguf",
                 )
-            model = _file(path, _model_name(path))
-            if len(files) == 1 or model not in models:  # somebody may name every part
-                models.append(model)
+        if len(files) == 1:
+            models.append([_file(files[0], source.name)])
+        else:
+            parts = [_file(path, sources.gguf_name(path.name)) for path in files]
+            if parts not in models:  # somebody may name every part
+                models.append(parts)
     return models
 
 
-def _model_name(path: Path) -> str:
-    """What the entry is called; its ending is how a runtime knows it."""
-    return path.name if path.name.endswith(".gguf") else f"{path.name.removesuffix('.GGUF')}.gguf"
+def _quantized(
+    model: Sequence[File], format: str, again: bool, folder: Path, tell: Progress
+) -> list[File]:
+    """The same model in another format; what is no model stays what it is."""
+    first = model[0]
+    if not convert.quantizable(first.path):
+        return list(model)
+    name = convert.quantized_name(first.name, format)
+    runtime = _host_runtime(tell)
+    path = convert.to_format(
+        first.path, folder / name, format, _unpacked(runtime), again=again, tell=tell
+    )
+    return [_file(path, name)]
 
 
-def _default_name(models: Sequence[File]) -> str:
-    return models[0].name.removesuffix(".gguf").split("-00001-of-")[0] if models else "llamafile"
+def _host_runtime(tell: Progress) -> Runtime:
+    here = host()
+    if here is None:
+        raise PyllamafileError("quantizing takes a runtime for the system that this runs on")
+    return native.find(here) or native.build(here, progress=tell)
+
+
+def _default_name(found: Sequence[Source], format: str | None) -> str:
+    if not found:
+        return "llamafile"
+    name = found[0].name
+    if format:
+        name = convert.quantized_name(name, format)
+    return re.sub(r"-[0-9]{5}-of-[0-9]{5}$", "", name.removesuffix(".gguf"))
+
+
+@contextlib.contextmanager
+def _scratch(beside: Path) -> Iterator[Path]:
+    """A folder for what is written on the way, gone afterwards whatever happens."""
+    try:
+        folder = tempfile.TemporaryDirectory(dir=beside, prefix=".pyllamafile-")
+    except OSError as error:
+        raise PyllamafileError(f"{beside}: {error.strerror}") from error
+    with folder:
+        yield Path(folder.name)
 
 
 def _file(path: Path, name: str) -> File:

@@ -26,13 +26,16 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 from rich.text import Text
 
 import pyllamafile
 from pyllamafile import Built, native, plan, zipalign
+from pyllamafile.advise import Advice
 from pyllamafile.doctor import examine
 from pyllamafile.errors import PyllamafileError
 from pyllamafile.inspect import EntryFacts, ModelFacts, Report, content
+from pyllamafile.quantize import FORMATS
 from pyllamafile.targets import TARGETS, Runtime, Target, host, select
 from pyllamafile.verify import work
 
@@ -125,10 +128,20 @@ def commands() -> None:
 @commands.command()
 @click.option(
     "--gguf",
-    type=_PATH,
     multiple=True,
-    metavar="FILE",
+    metavar="SOURCE",
     help="Weights; repeat it for several models.",
+)
+@click.option(
+    "--quantize",
+    "quantize_to",
+    type=click.Choice(list(FORMATS), case_sensitive=False),
+    help="Make the weights smaller first.",
+)
+@click.option(
+    "--allow-requantize",
+    is_flag=True,
+    help="Even if they are quantized already, which loses more.",
 )
 @click.option(
     "-o",
@@ -167,7 +180,9 @@ def commands() -> None:
 )
 @click.option("--force", is_flag=True, help="Replace OUT if it exists.")
 def build(
-    gguf: tuple[Path, ...],
+    gguf: tuple[str, ...],
+    quantize_to: str | None,
+    allow_requantize: bool,
     output: Path | None,
     name: str | None,
     arg: tuple[str, ...],
@@ -181,8 +196,14 @@ def build(
 ) -> None:
     """Pack weights and everything that runs them into one file.
 
-    Parts of a split GGUF (NAME-00001-of-00003.gguf) are taken together. With -o and
-    no --gguf the file is an engine alone, for weights given with -m when it runs.
+    A SOURCE is a GGUF; a folder of safetensors or of a LoRA adapter, which is converted
+    (pip install 'pyllamafile[convert]'); hf:OWNER/REPO on Hugging Face's hub, with :FILE or
+    a quantization such as :Q4_K_M behind it where there are several; or ollama:NAME[:TAG]
+    in Ollama's store. Parts of a split GGUF (NAME-00001-of-00003.gguf) are taken together.
+    With -o and no --gguf the file is an engine alone, for weights given with -m when it runs.
+
+    --quantize takes weights in F16, BF16 or F32, and room for the result beside OUT. `advise`
+    says which format suits a model and a machine.
 
     Default arguments go into the entry .args. In a text file of them white space
     separates, # starts a comment, quotes work as in a shell, and $NAME is an
@@ -205,6 +226,9 @@ def build(
       pyllamafile build --gguf phi3.gguf -o phi3.llamafile
       pyllamafile build --gguf phi3.gguf --arg -c --arg 2048 --add LICENSE.txt
       pyllamafile build --gguf phi3.gguf --target linux --target macos-arm64
+      pyllamafile build --gguf phi3-f16.gguf --quantize Q5_K_M
+      pyllamafile build --gguf hf:microsoft/Phi-3-mini-4k-instruct-gguf:q4
+      pyllamafile build --gguf ollama:phi3
     """  # noqa: D301
     if not gguf and output is None:
         raise click.UsageError("nothing to pack: give --gguf FILE, or -o OUT for an engine alone")
@@ -220,6 +244,8 @@ def build(
             gui=gui,
             format=format,
             companion=companion,
+            quantize_to=quantize_to,
+            requantize=allow_requantize,
             force=force,
             progress=_announcing(tell),
         )
@@ -254,7 +280,7 @@ def _announcing(tell: Tell) -> Tell:
 
     def announce(what: str, done: int, total: int) -> None:
         nonlocal announced
-        if not announced and not what.startswith("writing "):
+        if not announced and what.startswith(("building ", "fetching llama.cpp")):
             announced = True
             _err.print(
                 "No runtime is at hand yet: compiling llama.cpp and its web GUI, once. "
@@ -282,6 +308,65 @@ def _choice(models: Sequence[str]) -> str:
         return " -m MODEL.gguf"
     whole = [m for m in models if not re.search(r"-(?!00001)[0-9]{5}-of-[0-9]{5}\.gguf$", m)]
     return f" -m {shlex.quote('@' + whole[0].removesuffix('.gguf'))}" if len(whole) > 1 else ""
+
+
+# advise
+
+
+@commands.command()
+@click.argument("source", metavar="SOURCE")
+@click.option(
+    "-c",
+    "--context",
+    type=click.IntRange(min=1),
+    help="Tokens of context.  [default: the model's own, 4096 at most]",
+)
+@click.option(
+    "--memory",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="GB",
+    help="The memory of another machine, in units of 10^9 bytes.  [default: this one's]",
+)
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def advise(source: str, context: int | None, memory: float | None, as_json: bool) -> None:
+    """Say which format to quantize a model to.
+
+    SOURCE is a GGUF, hf:OWNER/REPO[:FILE-or-quant] or ollama:NAME[:TAG]; of one on the hub
+    only the header is fetched. Sizes follow from the header by the quantizer's own rules.
+    Memory is weights, keys and values for the context (F16), and the buffers for reading 512
+    tokens at once; it fits if an eighth of the machine's stays free. Good for reading means
+    fast with long prompts, for writing fast with long answers. One file on Windows is what
+    stays below 4 GiB with everything that runs it.
+    """
+    machine = int(memory * 1e9) if memory else None
+    advice = pyllamafile.advise(source, context=context, machine=machine)
+    if as_json:
+        click.echo(json.dumps(advice.as_dict(), indent=2))
+    else:
+        _print_advice(advice)
+
+
+def _print_advice(advice: Advice) -> None:
+    facts = [f"{advice.parameters / 1e6:,.0f} million parameters"]
+    facts += [f"quantized to {advice.quantization}"] if advice.quantization else []
+    _out.print(_bold(advice.name), f" {_shown(', '.join(facts))}")
+    own = f" of {advice.own_context:,}" if advice.own_context else ""
+    machine = f"{_size(advice.usable)} of {_size(advice.machine)}"
+    _out.print(f"  context {advice.context:,}{own} tokens; the machine has {machine} for it")
+    header = ("format", "file", "memory", "fits", "good for", "Windows")
+    table = Table(*header, box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for row in advice.rows:
+        table.add_row(
+            row.format,
+            _size(row.size),
+            _size(row.memory.total),
+            "yes" if row.fits else "no",
+            row.good_for,
+            "one file" if row.windows else "two files",
+            style="bold" if row.format == advice.recommended else None,
+        )
+    _out.print(table)
+    _out.print(_shown(f"{advice.recommended or 'none'}: {advice.reason}"))
 
 
 # inspect, verify, extract

@@ -1,0 +1,219 @@
+"""Which format a model should be quantized to, for a machine and a use."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from pyllamafile import quantize, sources
+from pyllamafile.build import TOO_LARGE
+from pyllamafile.errors import PyllamafileError
+from pyllamafile.quantize import FORMATS, Memory
+from pyllamafile.sources import PathLike
+
+# Reading is bound by computing, writing by memory: the smaller, the faster. As measured with
+# scripts/bench_speed.py (the README's table), and at Phi-3's sizes.
+_GOOD_FOR: Final[Mapping[str, str]] = {
+    "F16": "",
+    "BF16": "reading",
+    "Q8_0": "reading",
+    "Q6_K": "reading",
+    "Q5_K_M": "reading, writing",
+    "Q4_K_M": "reading, writing",
+    "Q4_0": "writing",
+    "Q2_K": "writing",
+}
+
+# What to take, the first that will do, and why.
+_PREFERRED: Final[Mapping[str, str]] = {
+    "Q5_K_M": "answers hardly worse than in F16, and is good for reading and writing",
+    "Q4_K_M": "answers a little worse than in F16, and is good for reading and writing",
+    "Q4_0": "answers somewhat worse than in F16, and writes fast",
+    "Q2_K": "makes mistakes that F16 doesn't, but it runs",
+}
+_SMALL: Final = 1_500_000_000
+_FOR_SMALL: Final = {"Q8_0": "answers as in F16, which a model this small needs; it is fast anyway"}
+
+_BESIDE: Final = 64 << 20  # bytes that twelve runtimes and the web GUI take at most
+_DEFAULT_CONTEXT: Final = 4096
+
+
+@dataclass(frozen=True)
+class Row:
+    """A format that the model could be in.
+
+    Attributes:
+        format: For example ``Q5_K_M``.
+        size: Of the GGUF, in bytes.
+        memory: What it takes when it runs.
+        fits: Whether the machine has so much.
+        good_for: ``reading`` prompts, ``writing`` answers, both, or ``""``.
+        windows: Whether a llamafile of it is one file on Windows.
+    """
+
+    format: str
+    size: int
+    memory: Memory
+    fits: bool
+    good_for: str
+    windows: bool
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What to do with a model.
+
+    Attributes:
+        name: The GGUF that was looked at.
+        parameters: How many the model has.
+        quantization: What most of it is quantized to already, or None.
+        context: The tokens of context that the memory is for.
+        own_context: The most that the model was trained for, or None.
+        machine: The machine's memory, in bytes.
+        usable: How much of it may be taken, in bytes.
+        rows: The formats, best first; of a model that is quantized, that one first.
+        recommended: The format to take, or None if none fits.
+        reason: Why.
+    """
+
+    name: str
+    parameters: int
+    quantization: str | None
+    context: int
+    own_context: int | None
+    machine: int
+    usable: int
+    rows: tuple[Row, ...]
+    recommended: str | None
+    reason: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it in types that JSON has, with the sum of each row's memory."""
+        found = asdict(self)
+        for row, facts in zip(self.rows, found["rows"], strict=True):
+            facts["memory"]["total"] = row.memory.total
+        return found
+
+
+def advise(given: PathLike, *, context: int | None = None, machine: int | None = None) -> Advice:
+    """Say what a model would be in each format, and which one to take.
+
+    Args:
+        given: A GGUF, as `sources.find` knows it; of one on the hub only the header is fetched.
+        context: In tokens; by default the model's own, and 4096 at most.
+        machine: The memory to fit into, in bytes; by default this machine's.
+
+    Raises:
+        PyllamafileError: There is no such model, it is no language model, or it can't have so
+            long a context.
+    """
+    source = sources.find(given)
+    parts = sources.headers(source)
+    own = parts[0].context_length
+    if not parts[0].vocabulary or not any(part.tensors for part in parts):
+        raise PyllamafileError(f"{given}: not a language model with weights")
+    if context is not None and own and context > own:
+        raise PyllamafileError(f"{given}: its context is at most {own} tokens, not {context}")
+    context = context or min(own or _DEFAULT_CONTEXT, _DEFAULT_CONTEXT)
+    machine = machine or memory()
+    usable = machine * 7 // 8  # the rest is for the system
+    as_it_is = quantize.quantized(parts)
+
+    def row(format: str, size: int, taken: Memory) -> Row:
+        return Row(
+            format,
+            size,
+            taken,
+            fits=taken.total <= usable,
+            good_for=_GOOD_FOR.get(format, ""),
+            windows=size + _BESIDE < TOO_LARGE,
+        )
+
+    rows = [
+        row(format, quantize.size(parts, format), quantize.memory(parts, context, format))
+        for format in FORMATS
+    ]
+    if as_it_is:
+        called = parts[0].quantization or as_it_is
+        size = sum(part.size for part in parts)
+        rows = [r for r in rows if r.format != called]
+        rows.insert(0, row(called, size, quantize.memory(parts, context)))
+    parameters = sum(part.parameters for part in parts)
+    recommended, reason = _recommend(rows, parameters, usable, bool(as_it_is))
+    return Advice(
+        name=source.name,
+        parameters=parameters,
+        quantization=rows[0].format if as_it_is else None,
+        context=context,
+        own_context=own,
+        machine=machine,
+        usable=usable,
+        rows=tuple(rows),
+        recommended=recommended,
+        reason=reason,
+    )
+
+
+def _recommend(
+    rows: Sequence[Row], parameters: int, usable: int, is_quantized: bool
+) -> tuple[str | None, str]:
+    """The format to take, if there is one, and the reason."""
+    least = min(rows, key=lambda row: row.memory.total)
+    if is_quantized and rows[0].fits:
+        return rows[0].format, "it is quantized already, and quantizing again would lose more"
+    if not least.fits:
+        return None, (
+            f"the smallest, {least.format}, takes {least.memory.total:,} bytes of memory, and"
+            f" {usable:,} can be had: a shorter context (-c) takes less"
+        )
+    reasons = {**(_FOR_SMALL if parameters < _SMALL else {}), **_PREFERRED}
+    fitting = {row.format: row for row in rows if row.fits and row.format in reasons}
+    ranked = [fitting[format] for format in reasons if format in fitting]
+    if not ranked:
+        return least.format, "nothing else fits"
+    # One file for Windows is worth a step down, but not a plunge.
+    good = [row for row in ranked if row.format in ("Q8_0", "Q5_K_M", "Q4_K_M")]
+    best = next((row for row in good if row.windows), ranked[0])
+    reason = f"it fits, {reasons[best.format]}"
+    if not best.windows:
+        reason += "; on Windows it takes a small .exe beside it"
+    elif best is not ranked[0]:
+        reason += f"; unlike {ranked[0].format} it is one file on Windows"
+    if is_quantized:
+        reason += "; make it of a GGUF in F16, for this one is quantized already"
+    return best.format, reason
+
+
+def memory() -> int:
+    """The memory of this machine in bytes, or less if this process may not have all of it."""
+    found = [_windows_memory() if sys.platform == "win32" else _posix_memory()]
+    for limit in ("memory.max", "memory/memory.limit_in_bytes"):  # of a Linux container
+        with contextlib.suppress(OSError, ValueError):  # no such file; the word max
+            found.append(int((Path("/sys/fs/cgroup") / limit).read_text()))
+    return min(found)
+
+
+def _posix_memory() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _windows_memory() -> int:
+    class Status(ctypes.Structure):
+        """MEMORYSTATUSEX: its own length, a percentage, then seven counts."""
+
+        _fields_ = (
+            ("length", ctypes.c_uint32),
+            ("load", ctypes.c_uint32),
+            ("total", ctypes.c_uint64),
+            ("others", ctypes.c_uint64 * 6),
+        )
+
+    status = Status(length=ctypes.sizeof(Status))
+    ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status))  # type: ignore[attr-defined]
+    return int(status.total)

@@ -1,0 +1,174 @@
+"""What makes a GGUF of something else: llama.cpp's converters, and its quantizer."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from pyllamafile import native, quantize
+from pyllamafile.errors import PyllamafileError
+from pyllamafile.native import tools
+from pyllamafile.weights import read, shards
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done and how much there is."""
+
+# By what is in a folder, the script in llama.cpp's source and the floats that it is asked for: a
+# model's own, and for an adapter, which is small, those that it always manages.
+_SCRIPTS = {"model": ("convert_hf_to_gguf.py", "auto"), "lora": ("convert_lora_to_gguf.py", "f32")}
+_PACKAGES = ("torch", "transformers", "sentencepiece")  # of the extra `convert`
+
+
+def kind(folder: Path) -> Literal["model", "lora"] | None:
+    """What a converter could make of a folder: a model, a LoRA adapter, or nothing."""
+    if (folder / "adapter_config.json").is_file():
+        return "lora"
+    if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
+        return "model"
+    return None
+
+
+def convert(folder: Path, output: Path, tell: Progress) -> Path:
+    """Make a GGUF of a folder of safetensors, in floats.
+
+    Args:
+        folder: A model's, or a LoRA adapter's.
+        output: The file to write.
+        tell: Told about every step.
+
+    Returns:
+        `output`.
+
+    Raises:
+        PyllamafileError: The packages for it are missing, or the converter refused.
+    """
+    what = kind(folder)
+    assert what is not None
+    for package in _PACKAGES:
+        if importlib.util.find_spec(package) is None:
+            raise PyllamafileError(
+                f"the Python package {package} is missing, which converting {folder} takes",
+                hint="pip install 'pyllamafile[convert]'",
+            )
+    # Else a model is called after its folder, which in the hub's cache is a number.
+    more = _base(folder) if what == "lora" else ["--model-name", output.stem]
+    script, floats = _SCRIPTS[what]
+    command = [sys.executable, str(native.llama_source(progress=tell) / script), str(folder)]
+    command += ["--outfile", str(output), "--outtype", floats, *more]
+    label = f"converting {folder}"
+
+    tell(label, 0, 0)
+    _run(command, "convert", label, lambda line: None, r"(?:ERROR:[^:]*:|Error: |Exception: )(.+)")
+    if not output.is_file():
+        raise PyllamafileError(f"{label} brought no file", hint=tools.log_hint("convert"))
+    return output
+
+
+def _base(folder: Path) -> list[str]:
+    """Where an adapter's base model is, if that is on this machine; else the hub is asked."""
+    path = folder / "adapter_config.json"
+    try:
+        base = json.loads(path.read_bytes())["base_model_name_or_path"]
+        candidates = [Path(base), folder.parent / Path(base).name]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PyllamafileError(f"{path}: doesn't say what model it is for") from error
+    here = [candidate for candidate in candidates if (candidate / "config.json").is_file()]
+    return ["--base", str(here[0])] if here else []
+
+
+def quantized_name(name: str, format: str) -> str:
+    """What the GGUF `name` is called in another format.
+
+    >>> quantized_name("phi-3-mini-fp16.gguf", "Q5_K_M")
+    'phi-3-mini-Q5_K_M.gguf'
+    """
+    stem = re.sub(r"-\d{5}-of-\d{5}$", "", name.removesuffix(".gguf"))
+    known = r"f16|fp16|f32|fp32|bf16|i?q\d(_[01]|_k(_[sml])?)?"
+    stem = re.sub(rf"(^|[-._])({known})$", "", stem, flags=re.IGNORECASE)
+    return f"{stem}-{format}.gguf" if stem else f"{format}.gguf"
+
+
+def quantizable(path: Path) -> bool:
+    """Whether a GGUF is a model, and not an adapter or a projector that goes with one."""
+    facts = read(path)
+    return facts.architecture != "clip" and facts.metadata.get("general.type") != "adapter"
+
+
+def to_format(
+    path: Path, output: Path, format: str, program: bytes, *, again: bool, tell: Progress
+) -> Path:
+    """Quantize a model, with llama.cpp's own quantizer.
+
+    Args:
+        path: The GGUF; of a split one, any part.
+        output: The file to write.
+        format: One of `quantize.FORMATS`.
+        program: A runtime that runs here.
+        again: Whether what is quantized may be quantized again.
+        tell: Told about every tensor, in bytes.
+
+    Returns:
+        `output`.
+
+    Raises:
+        PyllamafileError: It is quantized already, there is no room, or the quantizer refused.
+    """
+    files = shards(path)
+    parts = [read(file) for file in files]
+    if not again and quantize.loses_twice(parts, format):
+        raise PyllamafileError(
+            f"{path}: is quantized already ({quantize.quantized(parts)}), and would lose twice",
+            hint="take a GGUF in F16, BF16 or F32, or accept the loss: --allow-requantize",
+        )
+    need, free = quantize.size(parts, format), shutil.disk_usage(output.parent).free
+    if need > free:
+        raise PyllamafileError(
+            f"{output.parent}: {format} takes {need:,} bytes for a while, and {free:,} are free"
+        )
+    sizes = {tensor.name: tensor.size for part in parts for tensor in part.tensors}
+    total, done = sum(sizes.values()), 0
+    label = f"quantizing to {format}"
+
+    def step(line: str) -> None:
+        nonlocal done
+        if match := re.match(r"\[ *\d+/ *\d+\] +(\S+)", line):
+            done += sizes.get(match[1], 0)
+            tell(label, done, total)
+
+    tell(label, 0, total)
+    with tempfile.TemporaryDirectory(dir=tools.folder("run"), prefix="quantizer-") as folder:
+        runtime = Path(folder) / "runtime"
+        runtime.write_bytes(program)
+        runtime.chmod(0o700)
+        model = files[0].absolute()
+        if not model.name.endswith(".gguf"):  # Ollama's blobs
+            model = Path(folder) / "model.gguf"
+            model.symlink_to(files[0].absolute())
+        command = [str(runtime), "--quantize", *(["--allow-requantize"] if again else [])]
+        command += [str(model), str(output), format]
+        _run(command, "quantize", label, step, r"failed to quantize: (.+)")
+    return output
+
+
+def _run(command: list[str], log: str, what: str, step: Callable[[str], None], reason: str) -> None:
+    """Run a program; of what it says when it fails, the one line that has the reason."""
+    found: list[str] = []
+
+    def each(line: str) -> None:
+        step(line)
+        if match := re.search(reason, line):
+            found.append(match[1].strip())
+
+    try:
+        tools.run(command, log=log, what=what, each_line=each)
+    except PyllamafileError as error:
+        if not found:
+            raise
+        raise PyllamafileError(f"{what} failed: {found[-1]}", tools.log_hint(log)) from error

@@ -1,0 +1,428 @@
+"""Where weights come from: a file, a folder to convert, Hugging Face's hub, Ollama's store.
+
+Finding is cheap: it asks what there is and decides. Only `Source.fetch` moves gigabytes, so that
+whatever else is wrong can be said before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from pyllamafile import convert, weights
+from pyllamafile.errors import PyllamafileError
+from pyllamafile.weights import Weights
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done and how much there is."""
+
+PathLike = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Weights that were found, and how to have them as a GGUF.
+
+    Attributes:
+        name: What the GGUF is called, ``.gguf`` included.
+        fetch: Gives the GGUF's path, of a split one the first file's; takes a folder for what
+            has to be written, which the caller removes, and the progress.
+        path: The file itself, where nothing has to be fetched.
+        headers: Reads what the header says, without fetching the rest where that can be avoided.
+    """
+
+    name: str
+    fetch: Callable[[Path, Progress], Path]
+    path: Path | None = None
+    headers: Callable[[], tuple[Weights, ...]] | None = None
+
+
+def find(given: PathLike) -> Source:
+    """Find weights by what a user calls them.
+
+    Args:
+        given: A path of a GGUF, or of a folder of safetensors or of a LoRA adapter;
+            ``hf:OWNER/REPO``, maybe with ``:FILE`` or ``:QUANT`` behind it; ``ollama:NAME``,
+            maybe with ``:TAG``.
+
+    Raises:
+        PyllamafileError: There is no such thing, or it is not clear which one is meant.
+    """
+    text = os.fspath(given)
+    scheme, colon, rest = text.partition(":")
+    if colon and scheme in SCHEMES and not os.path.lexists(text):
+        return SCHEMES[scheme](rest)
+    path = Path(text)
+    try:
+        is_folder = path.is_dir()
+    except (OSError, ValueError):
+        is_folder = False  # out of reach: the reader says why
+    return _folder(path) if is_folder else _file(path)
+
+
+def headers(source: Source) -> tuple[Weights, ...]:
+    """The header of every file of a model, read with as little of the rest as can be.
+
+    Raises:
+        PyllamafileError: It can't be had, or it has to be converted first.
+    """
+    if source.headers is None:
+        raise PyllamafileError(
+            f"{source.name.removesuffix('.gguf')} is no GGUF yet",
+            hint="`pyllamafile build --gguf` converts it",
+        )
+    return source.headers()
+
+
+# Files and folders
+
+
+def _file(path: Path, name: str | None = None) -> Source:
+    return Source(
+        name or gguf_name(path.name),
+        lambda folder, tell: path,
+        path=path,
+        headers=lambda: tuple(map(weights.read, weights.shards(path))),
+    )
+
+
+def gguf_name(name: str) -> str:
+    """A file's name with the ending by which a runtime knows weights."""
+    return name if name.endswith(".gguf") else f"{name.removesuffix('.GGUF')}.gguf"
+
+
+def _folder(path: Path, name: str | None = None) -> Source:
+    kind = convert.kind(path)
+    if kind is None:
+        raise PyllamafileError(
+            f"{path} is a directory",
+            "pass the .gguf file itself, or a folder with config.json and safetensors",
+        )
+    name = name or gguf_name(path.resolve().name)
+    return Source(name, lambda folder, tell: convert.convert(path, folder / name, tell))
+
+
+# Ollama's store
+
+
+def _ollama(rest: str) -> Source:
+    """NAME[:TAG] out of the store that `ollama pull` fills.
+
+    A manifest lists blobs by digest; the one of the model's own kind is a GGUF.
+    """
+    name, _, tag = rest.partition(":")
+    tag = tag or "latest"
+    parts = [*([] if "/" in name else ["library"]), *name.split("/")]
+    if not all(re.fullmatch(r"[\w.-]+", part) and set(part) != {"."} for part in (*parts, tag)):
+        raise PyllamafileError(f"ollama:{rest}: not a name", hint="it goes ollama:NAME[:TAG]")
+    store = Path(os.environ.get("OLLAMA_MODELS") or Path.home() / ".ollama" / "models")
+    manifests = store / "manifests" / "registry.ollama.ai"
+    manifest = manifests.joinpath(*parts, tag)
+    try:
+        layers = json.loads(manifest.read_bytes())["layers"]
+        (digest,) = (x["digest"] for x in layers if x["mediaType"].endswith(".image.model"))
+        (sha256,) = re.findall(r"sha256:([0-9a-f]{64})", digest)
+    except OSError as error:
+        here = ", ".join(_pulled(manifests)) or "nothing"
+        raise PyllamafileError(
+            f"ollama:{rest} is not in {store}, which has {here}",
+            hint=f"`ollama pull {rest}` fetches it; OLLAMA_MODELS says where its store is",
+        ) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise PyllamafileError(f"{manifest}: no manifest of one model") from error
+    blob = store / "blobs" / f"sha256-{sha256}"
+
+    def fetch(folder: Path, tell: Progress) -> Path:
+        if _digest(blob, tell) != sha256:
+            raise PyllamafileError(
+                f"{blob}: damaged: its SHA-256 is another", hint=f"`ollama pull {rest}` mends it"
+            )
+        return blob
+
+    called = parts[-1] if tag == "latest" else f"{parts[-1]}-{tag}"
+    return Source(gguf_name(called), fetch, path=blob, headers=lambda: (weights.read(blob),))
+
+
+def _pulled(manifests: Path) -> list[str]:
+    """What is in the store, by the names that the user knows."""
+    found = []
+    for path in sorted(manifests.glob("*/*/*")):
+        owner, name, tag = path.relative_to(manifests).parts
+        found.append(f"{name}:{tag}" if owner == "library" else f"{owner}/{name}:{tag}")
+    return found
+
+
+def _digest(path: Path, tell: Progress, start: bytes = b"", algorithm: str = "sha256") -> str:
+    digest = hashlib.new(algorithm, start)
+    try:
+        total, done = path.stat().st_size, 0
+        with path.open("rb") as file:
+            while block := file.read(1 << 22):
+                digest.update(block)
+                done += len(block)
+                tell(f"checking {path.name}", done, total)
+    except OSError as error:
+        raise PyllamafileError(f"{path}: {error.strerror}") from error
+    return digest.hexdigest()
+
+
+# The hub
+
+
+@dataclass(frozen=True)
+class _Listed:
+    """A file on the hub: its size in bytes, and its digest with what hashes to it."""
+
+    name: str
+    size: int
+    digest: str | None
+    algorithm: str
+
+
+def _hub(rest: str) -> Source:
+    """OWNER/REPO[:FILE-or-quant] on Hugging Face's hub, or out of its cache."""
+    repo, _, wanted = rest.partition(":")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
+        raise PyllamafileError(
+            f"hf:{rest}: not a name on the hub", hint="it goes hf:OWNER/REPO[:FILE-or-quant]"
+        )
+    listed, revision = _listing(repo)
+    sizes = {name: file.size for name, file in listed.items()}
+    if not wanted and "config.json" in sizes and not any(n.endswith(".gguf") for n in sizes):
+        return _hub_folder(repo, revision, listed)
+    chosen = choose(f"hf:{repo}", sizes, wanted)
+
+    def fetch(folder: Path, tell: Progress) -> Path:
+        first, *_ = [_download(repo, revision, listed[name], tell) for name in chosen]
+        return first
+
+    def heads() -> tuple[Weights, ...]:
+        return tuple(_head(repo, revision, listed[name]) for name in chosen)
+
+    return Source(gguf_name(Path(chosen[0]).name), fetch, headers=heads)
+
+
+def choose(model: str, sizes: Mapping[str, int], wanted: str) -> list[str]:
+    """Choose among the files of a repository: all parts of one model.
+
+    Args:
+        model: What to call the repository in a message.
+        sizes: The bytes of every file by its name.
+        wanted: A file's name, or a quantization's such as ``Q4_K_M``; ``""`` for the only one.
+
+    Raises:
+        PyllamafileError: None fits, or several do; the message lists what is there.
+    """
+    models: dict[str, list[str]] = {}
+    for name in sorted(sizes):
+        if name.endswith(".gguf"):
+            models.setdefault(re.sub(r"-\d{5}-of-\d{5}(?=\.gguf$)", "", name), []).append(name)
+    for files in models.values():
+        if wanted in files:
+            return _whole(model, files)
+    main = {name: files for name, files in models.items() if not _beside(name)}
+    if not main:
+        raise PyllamafileError(f"{model} has no GGUF")
+    fitting = [files for name, files in main.items() if not wanted or _is_quant(name, wanted)]
+    if len(fitting) == 1:
+        return _whole(model, fitting[0])
+    there = ", ".join(
+        f"{name} ({sum(sizes[file] for file in files) / 1e9:.2f} GB)"
+        for name, files in main.items()
+    )
+    first = next(iter(fitting or main.values()))[0]
+    what = (
+        f"{wanted!r} fits {len(fitting)} models in {model}"
+        if wanted and fitting
+        else f"{model} has no {wanted!r}"
+        if wanted
+        else f"{model} has {len(fitting)} models"
+    )
+    raise PyllamafileError(f"{what}; there are {there}", hint=f"choose a file: {model}:{first}")
+
+
+def _whole(model: str, files: Sequence[str]) -> list[str]:
+    """The parts in order, if none is missing."""
+    split = re.search(r"-\d{5}-of-(\d{5})\.gguf$", files[0])
+    if split and len(files) != int(split[1]):
+        raise PyllamafileError(f"{model} has {len(files)} of {int(split[1])} parts of {files[0]}")
+    return list(files)
+
+
+def _beside(name: str) -> bool:
+    """Whether a GGUF is no model but goes with one."""
+    return bool(re.search(r"mmproj|imatrix", Path(name).name, re.IGNORECASE))
+
+
+def _is_quant(name: str, wanted: str) -> bool:
+    """Whether a file's name says that it is of a quantization: Q4_K is not Q4_K_M."""
+    called = re.sub(r"^f(?=(16|32)$)", "fp?", re.escape(wanted.lower()))  # Phi-3's has fp16
+    return bool(re.search(rf"(?<![a-z0-9]){called}(?![a-z0-9_])", name.lower()))
+
+
+def _listing(repo: str) -> tuple[dict[str, _Listed], str]:
+    """Every file of a repository, and the revision that this is true of."""
+    from huggingface_hub import HfApi
+
+    with _hub_errors(f"hf:{repo}"):
+        info = HfApi().model_info(repo, files_metadata=True)
+    listed = {}
+    for file in info.siblings or ():
+        large = file.lfs.sha256 if file.lfs else None
+        listed[file.rfilename] = _Listed(
+            file.rfilename,
+            file.size or 0,
+            large or file.blob_id,
+            "sha256" if large else "sha1",
+        )
+    return listed, info.sha or "main"
+
+
+def _hub_folder(repo: str, revision: str, listed: Mapping[str, _Listed]) -> Source:
+    """A model that is safetensors there: what the converter reads is fetched, then converted."""
+    needed = [
+        file
+        for file in listed.values()
+        if "/" not in file.name
+        and file.name.endswith((".json", ".safetensors", ".model", ".txt", ".jinja"))
+    ]
+    if not any(file.name.endswith(".safetensors") for file in needed):
+        raise PyllamafileError(f"hf:{repo} has neither a GGUF nor safetensors")
+    name = gguf_name(repo.split("/")[1])
+
+    def fetch(folder: Path, tell: Progress) -> Path:
+        paths = [_download(repo, revision, file, tell) for file in needed]
+        return convert.convert(paths[0].parent, folder / name, tell)
+
+    return Source(name, fetch)
+
+
+def _download(repo: str, revision: str, file: _Listed, tell: Progress) -> Path:
+    """A file of the hub out of its cache, fetched if it isn't there; its digest holds."""
+    from huggingface_hub import hf_hub_download
+
+    label = f"hf:{repo}:{file.name}"
+    with _hub_errors(label):
+        path = Path(
+            hf_hub_download(repo, file.name, revision=revision, tqdm_class=_bar(file, tell))
+        )
+    # The hub's own client looks at the size alone.
+    start = f"blob {path.stat().st_size}\0".encode() if file.algorithm == "sha1" else b""
+    if file.digest and _digest(path, tell, start, file.algorithm) != file.digest:
+        for wrong in (path.resolve(), path):
+            wrong.unlink(missing_ok=True)
+        raise PyllamafileError(
+            f"{label}: what came is not what the hub lists: its digest is another",
+            hint="it was removed; the same command fetches it again",
+        )
+    return path
+
+
+def _bar(file: _Listed, tell: Progress) -> type[Any]:
+    """What the hub's client takes for its progress bar; it draws nothing."""
+    from tqdm import tqdm  # type: ignore[import-untyped]
+
+    class Bar(tqdm):  # type: ignore[misc]
+        def __init__(self, *args: object, initial: int = 0, **options: object) -> None:
+            options.pop("name", None)
+            options["disable"] = True
+            super().__init__(*args, initial=initial, **options)
+            self.had = initial
+
+        def update(self, n: float | None = 1) -> None:
+            self.had += int(n or 0)
+            tell(f"fetching {Path(file.name).name}", self.had, file.size)
+
+    return Bar
+
+
+_FIRST_BYTES: Final = 1 << 22
+_MOST_BYTES: Final = 1 << 28
+
+
+def _head(repo: str, revision: str, file: _Listed) -> Weights:
+    """The header of a GGUF on the hub, of whose file no more is fetched than that takes."""
+    from huggingface_hub import hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.utils import (  # type: ignore[attr-defined]
+        build_hf_headers,
+        get_session,
+        hf_raise_for_status,
+    )
+
+    cached = try_to_load_from_cache(repo, file.name, revision=revision)
+    if isinstance(cached, str):
+        return weights.read(Path(cached))
+    url = hf_hub_url(repo, file.name, revision=revision)
+    have, count = 0, min(_FIRST_BYTES, file.size)
+    with tempfile.TemporaryDirectory() as folder:
+        # A file with a hole: as long as the real one, with only its beginning written.
+        path = Path(folder) / Path(file.name).name
+        while True:
+            with _hub_errors(f"hf:{repo}:{file.name}"), path.open("ab") as beginning:
+                beginning.truncate(beginning.seek(have))
+                wanted = {**build_hf_headers(), "Range": f"bytes={have}-{count - 1}"}
+                with get_session().stream("GET", url, headers=wanted) as response:
+                    hf_raise_for_status(response)
+                    if response.status_code != 206:  # all of it, whatever was asked for
+                        beginning.truncate(beginning.seek(0))
+                    for block in response.iter_bytes(1 << 20):
+                        beginning.write(block)
+                        if beginning.tell() >= count:
+                            break
+                have = beginning.tell()
+                beginning.truncate(file.size)
+            try:
+                found = weights.read(path)
+            except PyllamafileError as error:
+                if have >= min(file.size, _MOST_BYTES):
+                    message = error.message.replace(str(path), f"hf:{repo}:{file.name}")
+                    raise PyllamafileError(message, error.hint) from error
+            else:
+                if found.data_offset <= have:
+                    return found
+            count = min(have * 2, file.size)
+
+
+@contextlib.contextmanager
+def _hub_errors(label: str) -> Iterator[None]:
+    """Say in one line what went wrong on the way to the hub."""
+    from huggingface_hub import constants, errors
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
+    from huggingface_hub.utils import logging
+
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    token = "`hf auth login` keeps a token, and so does HF_TOKEN"
+    try:
+        yield
+    except errors.GatedRepoError as error:
+        raise PyllamafileError(
+            f"{label} is gated: its owner wants its terms accepted first",
+            hint=f"accept them on its page; {token}",
+        ) from error
+    except errors.HfHubHTTPError as error:
+        code = error.response.status_code
+        what, hint = _ANSWERS.get(code, (f"the hub answered {code}", None))
+        raise PyllamafileError(f"{label}: {what}", hint=hint and hint.format(token)) from error
+    except (HTTPError, errors.OfflineModeIsEnabled, OSError) as error:
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise PyllamafileError(
+            f"{label}: the transfer from {constants.ENDPOINT} failed ({reason})",
+            hint="the same command tries again; files that are complete stay",
+        ) from error
+
+
+_ANSWERS: Final[Mapping[int, tuple[str, str | None]]] = {
+    401: ("the hub wants to know who asks (401): no such model, or a private one", "{}"),
+    403: ("the hub forbids it with this token (403)", "{}"),
+    404: ("the hub has no such thing (404)", "look at the name's spelling"),
+}
+
+SCHEMES: Final[Mapping[str, Callable[[str], Source]]] = {"hf": _hub, "ollama": _ollama}
