@@ -62,7 +62,7 @@ _UNIX: Final = 3  # APPNOTE 4.4.2.2
 _SCRIPT_MAGIC: Final = b"#!/bin/sh\n"
 _PE_MAGIC: Final = b"MZ"
 _ELF_MAGIC: Final = b"\x7fELF"
-_FIRST_LINE: Final = b'MZ=;eval "$(dd<"$0" bs=8k skip=1 count=1 2>/dev/null)";exit\n'
+_FIRST_LINE: Final = b'MZ=;eval "$(dd<"$0" bs=8k skip=1 count=1 2<&0)";exit 1     \n'
 _PE_SCRIPT: Final = 8192  # where that line finds the script, in bytes
 _PE_BODY: Final = 16384  # where it ends, and the program goes on
 _PE_MACHINES: Final = {0x8664: "windows-amd64", 0xAA64: "windows-arm64"}

@@ -57,7 +57,8 @@ esac
 # else can put another in its place: ours or root's, and unwritable to others, or sticky as
 # /tmp is. A group of one's own (gid = uid) is nobody else. Arguments: the number of lines
 # that `ls -dln . .. [PROGRAM]` printed, then its words: per line the mode, links, uid, gid,
-# size, a date of as many words as the system likes, and the name.
+# size, a date of as many words as the system likes, and the name. The program is dated 1980: who
+# writes to it, without meaning to hide that, gives it another date.
 lf_trusted() {
     lf_words=$((($# - 1) / $1))
     shift
@@ -70,22 +71,22 @@ lf_trusted() {
     d????-??-*,"$lf_owner" | d????-??-*,0 | d????????[tT]*,"$lf_owner" | d????????[tT]*,0) ;;
     d???????-*,"$lf_owner") [ "$3" = "$4" ] ;;
     *) false ;;
-    esac && shift "$lf_words" && case ${1-} in
-    '') ;;
-    -rwx?-??-*) [ "$3,$5" = "$lf_owner,$lf_size" ] ;;
+    esac && shift "$lf_words" && case $1,$3,$5,$6$7$8 in
+    ,,,) ;;
+    -rwx?-??-*,"$lf_owner,$lf_size,"*1980*) ;;
     *) false ;;
     esac
 }
 
 # Looks at BASE/run [and PROGRAM in it] with one `ls`, for which the subshell makes way: this
 # is what a start costs. Sets lf_dir, free of symbolic links that could be changed under us.
-# LS_BLOCK_SIZE: GNU ls counts in the user's BLOCK_SIZE otherwise.
+# GNU ls would count in the user's BLOCK_SIZE, and write dates in the user's TIME_STYLE.
 # shellcheck disable=SC2086 # words are wanted
 lf_look() {
     lf_out=$(
         exec 2>/dev/null
         command cd -P "$1/run" && command pwd -P && echo // &&
-            export LC_ALL=C LS_BLOCK_SIZE=1 && exec ls -dln . .. ${2:+"$2"}
+            export LC_ALL=C LS_BLOCK_SIZE=1 TIME_STYLE=locale && exec ls -dln . .. ${2:+"$2"}
     ) && lf_dir=${lf_out%%?//*} && lf_trusted $(($# + 1)) ${lf_out#*//?}
 }
 
@@ -96,8 +97,12 @@ lf_find() {
 
 # Can it be put there, and does it run there?
 lf_make() {
-    (umask 077 && command mkdir -p "$1/run") 2>/dev/null && lf_look "$1" &&
-        lf_unpack "$lf_dir/$lf_name"
+    (umask 077 && command mkdir -p "$1/run") 2>/dev/null && lf_look "$1" && {
+        lf_unpack "$lf_dir/$lf_name" || {
+            lf_clean
+            false
+        }
+    }
 }
 
 lf_program() {
@@ -117,18 +122,15 @@ lf_sum() {
 }
 
 # A directory in the program's place would swallow it, and so would a symbolic link to one.
-# The trial run finds file systems that let nothing be executed.
+# The trial run finds file systems that let nothing be executed. The middle of 1980 is in 1980
+# in every time zone.
 lf_unpack() {
     [ ! -h "$1" ] || command rm -f "$1"
-    if [ ! -d "$1" ] && lf_new "$1.$$" && lf_program >"$lf_tmp" &&
+    [ ! -d "$1" ] && lf_new "$1.$$" && lf_program >"$lf_tmp" &&
         [ "$(($(command wc -c <"$lf_tmp") + 0))" = "$lf_size" ] &&
         case $(lf_sum <"$lf_tmp") in *"$lf_name"* | '') ;; *) false ;; esac &&
-        command chmod 700 "$lf_tmp" && lf_try "$lf_tmp" && command mv -f "$lf_tmp" "$1"; then
-        :
-    else
-        lf_clean
-        false
-    fi
+        command chmod 700 "$lf_tmp" && lf_try "$lf_tmp" &&
+        command touch -t 198007010000 "$lf_tmp" && command mv -f "$lf_tmp" "$1"
 }
 
 # Sets lf_tmp to a new file; the second way is for systems without mktemp.
@@ -191,10 +193,7 @@ if ! lf_each lf_find; then
         esac
         [ "${lf_status:-126}" = 126 ] ||
             lf_die "the program for $lf_host does not run on this machine (it ended with status $lf_status)"
-        lf_needs='a directory with room for it that only you can write to, and where programs may run'
-        [ "${PYLLAMAFILE_CACHE:+x}" ] ||
-            lf_die "found no place to unpack the program to: set PYLLAMAFILE_CACHE to $lf_needs"
-        lf_die "cannot unpack the program to PYLLAMAFILE_CACHE=$PYLLAMAFILE_CACHE: set it to $lf_needs"
+        lf_die "cannot unpack the program${PYLLAMAFILE_CACHE:+ to $PYLLAMAFILE_CACHE}: set PYLLAMAFILE_CACHE to a directory with room for it that only you can write to, and where programs may run"
     fi
     trap - HUP INT TERM
 fi

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 
 from pyllamafile.errors import PyllamafileError
 
-FIRST_LINE = b'MZ=;eval "$(dd<"$0" bs=8k skip=1 count=1 2>/dev/null)";exit\n'
-"""To Windows a DOS header up to e_lfanew, to a shell the order to run what is at `SCRIPT`."""
+FIRST_LINE = b'MZ=;eval "$(dd<"$0" bs=8k skip=1 count=1 2<&0)";exit 1     \n'
+"""To Windows a DOS header up to e_lfanew, to a shell the order to run what is at `SCRIPT`.
+
+``dd`` gets the file, open for reading alone, as standard error, which keeps it quiet."""
 
 SCRIPT = 0x2000
 """Where the launch script begins; ``dd`` reads it with ``bs=8k skip=1``."""
