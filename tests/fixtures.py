@@ -39,6 +39,7 @@ def tiny_phi3(
     inner: int = 128,
     heads: int = 2,
     kv_heads: int = 2,
+    template: str | None = "",
 ) -> Path:
     """A phi3 model with Phi-3's real vocabulary and random weights, one layer deep.
 
@@ -49,6 +50,7 @@ def tiny_phi3(
         inner: Width of the feed-forward network.
         heads: Of attention.
         kv_heads: How many of them have keys and values of their own.
+        template: For chats; "" for that of the vocabulary, None for none.
     """
     queries = (heads + 2 * kv_heads) * width // heads
     hyperparameters = {
@@ -61,9 +63,13 @@ def tiny_phi3(
         "phi3.rope.dimension_count": width // heads,
     }
     writer = gguf.GGUFWriter(path, "phi3")
+    if template:
+        writer.add_chat_template(template)
     tokens = 0
     for key, field in gguf.GGUFReader(vocabulary).fields.items():
         if key.startswith("GGUF.") or key == "general.architecture" or key in hyperparameters:
+            continue
+        if key == "tokenizer.chat_template" and template != "":
             continue
         element = field.types[-1] if len(field.types) > 1 else None
         writer.add_key_value(key, field.contents(), field.types[0], element)
