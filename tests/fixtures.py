@@ -9,7 +9,14 @@ import gguf
 import numpy as np
 
 
-def tiny_gguf(path: Path, *, name: str = "Tiny", tokens: int = 64, arch: str = "llama") -> Path:
+def tiny_gguf(
+    path: Path,
+    *,
+    name: str = "Tiny",
+    tokens: int = 64,
+    arch: str = "llama",
+    template: str | None = "{{ messages[0].content }}",
+) -> Path:
     """A structurally complete GGUF with random weights, some KiB small."""
     writer = gguf.GGUFWriter(path, arch)
     writer.add_name(name)
@@ -20,7 +27,8 @@ def tiny_gguf(path: Path, *, name: str = "Tiny", tokens: int = 64, arch: str = "
     writer.add_tokenizer_model("llama")
     writer.add_token_list([f"t{i}" for i in range(tokens)])
     writer.add_token_scores([0.0] * tokens)
-    writer.add_chat_template("{{ messages[0].content }}")
+    if template:
+        writer.add_chat_template(template)
     rng = np.random.default_rng(7)
     writer.add_tensor("token_embd.weight", rng.random((tokens, 32), dtype=np.float32))
     writer.add_tensor("output_norm.weight", rng.random(32, dtype=np.float32))
