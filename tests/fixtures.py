@@ -9,7 +9,14 @@ import gguf
 import numpy as np
 
 
-def tiny_gguf(path: Path, *, name: str = "Tiny", tokens: int = 64, arch: str = "llama") -> Path:
+def tiny_gguf(
+    path: Path,
+    *,
+    name: str = "Tiny",
+    tokens: int = 64,
+    arch: str = "llama",
+    template: str | None = "{{ messages[0].content }}",
+) -> Path:
     """A structurally complete GGUF with random weights, some KiB small."""
     writer = gguf.GGUFWriter(path, arch)
     writer.add_name(name)
@@ -20,7 +27,8 @@ def tiny_gguf(path: Path, *, name: str = "Tiny", tokens: int = 64, arch: str = "
     writer.add_tokenizer_model("llama")
     writer.add_token_list([f"t{i}" for i in range(tokens)])
     writer.add_token_scores([0.0] * tokens)
-    writer.add_chat_template("{{ messages[0].content }}")
+    if template:
+        writer.add_chat_template(template)
     rng = np.random.default_rng(7)
     writer.add_tensor("token_embd.weight", rng.random((tokens, 32), dtype=np.float32))
     writer.add_tensor("output_norm.weight", rng.random(32, dtype=np.float32))
@@ -39,6 +47,7 @@ def tiny_phi3(
     inner: int = 128,
     heads: int = 2,
     kv_heads: int = 2,
+    template: str | None = "",
 ) -> Path:
     """A phi3 model with Phi-3's real vocabulary and random weights, one layer deep.
 
@@ -49,6 +58,7 @@ def tiny_phi3(
         inner: Width of the feed-forward network.
         heads: Of attention.
         kv_heads: How many of them have keys and values of their own.
+        template: For chats; "" for that of the vocabulary, None for none.
     """
     queries = (heads + 2 * kv_heads) * width // heads
     hyperparameters = {
@@ -61,9 +71,13 @@ def tiny_phi3(
         "phi3.rope.dimension_count": width // heads,
     }
     writer = gguf.GGUFWriter(path, "phi3")
+    if template:
+        writer.add_chat_template(template)
     tokens = 0
     for key, field in gguf.GGUFReader(vocabulary).fields.items():
         if key.startswith("GGUF.") or key == "general.architecture" or key in hyperparameters:
+            continue
+        if key == "tokenizer.chat_template" and template != "":
             continue
         element = field.types[-1] if len(field.types) > 1 else None
         writer.add_key_value(key, field.contents(), field.types[0], element)

@@ -38,7 +38,7 @@ from test_build import (
 )
 
 import pyllamafile
-from pyllamafile import cli, native
+from pyllamafile import cli, native, plan
 from pyllamafile.errors import PyllamafileError
 from pyllamafile.targets import TARGETS
 
@@ -124,6 +124,30 @@ def test_what_is_to_be_tried_can_be_pasted_into_a_shell(run, here):
         command = next(line for line in out.splitlines() if "Once" in line)
         done = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
         assert done.stdout.splitlines()[2:] == ["<-p>", "<Once upon a time>", "<-n>", "<64>"]
+
+
+def test_weights_that_do_not_say_how_they_talk(run, here):
+    tiny_gguf(here / "phi.gguf", arch="phi3", template=None)
+    done = run("build", "--gguf", "phi.gguf", "--arg", "-c", "--arg", "100")
+    assert (done.code, done.err) == (0, "")
+    assert "  chat      in its family's format, for the weights don't say theirs\n" in done.out
+    with zipfile.ZipFile("phi.llamafile") as archive:
+        args = archive.read(".args").decode()
+    assert args == f"--chat-template {plan.quote(plan.TEMPLATES['phi3', 'llama'])}\n-c\n100\n"
+
+    tiny_gguf(here / "other.gguf", template=None)
+    done = run("build", "--gguf", "other.gguf")
+    assert done.code == 0
+    assert done.err == (
+        "warning: other.gguf has no chat template: conversations with it are written in ChatML\n"
+        "hint: --arg --chat-template --arg TEMPLATE brings one, in Jinja, for all weights inside\n"
+    )
+    with zipfile.ZipFile("other.llamafile") as archive:
+        assert ".args" not in archive.namelist()
+    # As the hint says.
+    text = "{{ messages[0].content }}"
+    given = ("--arg", "--chat-template", "--arg", text, "-o", "told.llamafile")
+    assert run("build", "--gguf", "other.gguf", *given).err == ""
 
 
 def test_build_without_weights_is_an_engine(run, here):

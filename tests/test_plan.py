@@ -11,8 +11,9 @@ import pytest
 
 from pyllamafile.errors import PyllamafileError
 from pyllamafile.launcher import BLOCK, HEAD
-from pyllamafile.plan import File, plan, quote, updated_manifest
+from pyllamafile.plan import TEMPLATES, File, chat_template, plan, quote, updated_manifest
 from pyllamafile.targets import Runtime
+from pyllamafile.weights import Weights
 from pyllamafile.zipalign import Digest, Entry, Late
 
 NOWHERE = Path("/nonexistent")  # a plan looks at no file
@@ -278,3 +279,33 @@ def test_any_arguments_are_read_as_themselves():
 
 def test_the_place_of_the_users_arguments():
     assert quote("...") == "..."
+
+
+def weights(architecture: str, tokenizer: str | None = "llama", **more: str | int) -> Weights:
+    metadata = {"general.architecture": architecture, "tokenizer.ggml.model": tokenizer, **more}
+    return Weights(3, {key: v for key, v in metadata.items() if v is not None}, (), 32, 0, 0)
+
+
+SAYS = {"tokenizer.chat_template": "{{ messages }}"}
+PHI3 = TEMPLATES["phi3", "llama"]
+
+
+@pytest.mark.parametrize(
+    ("models", "args", "expected"),
+    [
+        ([], None, ()),
+        ([weights("llama", **SAYS), weights("phi3", **SAYS)], None, ()),
+        ([weights("phi3")], None, PHI3),
+        ([weights("phi3")], "-c 100\n", PHI3),
+        ([weights("phi3")], "--chat-template '{{ 1 }}'\n", ()),
+        ([weights("phi3")], "--chat-template-file t.jinja\n", ()),
+        ([weights("phi3", "gpt2")], None, ("0",)),  # Phi-4
+        ([weights("llama")], None, ("0",)),
+        ([weights("phi3"), weights("clip", None), weights("phi3", None)], None, PHI3),
+        ([weights("phi3"), weights("llama", **SAYS)], None, ("0",)),
+        ([weights("phi3", **SAYS), weights("phi3"), weights("llama")], None, ("1", "2")),
+        ([weights("bert", "bert", **{"bert.pooling_type": 1})], None, ()),
+    ],
+)
+def test_who_gets_a_chat_template(models, args, expected):
+    assert chat_template({str(n): facts for n, facts in enumerate(models)}, args) == expected

@@ -21,7 +21,17 @@ import pyllamafile
 from pyllamafile import convert, native, quantize, sources, zipalign
 from pyllamafile.errors import PyllamafileError
 from pyllamafile.launcher import Outer
-from pyllamafile.plan import ARGS, GUI, MANIFEST, File, Plan, gui_entries, plan, quote
+from pyllamafile.plan import (
+    ARGS,
+    GUI,
+    MANIFEST,
+    File,
+    Plan,
+    chat_template,
+    gui_entries,
+    plan,
+    quote,
+)
 from pyllamafile.sources import PathLike, Source
 from pyllamafile.targets import TARGETS, Runtime, host, select
 from pyllamafile.verify import verify
@@ -50,6 +60,9 @@ class Built:
         too_large: Whether it is for Windows, but has more bytes than Windows lets a
             program have.
         companion: The program beside it that starts it there nevertheless.
+        template: The chat template of its family that went into `.args`, because the weights
+            have none.
+        untemplated: Names of weights that have no chat template and got none.
     """
 
     path: Path
@@ -60,6 +73,8 @@ class Built:
     missing: tuple[str, ...]
     too_large: bool
     companion: Path | None
+    template: str | None
+    untemplated: tuple[str, ...]
 
 
 def build(
@@ -123,12 +138,14 @@ def build(
         groups = _models(found, folder, tell)
         extras = [_file(Path(path), entry) for path, entry in add]
         _check_names(extras, gui)
-        for extra in extras:
-            if extra.name.endswith(".gguf"):  # a runtime takes it for weights
-                read(extra.path)
+        added = [extra for extra in extras if extra.name.endswith(".gguf")]  # weights to a runtime
         inputs = [file.path for file in (*itertools.chain(*groups), *extras)]
         inputs += [Path(args_file)] if args_file is not None else []
         text = _args_text(args, args_file)
+        facts = {file.name: read(file.path) for file in (*itertools.chain(*groups), *added)}
+        template = chat_template(facts, text)
+        if isinstance(template, str):
+            text = f"--chat-template {quote(template)}\n{text or ''}"
         _check_output(destination, inputs, force)
         # Now rather than after the minutes that a runtime may take.
         names = [file.name for file in (*itertools.chain(*groups), *extras)]
@@ -171,6 +188,8 @@ def build(
         missing=tuple(target for target in TARGETS if target not in included),
         too_large=too_large,
         companion=starter,
+        template=template if isinstance(template, str) else None,
+        untemplated=() if isinstance(template, str) else template,
     )
 
 

@@ -80,6 +80,11 @@ def _complain(message: str, hint: str | None = None) -> None:
         _err.print(Text("hint:", "bold"), _shown(hint))
 
 
+def _warn(message: str, hint: str) -> None:
+    _err.print(Text("warning:", "bold yellow"), _shown(message))
+    _err.print(Text("hint:", "bold"), _shown(hint))
+
+
 class _Output:
     """Standard output, whose errors name it."""
 
@@ -254,9 +259,16 @@ def build(
     _out.print(f"  runs on   {', '.join(built.targets)}")
     if note := _on_windows(built):
         _out.print(f"  Windows   {_shown(note)}")
+    if built.template:
+        _out.print("  chat      in its family's format, for the weights don't say theirs")
     if built.missing:
         lacking = f"{len(built.missing)} of {len(TARGETS)} targets"
         _out.print(f"  lacking   {lacking} (pyllamafile runtimes build --all)")
+    for model in built.untemplated:
+        _warn(
+            f"{model} has no chat template: conversations with it are written in ChatML",
+            "--arg --chat-template --arg TEMPLATE brings one, in Jinja, for all weights inside",
+        )
     run = _shown(_as_command(built.path) + _choice(built.models))
     _out.print("try:")
     _out.print(f'  {run} -p "Once upon a time" -n 64')

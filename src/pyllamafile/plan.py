@@ -16,6 +16,7 @@ from typing import Any
 from pyllamafile import launcher, zipalign
 from pyllamafile.launcher import Outer
 from pyllamafile.targets import Runtime
+from pyllamafile.weights import Weights
 from pyllamafile.zipalign import Digest, Entry, Late, Layout, Source
 
 MANIFEST = "llamafile.json"
@@ -23,6 +24,16 @@ ARGS = ".args"
 GUI = "ui/"
 LICENSES = "LICENSES/"
 FORMAT = 1
+
+# How families talk whose weights may not say it, by architecture and tokenizer, in Jinja.
+TEMPLATES = {
+    ("phi3", "llama"): (  # Phi-3 and Phi-3.5; Phi-4 has another tokenizer
+        "{% for message in messages %}"
+        '{{ "<|" + message.role + "|>\\n" + message.content + "<|end|>\\n" }}'
+        "{% endfor %}"
+        '{% if add_generation_prompt %}{{ "<|assistant|>\\n" }}{% endif %}'
+    ),
+}
 
 _UNKNOWN = "0" * 64  # as long as every SHA-256 in hex, which is all that a size depends on
 
@@ -162,6 +173,32 @@ def updated_manifest(
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return manifest(facts, known, entries)
+
+
+def chat_template(models: Mapping[str, Weights], args: str | None) -> str | tuple[str, ...]:
+    """How conversations with these weights are written down, where they don't say it themselves.
+
+    Args:
+        models: The weights by their names.
+        args: The text of `.args`, which may already settle it.
+
+    Returns:
+        The template that `.args` has to bring, or else the names of the weights that need one:
+        it would hold for all weights, so among several there is none to bring.
+    """
+    talking = {
+        name: facts
+        for name, facts in models.items()
+        if "tokenizer.ggml.model" in facts.metadata  # not in a split model's later parts
+        and f"{facts.architecture}.pooling_type" not in facts.metadata  # it makes embeddings
+    }
+    silent = tuple(name for name, facts in talking.items() if not facts.chat_template)
+    if not silent or "--chat-template" in (args or ""):
+        return ()
+    facts = talking[silent[0]]
+    family = (facts.architecture, facts.metadata["tokenizer.ggml.model"])
+    template = TEMPLATES.get(family) if len(talking) == 1 else None  # type: ignore[arg-type]
+    return template or silent
 
 
 def quote(argument: str) -> str:
