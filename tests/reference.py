@@ -80,7 +80,7 @@ HEADS, WIDTH, INNER, LAYERS = 2, 192, 512, 2  # heads of 96 elements, as Phi-3's
 CONTEXT, WINDOW = 4096, 2047
 SEED = 3
 # How much of what each head of each layer attends to is added to the stream.
-GAINS = ((1.0, 0.3), (1.0, 3.0))
+GAINS = ((4.0, 0.3), (1.0, 1.0))
 
 
 def make(words: Vocabulary, template: str, folder: Path) -> None:
@@ -109,13 +109,13 @@ def make(words: Vocabulary, template: str, folder: Path) -> None:
         model.lm_head.weight.copy_(embeddings[torch.randperm(len(embeddings))] * 0.05)
         for layer, gains in zip(model.model.layers, GAINS, strict=True):
             attention = layer.self_attn
-            attention.qkv_proj.weight[: 2 * WIDTH].normal_(0, 0.09)
+            attention.qkv_proj.weight[: 2 * WIDTH].normal_(0, 0.2)  # heeds few tokens
             values = torch.linalg.qr(torch.randn(WIDTH, WIDTH))[0]
             attention.qkv_proj.weight[2 * WIDTH :].copy_(values)
             gain = torch.tensor(gains).repeat_interleave(WIDTH // HEADS)
             attention.o_proj.weight.copy_(values.T * gain)
             layer.mlp.gate_up_proj.weight.normal_(0, WIDTH**-0.5)
-            layer.mlp.down_proj.weight.normal_(0, 1.5 * INNER**-0.5)
+            layer.mlp.down_proj.weight.normal_(0, 0.5 * INNER**-0.5)
     model.save_pretrained(folder)
     save_tokenizer(words, template, folder)
 
