@@ -200,14 +200,12 @@ TARGETS: dict[str, Target] = {
             "x86_64",
             _AMD64,
         ),
-        # Doesn't link yet: the compiler calls functions for atomics, whatever it is told here, and
-        # only zig's compiler-rt has them, which lacks OpenBSD's marks (CMakeLists.txt).
         Target(
             "openbsd-arm64",
             "aarch64-openbsd.7.8",
             ("OpenBSD arm64",),
             "OpenBSD",
-            "generic-outline_atomics",
+            "generic",
             _ARM64,
         ),
     )
