@@ -1,6 +1,7 @@
 // Included before upstream's completion.cpp, which writes two kinds of things to standard
 // output: the text, as LOG("%s", text), and remarks such as " [end of text]\n", as literals.
-// A script wants the text alone, so remarks go nowhere unless somebody talks to the program.
+// A script wants the text alone, so remarks go nowhere unless somebody talks to the program. Errors
+// begin as all of ours do, and Ctrl-C ends the program at once.
 #pragma once
 
 #include "log.h"
@@ -8,6 +9,10 @@
 #include <cstdio>
 #include <cstring>
 #include <stdexcept>
+#ifndef _WIN32
+#include <signal.h>
+#include <unistd.h>
+#endif
 
 // Set by main.cpp: standard output belongs to a script.
 extern bool completion_is_scripted;
@@ -37,3 +42,36 @@ template <typename... Remark> static void completion_output(const char * format,
 
 #undef LOG
 #define LOG(...) completion_output(__VA_ARGS__)
+
+// Upstream begins its errors with the name of a function.
+template <typename... Rest>
+static void completion_error(const char * format, const char * function, Rest... rest) {
+    const bool named = strncmp(format, "%s: ", 4) == 0;
+    if (completion_is_scripted && named) {
+        common_log_add(common_log_main(), GGML_LOG_LEVEL_ERROR, "error: ");
+        common_log_add(common_log_main(), GGML_LOG_LEVEL_CONT, format + 4, rest...);
+    } else {
+        common_log_add(common_log_main(), GGML_LOG_LEVEL_ERROR, format, function, rest...);
+    }
+}
+
+#ifndef _WIN32
+// Upstream's handler logs, and waits for the thread that does, which no signal handler may do:
+// the program aborts or hangs now and then. Windows calls it in a thread, where it may.
+static void completion_interrupted(int) {
+    if (completion_last != '\n' && completion_last != '\0') {
+        (void)!write(STDOUT_FILENO, "\n", 1);
+    }
+    _exit(130);
+}
+
+static inline int completion_sigaction(int number, const struct sigaction * action,
+                                       struct sigaction * old) {
+    struct sigaction ours = *action;
+    if (completion_is_scripted) {
+        ours.sa_handler = completion_interrupted;
+    }
+    return sigaction(number, &ours, old);
+}
+#define sigaction(number, action, old) completion_sigaction(number, action, old)
+#endif
