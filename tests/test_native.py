@@ -825,16 +825,18 @@ def test_other_programs_are_removed_and_nothing_else(
     assert run(llamafile, "--version", env=env).returncode == 0
     folder = tmp_path / "run"
     (own,) = folder.iterdir()
+    gone = subprocess.Popen(["true"])
+    gone.wait()
     old, busy, stale, fresh = (
         folder / ("0" * 64),
         folder / ("1" * 64),
-        folder / ("2" * 64 + ".77.abcdef"),
-        folder / ("3" * 64 + ".78.abcdef"),
+        folder / ("2" * 64 + f".{gone.pid}.abcdef"),
+        folder / ("3" * 64 + f".{os.getpid()}.abcdef"),
     )
     foreign = [folder / "notes.txt", folder / ("4" * 63), folder / ("G" * 64), tmp_path / "5"]
     for path in (old, stale, fresh, *foreign):
         path.write_bytes(b"x" * 1000)
-    os.utime(stale, (0, 0))
+    os.utime(fresh, (0, 0))  # as the script does just before a draft gets its name
     (folder / ("6" * 64)).mkdir()
     busy.write_bytes(runtime.read_bytes())
     busy.chmod(0o755)

@@ -104,11 +104,6 @@ def test_ctrl_c_ends_a_server_and_leaves_nothing(files, shell: str) -> None:
         assert left(child) == []
 
 
-@pytest.mark.xfail(
-    reason="upstream's handler waits for the thread that logs, which no signal handler may do:"
-    " the program aborts (134) or hangs, about one time in three",
-    strict=False,
-)
 def test_ctrl_c_ends_a_prompt(files) -> None:
     command = [str(files["script"]), "-p", "Once", "-n", "100000", "-c", "8192", "--ignore-eos"]
     for _ in range(10):

@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <cerrno>
 #include <chrono>
+#include <csignal>
 #include <cstdio>
+#include <cstdlib>
 #include <ctime>
 #include <filesystem>
 #include <sys/stat.h>
@@ -26,15 +28,19 @@ bool is_program(const std::string & name) {
     return is_named_by_digest(name) && (rest.empty() || rest == ".exe");
 }
 
-// Somebody may be writing a draft at this moment. The script dates it long ago before it is done,
-// but no program can set the time at which it did.
+// Whether somebody may be writing a draft at this moment. Its name goes on with the number of the
+// process that does; where that is one of another container, the last hour counts.
 bool is_recent(const fs::path & path) {
 #ifdef _WIN32
     std::error_code error;
     const auto written = fs::last_write_time(path, error);
     return error || fs::file_time_type::clock::now() - written < std::chrono::hours(1);
 #else
-    struct stat status;
+    const long process = atol(path.filename().c_str() + DIGEST + 1);
+    if (process > 0 && kill((pid_t)process, 0) != 0 && errno == ESRCH) {
+        return false;
+    }
+    struct stat status; // the script sets the date of a draft, but nobody sets this time
     return stat(path.c_str(), &status) != 0 || time(nullptr) - status.st_ctime < 3600;
 #endif
 }

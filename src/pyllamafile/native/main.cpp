@@ -5,6 +5,7 @@
 #include "arguments.h"
 #include "build-info.h"
 #include "cache.h"
+#include "chat.h"
 #include "common.h"
 #include "container.h"
 #include "cpu.h"
@@ -17,7 +18,6 @@
 #include "weights.h"
 
 #include <algorithm>
-#include <cerrno>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -30,7 +30,6 @@
 
 // upstream's tools
 int llama_bench(int argc, char ** argv);
-int llama_cli(int argc, char ** argv);
 int llama_completion(int argc, char ** argv);
 int llama_perplexity(int argc, char ** argv);
 int llama_quantize(int argc, char ** argv);
@@ -65,7 +64,7 @@ struct mode {
 enum { SERVE, CHAT, COMPLETE };
 const mode MODES[] = {
     { "--server", llama_server, LLAMA_EXAMPLE_SERVER, true, true, false, {} },
-    { "--chat", llama_cli, LLAMA_EXAMPLE_CLI, true, false, false, {} },
+    { "--chat", chat, LLAMA_EXAMPLE_CLI, true, true, false, {} },
     { "--cli",
       llama_completion,
       LLAMA_EXAMPLE_COMPLETION,
@@ -131,18 +130,6 @@ int fail(const std::string & problem) {
     return 1;
 }
 
-// Whether all that was printed got where it should; says so if it didn't.
-bool flushed() {
-    errno = 0;
-    const bool flushed = fflush(stdout) == 0;
-    if (flushed && ferror(stdout) == 0) {
-        return true;
-    }
-    fail(std::string("standard output can't be written") +
-         (errno != 0 ? std::string(": ") + strerror(errno) : ""));
-    return false;
-}
-
 std::string translate(arguments & args, const flag_table & flags) {
     for (const translation & old : OLD_NAMES) {
         for (size_t at; (at = flags.find(args, { old.flag })) < args.size();) {
@@ -161,6 +148,28 @@ std::string translate(arguments & args, const flag_table & flags) {
         args.erase(args.begin() + gpu, args.begin() + gpu + 2);
     }
     return {};
+}
+
+// llama.cpp has some formats of chat by name, and takes the name for one only when it is told not
+// to expect a template in Jinja, which is text with braces.
+std::string name_chat_template(arguments & args, const flag_table & flags) {
+    const size_t at = flags.find(args, { "--chat-template" });
+    if (at + 1 >= args.size() || args[at + 1].find('{') != std::string::npos) {
+        return {};
+    }
+    const int count = llama_chat_builtin_templates(nullptr, 0);
+    std::vector<const char *> names((size_t)count);
+    llama_chat_builtin_templates(names.data(), names.size());
+    std::string all;
+    for (const char * name : names) {
+        if (args[at + 1] == name) {
+            args.insert(args.begin() + at, "--no-jinja");
+            return {};
+        }
+        all += std::string(all.empty() ? "" : ", ") + name;
+    }
+    return "--chat-template " + args[at + 1] +
+           ": neither a template in Jinja nor one of llama.cpp's formats: " + all;
 }
 
 // `-f -` is the prompt on standard input, on every system.
@@ -346,8 +355,14 @@ int run(const char * program, const arguments & own, arguments user) {
     if (chosen.run == llama_server && flags.take(user, TEXT)) {
         fputs("note: the server completes no -p or -f; leave --server out for that\n", stderr);
     }
-    // What `.args` says for one mode must not stop another: --port is for the server alone.
-    args = merge_args(own_for(chosen, by_user, own, flags), user);
+    // What `.args` says for one mode must not stop another: --port is for the server alone. Nor do
+    // other weights talk as this file's do.
+    arguments defaults = own_for(chosen, by_user, own, flags);
+    const size_t other = flags.find(user, MODEL);
+    if (other + 1 < user.size() && user[other + 1].rfind('@', 0) != 0) {
+        flags.take(defaults, { "--chat-template", "--chat-template-file" });
+    }
+    args = merge_args(defaults, user);
     take_mode(args, flags);
 
     if (flags.has(args, { "--version" })) {
@@ -378,9 +393,11 @@ int run(const char * program, const arguments & own, arguments user) {
         return fail(std::string(chosen.flag) + " needs a text: -f FILE or -p TEXT");
     }
     const bool browser = !flags.take(args, { "--nobrowser" });
-    const std::string problem = translate(args, flags);
-    if (!problem.empty()) {
-        return fail(problem);
+    for (const auto rewrite : { translate, name_chat_template }) {
+        const std::string problem = rewrite(args, flags);
+        if (!problem.empty()) {
+            return fail(problem);
+        }
     }
     read_prompt_from_stdin(args, flags);
 

@@ -348,15 +348,3 @@ int serve(arguments args, const flag_table & flags, const std::string & model, b
     const companion beside(at, gui ? model : model + " (API alone)", browser && gui);
     return run(args);
 }
-
-// Upstream's --chat has a server of its own, in a thread, and waits for it when it ends; but a
-// server that is still loading the model does not hear that it should stop.
-void llama_server_terminate();
-
-void end_chat() {
-    llama_server_terminate();
-    std::thread([] {
-        pause_ms(4 * GRACE_MS);
-        _Exit(130);
-    }).detach();
-}

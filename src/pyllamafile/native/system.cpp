@@ -1,6 +1,9 @@
 #include "system.h"
 
 #include <algorithm>
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
 
 #ifdef _WIN32
 // clang-format off
@@ -15,6 +18,16 @@
 #include <limits.h>
 #include <unistd.h>
 #endif
+
+bool flushed() {
+    errno = 0;
+    if (fflush(stdout) == 0 && ferror(stdout) == 0) {
+        return true;
+    }
+    fprintf(stderr, "error: standard output can't be written%s%s\n", errno != 0 ? ": " : "",
+            errno != 0 ? strerror(errno) : "");
+    return false;
+}
 
 #ifdef _WIN32
 

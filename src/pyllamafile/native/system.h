@@ -9,6 +9,9 @@
 // Makes the standard streams alike everywhere; called before anything is printed.
 void prepare_streams();
 
+// Whether all that was printed got where it should; says so if it didn't.
+bool flushed();
+
 // The arguments behind the program's name, in UTF-8.
 arguments command_line(int argc, char ** argv);
 

@@ -1,0 +1,626 @@
+#include "chat.h"
+
+#include "arg.h"
+#include "base64.hpp"
+#include "cli-client.h"
+#include "cli-server.h"
+#include "common.h"
+#include "console.h"
+#include "llama.h"
+#include "log.h"
+#include "system.h"
+
+#include <nlohmann/json.hpp>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <iostream>
+#include <iterator>
+#include <signal.h>
+
+#ifdef _WIN32
+#include <io.h>
+#include <windows.h>
+#else
+#include <termios.h>
+#include <unistd.h>
+#endif
+
+namespace {
+
+using json = nlohmann::ordered_json;
+namespace fs = std::filesystem;
+
+bool at_terminal = false; // somebody types, and sees what is written
+
+// Ctrl-C stops an answer; where there is none to stop, it ends the program.
+volatile sig_atomic_t answering = 0;
+volatile sig_atomic_t asking = 0;
+volatile sig_atomic_t interrupted = 0;
+
+#ifdef _WIN32
+
+BOOL WINAPI on_interrupt(DWORD event) {
+    if (event != CTRL_C_EVENT) {
+        return FALSE;
+    }
+    if (!answering || interrupted) {
+        console::cleanup();
+        _exit(130);
+    }
+    interrupted = 1;
+    return TRUE;
+}
+
+void catch_interrupts() {
+    SetConsoleCtrlHandler(on_interrupt, TRUE);
+}
+
+#else
+
+termios found_terminal; // as the program found it
+
+void on_interrupt(int number) {
+    const bool hears = (answering || asking) && !interrupted;
+    if (number == SIGINT && hears && (answering || at_terminal)) {
+        interrupted = 1;
+        return;
+    }
+    if (at_terminal) {
+        tcsetattr(STDIN_FILENO, TCSANOW, &found_terminal);
+        (void)!write(STDOUT_FILENO, "\033[0m\n", 5);
+    }
+    _exit(128 + number);
+}
+
+void catch_interrupts() {
+    tcgetattr(STDIN_FILENO, &found_terminal);
+    struct sigaction action = {}; // without SA_RESTART: reading a line ends, too
+    action.sa_handler = on_interrupt;
+    sigaction(SIGINT, &action, nullptr);
+    sigaction(SIGTERM, &action, nullptr);
+}
+
+#endif
+
+// To whom it may concern: remarks are for a person, errors for the log of a script as well.
+void remark(const std::string & text) {
+    if (at_terminal) {
+        console::set_display(DISPLAY_TYPE_INFO);
+        console::log("%s\n", text.c_str());
+        console::set_display(DISPLAY_TYPE_RESET);
+        console::flush();
+    }
+}
+
+// What a command was asked to show.
+void show(const std::string & text) {
+    console::log("%s%s", text.c_str(), text.empty() || text.back() != '\n' ? "\n" : "");
+    console::flush();
+}
+
+std::string read_file(const std::string & path) {
+    std::ifstream file(fs::u8path(path), std::ios::binary);
+    if (!file || fs::is_directory(fs::u8path(path))) {
+        throw std::runtime_error(path + ": can't be read");
+    }
+    return { std::istreambuf_iterator<char>(file), {} };
+}
+
+// Nobody ever sees half of it, and what was there before stays until all of it is written.
+void write_file(const std::string & path, const std::string & text) {
+    const fs::path draft = fs::u8path(path + ".draft");
+    std::ofstream file(draft, std::ios::binary);
+    file << text;
+    file.close();
+    std::error_code error;
+    if (file) {
+        fs::rename(draft, fs::u8path(path), error);
+    }
+    if (!file || error) {
+        std::error_code ignored;
+        fs::remove(draft, ignored);
+        throw std::runtime_error(path + ": can't be written");
+    }
+}
+
+// The server's own words out of the body of its answer.
+std::string message_of(const std::string & body) {
+    const json parsed = json::parse(body, nullptr, false);
+    if (parsed.is_object() && parsed.contains("error") && parsed["error"].is_object()) {
+        return parsed["error"].value("message", body);
+    }
+    return body;
+}
+
+class conversation {
+  public:
+    conversation(cli_client & server, const common_params & params)
+        : server(server), first_system(params.system_prompt),
+          grammar(common_grammar_value(params.sampling.grammar)) {
+        const json props = json::parse(server.get("/props"));
+        context = props.at("default_generation_settings").value("n_ctx", 0);
+        sees = props.value("modalities", json::object()).value("vision", false);
+        const std::string path = props.value("model_path", "");
+        const std::string file = path.substr(path.find_last_of("/\\@") + 1);
+        remark(file + ", " + std::to_string(context) +
+               " tokens of context; /help lists the commands, Ctrl-D ends");
+        clear("");
+    }
+
+    // Runs a command, or lets the model answer. False when there is nothing more to say.
+    bool take(const std::string & line) {
+        const size_t end = std::min(line.find_first_of(" \t\n"), line.size());
+        const std::string word = line.substr(0, end);
+        const bool named = word.size() > 1 && word[0] == '/' &&
+                           std::all_of(word.begin() + 1, word.end(),
+                                       [](unsigned char c) { return isalpha(c) != 0; });
+        if (!named) {
+            ask(line);
+            return true;
+        }
+        if (word == "/exit") {
+            return false;
+        }
+        for (const command & known : commands()) {
+            if (word == known.name) {
+                const size_t start = line.find_first_not_of(" \t\n", end);
+                const std::string value = start < line.size() ? line.substr(start) : "";
+                if (value.empty() && known.argument[0] != '\0' && known.argument[0] != '[') {
+                    throw std::runtime_error(word + " needs a value: " + known.argument);
+                }
+                (this->*known.run)(value);
+                return true;
+            }
+        }
+        throw std::runtime_error(word + ": no such command (/help lists them)");
+    }
+
+    void stage_image(const std::string & path) {
+        if (!sees) {
+            throw std::runtime_error("this model sees no images");
+        }
+        const std::string url = "data:image/unknown;base64," + base64::encode(read_file(path));
+        images.push_back({ { "type", "image_url" }, { "image_url", { { "url", url } } } });
+        remark(path + " goes with what you say next");
+    }
+
+    struct command {
+        const char * name;
+        const char * argument; // in brackets if it can be left out
+        const char * does;
+        void (conversation::*run)(const std::string &);
+    };
+
+    static const std::vector<command> & commands() {
+        using self = conversation;
+        static const std::vector<command> all = {
+            { "/clear", "", "forgets all but the system prompt", &self::clear },
+            { "/context", "", "how much of the context is used", &self::show_context },
+            { "/dump", "[FILE]", "what the model has before it, as text", &self::dump },
+            { "/exit", "", "ends (so does Ctrl-D)", nullptr },
+            { "/forget", "", "drops the oldest question and its answer", &self::forget },
+            { "/help", "", "this list", &self::help },
+            { "/image", "FILE", "adds an image to what you say next", &self::stage_image },
+            { "/load", "FILE", "goes on with a saved conversation", &self::load },
+            { "/pop", "", "back to where /push was", &self::pop },
+            { "/push", "", "remembers this point", &self::push },
+            { "/read", "FILE", "adds a text file to what you say next", &self::read },
+            { "/regen", "", "another answer to the last question", &self::regenerate },
+            { "/save", "FILE", "keeps the conversation, as JSON", &self::save },
+            { "/stats", "", "tokens and speed of the last answer", &self::show_stats },
+            { "/system", "[TEXT]", "shows the system prompt, or sets it", &self::set_system },
+            { "/undo", "", "takes back the last question and its answer", &self::undo },
+        };
+        return all;
+    }
+
+  private:
+    void ask(const std::string & text) {
+        const std::string all = texts + text;
+        json content = all;
+        if (!images.empty()) {
+            content = images;
+            content.push_back({ { "type", "text" }, { "text", all } });
+        }
+        messages.push_back({ { "role", "user" }, { "content", content } });
+        answer();
+        texts.clear();
+        images = json::array();
+    }
+
+    // Lets the model answer the last message, which is the user's. Without an answer it goes.
+    void answer() {
+        json body = { { "messages", messages }, { "stream", true }, { "timings_per_token", true } };
+        if (!grammar.empty()) {
+            body["grammar"] = grammar;
+        }
+        std::string said, thought, problem;
+        const auto print = [&](display_type how, const std::string & text, std::string & all) {
+            if (!text.empty() && (at_terminal || how == DISPLAY_TYPE_RESET)) {
+                const bool first = how == DISPLAY_TYPE_RESET && said.empty() && !thought.empty();
+                console::set_display(how);
+                console::log("%s%s", first && at_terminal ? "\n" : "", text.c_str());
+                console::flush();
+            }
+            all += text;
+        };
+        const auto take_chunk = [&](const std::string & payload) {
+            const json chunk = json::parse(payload, nullptr, false);
+            if (!chunk.is_object()) {
+                return;
+            }
+            if (chunk.contains("error")) {
+                problem = message_of(payload);
+            }
+            if (chunk.contains("timings")) {
+                last = chunk["timings"];
+            }
+            if (!chunk.contains("choices") || chunk["choices"].empty()) {
+                return;
+            }
+            const json delta = chunk["choices"][0].value("delta", json::object());
+            const auto text = [&](const char * name) {
+                const auto found = delta.find(name);
+                return found != delta.end() && found->is_string() ? found->get<std::string>() : "";
+            };
+            print(DISPLAY_TYPE_REASONING, text("reasoning_content"), thought);
+            print(DISPLAY_TYPE_RESET, text("content"), said);
+        };
+        answering = 1;
+        const std::string refused = server.post_sse(
+            "/v1/chat/completions", body.dump(), [] { return interrupted != 0; }, take_chunk);
+        answering = 0;
+        interrupted = 0;
+        console::set_display(DISPLAY_TYPE_RESET);
+        const std::string & end = said.empty() ? thought : said;
+        if (!end.empty() && end.back() != '\n') {
+            console::log("\n");
+            console::flush();
+        }
+        if (said.empty() && thought.empty()) {
+            messages.erase(messages.end() - 1);
+        } else {
+            messages.push_back({ { "role", "assistant" }, { "content", said } });
+            if (!thought.empty()) {
+                messages.back()["reasoning_content"] = thought;
+            }
+        }
+        problem = refused.empty() ? problem : message_of(refused);
+        if (!problem.empty()) {
+            const bool full = problem.find("context") != std::string::npos;
+            throw std::runtime_error(
+                problem + (full ? " (/forget drops the oldest messages, /clear all)" : ""));
+        }
+    }
+
+    bool has_system() const {
+        return !messages.empty() && messages[0]["role"] == "system";
+    }
+
+    // Where a question begins: the index of the user's first or last message, or the end.
+    size_t question(bool newest) const {
+        size_t found = messages.size();
+        for (size_t i = 0; i < messages.size(); i++) {
+            if (messages[i]["role"] == "user" && (newest || found == messages.size())) {
+                found = i;
+            }
+        }
+        return found;
+    }
+
+    void need_question() const {
+        if (question(true) == messages.size()) {
+            throw std::runtime_error("nothing was said yet");
+        }
+    }
+
+    void clear(const std::string &) {
+        messages = json::array();
+        images = json::array();
+        texts.clear();
+        if (!first_system.empty()) {
+            messages.push_back({ { "role", "system" }, { "content", first_system } });
+        }
+    }
+
+    // The conversation as the template of the model writes it down.
+    std::string written() {
+        const std::string answer =
+            server.post("/apply-template", json{ { "messages", messages } }.dump());
+        return json::parse(answer).at("prompt").get<std::string>();
+    }
+
+    void show_context(const std::string &) {
+        size_t used = 0;
+        if (!messages.empty()) {
+            const json body = { { "content", written() }, { "parse_special", true } };
+            used = json::parse(server.post("/tokenize", body.dump())).at("tokens").size();
+        }
+        show(std::to_string(used) + " of " + std::to_string(context) + " tokens");
+    }
+
+    void dump(const std::string & path) {
+        const std::string text = messages.empty() ? "" : written();
+        if (path.empty()) {
+            show(text);
+        } else {
+            write_file(path, text);
+            remark("written to " + path);
+        }
+    }
+
+    void forget(const std::string &) {
+        need_question();
+        const auto begin = messages.begin() + (ptrdiff_t)question(false);
+        const auto is_question = [](const json & message) { return message["role"] == "user"; };
+        messages.erase(begin, std::find_if(begin + 1, messages.end(), is_question));
+    }
+
+    void undo(const std::string &) {
+        need_question();
+        messages.erase(messages.begin() + (ptrdiff_t)question(true), messages.end());
+    }
+
+    void regenerate(const std::string &) {
+        need_question();
+        messages.erase(messages.begin() + (ptrdiff_t)question(true) + 1, messages.end());
+        answer();
+    }
+
+    void help(const std::string &) {
+        std::string text;
+        for (const command & known : commands()) {
+            const std::string usage = std::string(known.name) + " " + known.argument;
+            text += "  " + usage + std::string(16 - usage.size(), ' ') + known.does + "\n";
+        }
+        show(text + "A backslash at the end of a line goes on in the next. Ctrl-C stops an "
+                    "answer.");
+    }
+
+    void push(const std::string &) {
+        pushed.push_back(messages);
+    }
+
+    void pop(const std::string &) {
+        if (pushed.empty()) {
+            throw std::runtime_error("nothing was pushed");
+        }
+        messages = pushed.back();
+        pushed.pop_back();
+    }
+
+    void read(const std::string & path) {
+        texts += "File " + path + ":\n" + read_file(path) + "\n\n";
+        remark(path + " goes with what you say next");
+    }
+
+    void save(const std::string & path) {
+        write_file(path, json{ { "messages", messages } }.dump(1) + "\n");
+        remark("saved to " + path);
+    }
+
+    void load(const std::string & path) {
+        const json parsed = json::parse(read_file(path), nullptr, false);
+        const json found = parsed.is_object() ? parsed.value("messages", json()) : parsed;
+        const auto is_message = [](const json & message) {
+            return message.is_object() && message.contains("content") && message.contains("role") &&
+                   message["role"].is_string();
+        };
+        if (!found.is_array() || !std::all_of(found.begin(), found.end(), is_message)) {
+            throw std::runtime_error(path + ": no saved conversation");
+        }
+        messages = found;
+        remark(std::to_string(messages.size()) + " messages");
+    }
+
+    void show_stats(const std::string &) {
+        if (last.is_null()) {
+            throw std::runtime_error("nothing was said yet");
+        }
+        char text[200];
+        snprintf(
+            text, sizeof(text),
+            "prompt %d tokens, %d of them known, %.1f a second; answer %d tokens, %.1f a second",
+            last.value("prompt_n", 0) + last.value("cache_n", 0), last.value("cache_n", 0),
+            last.value("prompt_per_second", 0.0), last.value("predicted_n", 0),
+            last.value("predicted_per_second", 0.0));
+        show(text);
+    }
+
+    void set_system(const std::string & text) {
+        if (text.empty()) {
+            show(has_system() ? messages[0]["content"].get<std::string>() : "(none)");
+            return;
+        }
+        if (has_system()) {
+            messages[0]["content"] = text;
+        } else {
+            messages.insert(messages.begin(), json{ { "role", "system" }, { "content", text } });
+        }
+    }
+
+    cli_client & server;
+    const std::string first_system;
+    const std::string grammar;     // for every answer
+    int context = 0;               // tokens
+    bool sees = false;             // images
+    json messages = json::array(); // as /v1/chat/completions takes them
+    json images = json::array();   // for the next message
+    std::string texts;             // as well
+    std::vector<json> pushed;
+    json last; // the server's timings of the last answer
+};
+
+enum class heard { text, interrupt, end };
+
+// One message: a line, or several where each but the last ends in a backslash.
+heard listen(std::string & text, bool multiline) {
+    text.clear();
+    if (!at_terminal) {
+        std::string line;
+        while (std::getline(std::cin, line)) {
+            if (!line.empty() && line.back() == '\r') {
+                line.pop_back();
+            }
+            const bool more = !line.empty() && line.back() == '\\';
+            text += more ? line.substr(0, line.size() - 1) + "\n" : line;
+            if (!more) {
+                return heard::text;
+            }
+        }
+        return text.empty() ? heard::end : heard::text;
+    }
+    console::set_display(DISPLAY_TYPE_USER_INPUT);
+    console::log("> ");
+    asking = 1;
+    std::string line;
+    for (bool more = true; more && !interrupted; text += line) {
+        more = console::readline(line, multiline);
+    }
+    asking = 0;
+    console::set_display(DISPLAY_TYPE_RESET);
+    if (interrupted) {
+        interrupted = 0;
+        clearerr(stdin);
+        console::log("\n");
+        return heard::interrupt;
+    }
+    const bool ended = text.empty();
+    while (!text.empty() && text.back() == '\n') {
+        text.pop_back();
+    }
+    return ended ? heard::end : heard::text;
+}
+
+using completions = std::vector<std::pair<std::string, size_t>>;
+
+// Names of commands, and of files behind those that take one.
+completions complete(std::string_view line, size_t cursor) {
+    completions found;
+    const std::string text(line.substr(0, cursor)), rest(line.substr(cursor));
+    const auto offer = [&](const std::string & whole) {
+        found.emplace_back(whole + rest, whole.size());
+    };
+    for (const conversation::command & known : conversation::commands()) {
+        const std::string name = known.name + std::string(known.argument[0] != '\0' ? " " : "");
+        if (!text.empty() && name.compare(0, text.size(), text) == 0) {
+            offer(name);
+        }
+        if (strstr(known.argument, "FILE") == nullptr || text.compare(0, name.size(), name) != 0) {
+            continue;
+        }
+        const std::string typed = text.substr(name.size());
+        const std::string folder = typed.substr(0, typed.rfind('/') + 1);
+        std::error_code error;
+        for (const auto & entry :
+             fs::directory_iterator(fs::u8path(folder.empty() ? "." : folder), error)) {
+            const std::string path = folder + entry.path().filename().u8string();
+            if (path.compare(0, typed.size(), typed) == 0) {
+                offer(name + path + (entry.is_directory(error) ? "/" : ""));
+            }
+        }
+    }
+    std::sort(found.begin(), found.end());
+    return found;
+}
+
+// Not through exit(): there is nothing to save, and upstream's server, which runs in a thread here,
+// would be waited for.
+[[noreturn]] void leave(int code) {
+    console::cleanup();
+    _Exit(flushed() ? code : std::max(code, 1));
+}
+
+// Does what may fail and says why it did; over a pipe that makes the exit code 1.
+template <typename Action> void attempt(int & code, const Action & action) {
+    try {
+        action();
+    } catch (const std::exception & problem) {
+        fflush(stdout);
+        if (at_terminal) {
+            console::error("%s\n", problem.what());
+            console::flush();
+        } else {
+            fprintf(stderr, "error: %s\n", problem.what());
+            code = 1;
+        }
+    }
+}
+
+int talk(cli_client & server, const common_params & params) {
+    conversation talk(server, params);
+    int code = 0;
+    for (const std::string & path : params.image) {
+        attempt(code, [&] { talk.stage_image(path); });
+    }
+    std::string message = params.prompt;
+    if (!message.empty() && at_terminal) {
+        console::log("> %s\n", message.c_str());
+    }
+    bool warned = false;
+    while (true) {
+        const heard what = message.empty() ? listen(message, params.multiline_input) : heard::text;
+        if (what == heard::end || (what == heard::interrupt && warned)) {
+            return what == heard::end ? code : 130;
+        }
+        warned = what == heard::interrupt;
+        if (warned) {
+            remark("Ctrl-C again ends the program; so do Ctrl-D and /exit");
+        } else if (!message.empty()) {
+            bool more = true;
+            attempt(code, [&] { more = talk.take(message); });
+            if (!more || params.single_turn) {
+                return code;
+            }
+        }
+        message.clear();
+    }
+}
+
+} // namespace
+
+int chat(int argc, char ** argv) {
+#ifdef _WIN32
+    at_terminal = _isatty(_fileno(stdin)) && _isatty(_fileno(stdout));
+#else
+    at_terminal = isatty(STDIN_FILENO) && isatty(STDOUT_FILENO);
+#endif
+    common_params params;
+    params.verbosity = LOG_LEVEL_ERROR;
+    common_init();
+    if (!common_params_parse(argc, argv, params, LLAMA_EXAMPLE_CLI)) {
+        return 1;
+    }
+    llama_backend_init();
+    llama_numa_init(params.numa);
+    catch_interrupts();
+    params.sse_ping_interval = 1; // how soon Ctrl-C is heard while a long prompt is read
+    console::init(params.simple_io || !at_terminal, params.use_color && at_terminal);
+    console::set_completion_callback(complete);
+    console::spinner::start();
+    static cli_server server;
+    cli_client client;
+    if (params.server_base.empty()) {
+        common_params without = params;
+        without.sampling.grammar = {}; // its server would hold the prompt against a JSON schema
+        server.start(without);
+        client.server_base = server.wait_ready([] { return false; }) ? server.address() : "";
+    } else {
+        client.server_base = params.server_base;
+    }
+    console::spinner::stop();
+    if (client.server_base.empty()) {
+        leave(1);
+    }
+    int code = 1;
+    try {
+        code = talk(client, params);
+    } catch (const std::exception & problem) {
+        fprintf(stderr, "error: %s\n", problem.what());
+    }
+    leave(code);
+}
