@@ -38,12 +38,8 @@ template <typename... Remark> static void completion_output(const char * format,
         common_log_add(common_log_main(), GGML_LOG_LEVEL_NONE, "\n");
     }
 }
-#pragma clang diagnostic pop
 
-#undef LOG
-#define LOG(...) completion_output(__VA_ARGS__)
-
-// Upstream begins its errors with the name of a function.
+// Upstream's errors, without the name of the function that most begin with.
 template <typename... Rest>
 static void completion_error(const char * format, const char * function, Rest... rest) {
     const bool named = strncmp(format, "%s: ", 4) == 0;
@@ -54,6 +50,16 @@ static void completion_error(const char * format, const char * function, Rest...
         common_log_add(common_log_main(), GGML_LOG_LEVEL_ERROR, format, function, rest...);
     }
 }
+
+static void completion_error(const char * text) {
+    completion_error("%s: %s", "llama_completion", text);
+}
+#pragma clang diagnostic pop
+
+#undef LOG
+#define LOG(...) completion_output(__VA_ARGS__)
+#undef LOG_ERR
+#define LOG_ERR(...) completion_error(__VA_ARGS__)
 
 #ifndef _WIN32
 // Upstream's handler logs, and waits for the thread that does, which no signal handler may do:
