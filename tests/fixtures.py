@@ -49,6 +49,7 @@ def tiny_phi3(
     heads: int = 2,
     kv_heads: int = 2,
     template: str | None = "",
+    pooling: int | None = None,
 ) -> Path:
     """A phi3 model with Phi-3's real vocabulary and random weights, one layer deep.
 
@@ -60,6 +61,7 @@ def tiny_phi3(
         heads: Of attention.
         kv_heads: How many of them have keys and values of their own.
         template: For chats; "" for that of the vocabulary, None for none.
+        pooling: Makes it a model for embeddings: 1 is the mean of all tokens'.
     """
     queries = (heads + 2 * kv_heads) * width // heads
     hyperparameters = {
@@ -84,6 +86,8 @@ def tiny_phi3(
         writer.add_key_value(key, field.contents(), field.types[0], element)
         if key == "tokenizer.ggml.tokens":
             tokens = len(field.data)
+    if pooling is not None:
+        hyperparameters["phi3.pooling_type"] = pooling
     for key, value in hyperparameters.items():
         writer.add_uint32(key, value)
     rng = np.random.default_rng(3)
@@ -119,15 +123,16 @@ def tiny_lora(
         arch: The architecture that it says it is for, by default the model's own.
     """
     model = gguf.GGUFReader(base)
-    inner, outer = next(t.shape for t in model.tensors if t.name == tensor)[:2]
+    inner, outer = map(int, next(t.shape for t in model.tensors if t.name == tensor)[:2])
+    shapes = {"a": (2, inner), "b": (outer, 2)}
     if tensor == "token_embd.weight":
-        inner, outer = outer, inner  # llama-adapter.cpp: A and B are flipped
+        shapes = {"a": (outer, 2), "b": (inner, 2)}  # llama-adapter.cpp: they are flipped
     writer = gguf.GGUFWriter(path, arch or model.fields["general.architecture"].contents())
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_string("adapter.type", "lora")
     writer.add_float32("adapter.lora.alpha", 2)
     rng = np.random.default_rng(5)
-    for side, shape in {"a": (2, int(inner)), "b": (int(outer), 2)}.items():
+    for side, shape in shapes.items():
         values = rng.normal(0, size, shape).astype(np.float32)
         writer.add_tensor(f"{tensor}.lora_{side}", values)
     writer.write_header_to_file()

@@ -149,14 +149,10 @@ std::string spelled(std::string name) {
 
 // What llama.cpp says to the value of an option, in one line; empty if it takes it.
 std::string refusal(const common_arg & option, const std::string & value) {
-    static const std::set<std::string> READ = { "-f",
-                                                "-bf",
-                                                "--grammar-file",
-                                                "-jf",
-                                                "-sysf",
-                                                "--chat-template-file",
-                                                "--api-key-file",
-                                                "--image" };
+    static const std::set<std::string> READ = {
+        "-f",     "-bf", "--grammar-file", "-jf", "-sysf", "--chat-template-file", "--api-key-file",
+        "--image"
+    };
     const std::string hint = option.value_hint;
     if (hint == "FNAME" || hint == "FILE" || hint == "PATH") {
         // a look only: who reads a pipe twice finds it empty

@@ -218,3 +218,34 @@ std::string container::content(const entry & member) const {
                                                       (int)bytes.size());
     return size >= 0 && (uint64_t)size == member.size ? out : "";
 }
+
+static bool ends_with(const std::string & text, const std::string & end) {
+    return text.size() >= end.size() &&
+           text.compare(text.size() - end.size(), end.size(), end) == 0;
+}
+
+// NAME-00002-of-00003.gguf: llama.cpp finds it by itself once it has the first part.
+static bool is_later_part(const std::string & name) {
+    static const char shape[] = "-#####-of-#####.gguf";
+    const size_t length = sizeof(shape) - 1;
+    if (name.size() < length) {
+        return false;
+    }
+    const std::string end = name.substr(name.size() - length);
+    for (size_t i = 0; i < length; i++) {
+        if (shape[i] == '#' ? (end[i] < '0' || end[i] > '9') : end[i] != shape[i]) {
+            return false;
+        }
+    }
+    return end.substr(1, 5) != "00001";
+}
+
+std::vector<const entry *> container::weights() const {
+    std::vector<const entry *> out;
+    for (const entry & member : entries) {
+        if (!member.deflated && ends_with(member.name, ".gguf") && !is_later_part(member.name)) {
+            out.push_back(&member);
+        }
+    }
+    return out;
+}

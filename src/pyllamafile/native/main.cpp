@@ -227,7 +227,8 @@ std::string choose_weights(arguments & args, const flag_table & flags, const mod
     const size_t at = flags.find(args, MODEL);
     std::string name;
     if (at < args.size() && (at + 1 == args.size() || args[at + 1].empty())) {
-        return args[at] + " needs a value: a GGUF, a llamafile, or @NAME for one of several in here";
+        return args[at] +
+               " needs a value: a GGUF, a llamafile, or @NAME for one of several in here";
     } else if (at + 1 < args.size()) {
         name = args[at + 1];
     } else if (flags.has(args, ELSEWHERE) || getenv("LLAMA_ARG_MODEL") != nullptr) {
@@ -392,7 +393,8 @@ int run(const char * program, arguments own, arguments user) {
     }
     if (chosen.run == llama_mtmd_main && !flags.has(args, { "-mm", "--mmproj" }) &&
         getenv("LLAMA_ARG_MMPROJ") == nullptr) {
-        return fail("images and sound need a projector, and none goes with this model: --mmproj FILE");
+        return fail(
+            "images and sound need a projector, and none goes with this model: --mmproj FILE");
     }
     if (chosen.text && !flags.has(args, TEXT)) {
         return fail(std::string(chosen.flag) + " needs a text: -f FILE or -p TEXT");

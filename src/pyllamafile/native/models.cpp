@@ -29,7 +29,8 @@ const auto DRAFT = { "-md", "--model-draft", "--spec-draft-model" };
 const uint64_t TENSOR_ALIGNMENT = 32;
 
 // Takes out every occurrence whose value begins with @, which is how a file names its own weights.
-void take_own(arguments & args, const flag_table & flags, std::initializer_list<const char *> names) {
+void take_own(arguments & args, const flag_table & flags,
+              std::initializer_list<const char *> names) {
     arguments out;
     for (size_t i = 0; i < args.size();) {
         const size_t end = std::min(i + 1 + flags.values(args[i]), args.size());
@@ -45,7 +46,7 @@ void take_own(arguments & args, const flag_table & flags, std::initializer_list<
 std::string without_gguf(const std::string & name) {
     const size_t length = name.size();
     return length > 5 && name.compare(length - 5, 5, ".gguf") == 0 ? name.substr(0, length - 5)
-                                                                  : name;
+                                                                   : name;
 }
 
 // The model that was chosen, as a name for find_weights; empty if none was.
@@ -89,9 +90,9 @@ std::string check(const std::string & flag, const std::string & name, weights_ki
     if (!problem.empty()) {
         return flag + " " + problem;
     }
-    return out.kind == wanted ? ""
-                              : flag + " " + name + ": is " + KINDS[(int)out.kind] + ", not " +
-                                    KINDS[(int)wanted];
+    return out.kind == wanted
+               ? ""
+               : flag + " " + name + ": is " + KINDS[(int)out.kind] + ", not " + KINDS[(int)wanted];
 }
 
 // The flags behind which there are weights, and of what kind.
@@ -116,7 +117,7 @@ const companion_flag COMPANION_FLAGS[] = {
 // How a draft is used, where upstream doesn't find out by itself: it does for some kinds, but not
 // for one that is a model like any. Empty if there is nothing to say.
 std::string draft_type(const weights & draft) {
-    return draft.architecture == "eagle3" ? "draft-eagle3"
+    return draft.architecture == "eagle3"                             ? "draft-eagle3"
            : common_speculative_types_from_gguf(draft.name()).empty() ? "draft-simple"
                                                                       : "";
 }
@@ -124,9 +125,13 @@ std::string draft_type(const weights & draft) {
 } // namespace
 
 void settle_companions(arguments & own, const arguments & user, const flag_table & flags) {
+    if (!flags.has(own, LORA) && !flags.has(own, PROJECTOR) && !flags.has(own, DRAFT)) {
+        return;
+    }
     const arguments both = merge_args(own, user);
     const std::string model = chosen_model(both, flags);
-    const bool others = model.empty() ? models_in(own_container).size() > 1 : !is_first_model(model);
+    const bool others =
+        model.empty() ? models_in(own_container).size() > 1 : !is_first_model(model);
     if (others || flags.has(user, LORA)) {
         take_own(own, flags, LORA);
     }
@@ -202,7 +207,8 @@ void add_companions(const common_preset_context & context, const container & zip
                 continue;
             }
             // in its process @ means the same, and a path may have what separates values
-            std::string value = zip.path == own_container.path ? args[i + 1] : zip.path + args[i + 1];
+            std::string value =
+                zip.path == own_container.path ? args[i + 1] : zip.path + args[i + 1];
             std::string before;
             weights draft;
             if (flag.kind == weights_kind::ADAPTER && preset.get_option(flag.preset, before)) {

@@ -1,5 +1,5 @@
-// Included before upstream's clip.cpp, which opens a projector a second time, as a file by its path,
-// to read tensors from places that count from the file's start. So it needs the file alone.
+// Included before upstream's clip.cpp, which opens a projector a second time, as a file by its
+// path, to read tensors from places that count from the file's start. So it needs the file alone.
 #pragma once
 
 #include "clip-impl.h"

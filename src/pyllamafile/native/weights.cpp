@@ -18,39 +18,12 @@ bool ends_with(const std::string & text, const std::string & end) {
            text.compare(text.size() - end.size(), end.size(), end) == 0;
 }
 
-// NAME-00002-of-00003.gguf: llama.cpp finds it by itself once it has the first part.
-bool is_later_part(const std::string & name) {
-    static const char shape[] = "-#####-of-#####.gguf";
-    const size_t length = sizeof(shape) - 1;
-    if (name.size() < length) {
-        return false;
-    }
-    const std::string end = name.substr(name.size() - length);
-    for (size_t i = 0; i < length; i++) {
-        if (shape[i] == '#' ? (end[i] < '0' || end[i] > '9') : end[i] != shape[i]) {
-            return false;
-        }
-    }
-    return end.substr(1, 5) != "00001";
-}
-
-std::string list_models(const std::vector<const entry *> & models) {
+std::string list(const std::vector<const entry *> & found) {
     std::string out;
-    for (const entry * model : models) {
-        out += (out.empty() ? "" : ", ") + model->name;
+    for (const entry * member : found) {
+        out += (out.empty() ? "" : ", ") + member->name;
     }
-    return out;
-}
-
-std::string list_weights(const container & zip) {
-    std::vector<const entry *> found;
-    for (const entry & candidate : zip.entries) {
-        if (!candidate.deflated && ends_with(candidate.name, ".gguf") &&
-            !is_later_part(candidate.name)) {
-            found.push_back(&candidate);
-        }
-    }
-    return found.empty() ? "none" : list_models(found);
+    return out.empty() ? "none" : out;
 }
 
 // `name` without `.gguf` will do, and so will the last part of a path inside the zip.
@@ -162,9 +135,9 @@ bool read_string(range_reader & in, std::string & out) {
 }
 
 weights_kind kind_of(const std::string & type, const std::string & architecture) {
-    return type == "adapter"                          ? weights_kind::ADAPTER
+    return type == "adapter"                            ? weights_kind::ADAPTER
            : type == "mmproj" || architecture == "clip" ? weights_kind::PROJECTOR
-                                                      : weights_kind::MODEL;
+                                                        : weights_kind::MODEL;
 }
 
 // The kind alone. Those who write a GGUF begin with its general.* keys, so there is little to read;
@@ -256,7 +229,8 @@ std::string locate(const std::string & name, weights & out) {
             }
         }
         if (chosen == nullptr) {
-            return path + ": no weights called " + member + " inside; it has " + list_weights(zip);
+            return path + ": no weights called " + member + " inside; it has " +
+                   list(zip.weights());
         }
     } else if ((models = models_in(zip)).empty()) {
         for (const entry & candidate : zip.entries) {
@@ -269,7 +243,7 @@ std::string locate(const std::string & name, weights & out) {
     } else if (models.size() > 1) {
         return path + ": several models inside; choose one with -m " +
                (path == own_container.path ? "" : path) + "@NAME, where NAME is one of " +
-               list_models(models);
+               list(models);
     } else {
         chosen = models[0];
     }
@@ -369,11 +343,10 @@ std::string check_header(range_reader & in, weights & out) {
 std::vector<const entry *> models_in(const container & zip) {
     const std::string draft = draft_in(zip);
     std::vector<const entry *> out;
-    for (const entry & member : zip.entries) {
-        if (!member.deflated && ends_with(member.name, ".gguf") && !is_later_part(member.name) &&
-            (draft.empty() || !means(draft, member.name)) &&
-            kind_at(zip.path, member.offset, member.size) == weights_kind::MODEL) {
-            out.push_back(&member);
+    for (const entry * member : zip.weights()) {
+        if ((draft.empty() || !means(draft, member->name)) &&
+            kind_at(zip.path, member->offset, member->size) == weights_kind::MODEL) {
+            out.push_back(member);
         }
     }
     return out;
