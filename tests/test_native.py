@@ -217,11 +217,8 @@ def test_every_option_in_the_manual_exists(llamafile: Path, run: Run) -> None:
     named = set(re.findall(r"(?<!\S)(--?[a-z][a-z0-9-]*)", options))
     known = set()
     for mode in (["--server"], ["--completion"], ["-p", "x", "--image", "x"]):
-        known |= set(
-            re.findall(
-                r"(?<!\S)(--?[a-z][a-z0-9-]*)", run(llamafile, *mode, "--help").stdout.decode()
-            )
-        )
+        text = run(llamafile, *mode, "--help-all").stdout.decode()
+        known |= set(re.findall(r"(?<!\S)(--?[a-z][a-z0-9-]*)", text))
     ours = {"--nobrowser", "--url-prefix", "--help-all", "--chat"}
     assert named - known == ours & named
 
