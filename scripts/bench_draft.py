@@ -75,9 +75,7 @@ def main() -> None:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         path = folder / "drafted.llamafile"
-        pyllamafile.build(
-            options.model, path, draft=options.draft, gui=False, targets=[here.name]
-        )
+        pyllamafile.build(options.model, path, draft=options.draft, gui=False, targets=[here.name])
         urls = {
             "with": stack.enter_context(serving(path)),
             "without": stack.enter_context(serving(path, "--spec-type", "none")),

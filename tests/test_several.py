@@ -55,7 +55,7 @@ def test_what_goes_with_a_model_is_stored_behind_it_and_used(
         args=["-c", "64"],
     )
     assert built.models == ("tiny.gguf",)
-    assert built.companions == (
+    assert built.partners == (
         ("--lora", "pirate.gguf"),
         ("--lora", "b.gguf=0.25"),
         ("--mmproj", "eye.gguf"),
@@ -276,7 +276,9 @@ def pictures(place: Path) -> list[Path]:
 
 
 @pytest.mark.native
-def test_pictures_in_the_terminal(seeing: Path, pictures: list[Path], model: Path, run: Run) -> None:
+def test_pictures_in_the_terminal(
+    seeing: Path, pictures: list[Path], model: Path, run: Run
+) -> None:
     def look(picture: Path, *options: str | Path) -> str:
         question = ("-p", "What is in the picture?", "--image", picture)
         done = run(seeing, *question, "-n", "12", "--temp", "0", *options)
@@ -285,7 +287,8 @@ def test_pictures_in_the_terminal(seeing: Path, pictures: list[Path], model: Pat
 
     red, blue = map(look, pictures)
     assert red != blue
-    assert len(red.splitlines()) == 1 and red.endswith("\n")
+    assert len(red.splitlines()) == 1
+    assert red.endswith("\n")
     assert look(pictures[0], "--mmproj", seeing.parent / "eye.gguf") == red
     assert look(pictures[0], "--mmproj", f"{seeing}@eye") == red
     for options, message in {

@@ -29,9 +29,9 @@ from pyllamafile.plan import (
     File,
     Plan,
     chat_template,
-    companion_args,
     gui_entries,
     misfit,
+    partner_args,
     plan,
     quote,
 )
@@ -58,7 +58,7 @@ class Built:
         size: Its length in bytes.
         name: What the model is called.
         models: Names of the models inside, added ones too.
-        companions: What goes with the first of them: adapters, a projector, a draft, each by
+        partners: What goes with the first of them: adapters, a projector, a draft, each by
             its option and its name; of an adapter the scale is in it.
         targets: Names of the systems that it runs on.
         missing: Names of the systems for which no runtime was at hand.
@@ -74,7 +74,7 @@ class Built:
     size: int
     name: str
     models: tuple[str, ...]
-    companions: tuple[tuple[str, str], ...]
+    partners: tuple[tuple[str, str], ...]
     targets: tuple[str, ...]
     missing: tuple[str, ...]
     too_large: bool
@@ -162,17 +162,17 @@ def build(
     destination = Path(output) if output is not None else Path(f"{name}.llamafile")
     with contextlib.ExitStack() as scratch:
         folder = destination.parent
-        everything = [*found, *(companion.source for companion in beside)]
+        everything = [*found, *(partner.source for partner in beside)]
         if quantize_to or any(source.path is None for source in everything):
             # Now rather than after gigabytes were fetched or written.
             _check_output(destination, [s.path for s in everything if s.path], force)
             folder = scratch.enter_context(_scratch(folder))
         groups = _models(found, folder, tell)
-        companions = [_models([companion.source], folder, tell)[0] for companion in beside]
+        partners = [_models([partner.source], folder, tell)[0] for partner in beside]
         extras = [_file(Path(path), entry) for path, entry in add]
         _check_names(extras, gui)
         added = [extra for extra in extras if extra.name.endswith(".gguf")]  # weights to a runtime
-        inputs = [file.path for file in (*itertools.chain(*groups, *companions), *extras)]
+        inputs = [file.path for file in (*itertools.chain(*groups, *partners), *extras)]
         inputs += [Path(args_file)] if args_file is not None else []
         text = _args_text(args, args_file)
         facts = {file.name: read(file.path) for file in (*itertools.chain(*groups), *added)}
@@ -180,14 +180,14 @@ def build(
         template = chat_template(facts, text)
         if isinstance(template, str):
             lines.append(["--chat-template", template])
-        for companion, files in zip(beside, companions, strict=True):
-            _check_fit(companion, files[0], [facts[file.name] for file in groups[0]])
-            lines.append(companion_args(companion.role, files[0].name, companion.scale))
+        for partner, files in zip(beside, partners, strict=True):
+            _check_fit(partner, files[0], [facts[file.name] for file in groups[0]])
+            lines.append(partner_args(partner.role, files[0].name, partner.scale))
         if lines:
             text = "".join(" ".join(map(quote, line)) + "\n" for line in lines) + (text or "")
         _check_output(destination, inputs, force)
         # Now rather than after the minutes that a runtime may take.
-        names = [file.name for file in (*itertools.chain(*groups, *companions), *extras)]
+        names = [file.name for file in (*itertools.chain(*groups, *partners), *extras)]
         zipalign.layout([zipalign.Entry(entry, b"") for entry in names], 0)
 
         runtimes = _runtimes(_one_linux(targets) if format == "elf" else targets, tell)
@@ -198,7 +198,7 @@ def build(
         layout = plan(
             name=name,
             version=pyllamafile.__version__,
-            models=[*models, *itertools.chain(*companions)],
+            models=[*models, *itertools.chain(*partners)],
             runtimes=[runtime for runtime in runtimes if not outer or runtime != outer.runtime],
             outer=outer,
             extras=extras,
@@ -224,9 +224,9 @@ def build(
         name=name,
         models=tuple(file.name for file in models)
         + tuple(file.name for file in added if facts[file.name].kind == "model"),
-        companions=tuple(
-            (f"--{companion.role}", files[0].name + companion.suffix)
-            for companion, files in zip(beside, companions, strict=True)
+        partners=tuple(
+            (f"--{partner.role}", files[0].name + partner.suffix)
+            for partner, files in zip(beside, partners, strict=True)
         ),
         targets=included,
         missing=tuple(target for target in TARGETS if target not in included),
@@ -241,7 +241,7 @@ def build(
 
 
 @dataclass(frozen=True)
-class _Companion:
+class _Partner:
     """Weights that go with the first model, in one of `plan.ROLES`."""
 
     role: str
@@ -255,22 +255,22 @@ class _Companion:
 
 def _beside(
     lora: Sequence[PathLike | Adapter], mmproj: PathLike | None, draft: PathLike | None
-) -> list[_Companion]:
+) -> list[_Partner]:
     adapters = [each if isinstance(each, Adapter) else Adapter(each) for each in lora]
     for adapter in adapters:
         if not math.isfinite(adapter.scale):
             raise PyllamafileError(f"{adapter.source}: {adapter.scale} is no scale")
     return [
-        *(_Companion("lora", sources.find(each.source), each.scale) for each in adapters),
-        *([_Companion("mmproj", sources.find(mmproj))] if mmproj is not None else []),
-        *([_Companion("draft", sources.find(draft))] if draft is not None else []),
+        *(_Partner("lora", sources.find(each.source), each.scale) for each in adapters),
+        *([_Partner("mmproj", sources.find(mmproj))] if mmproj is not None else []),
+        *([_Partner("draft", sources.find(draft))] if draft is not None else []),
     ]
 
 
-def _check_fit(companion: _Companion, file: File, model: Sequence[Weights]) -> None:
-    if problem := misfit(companion.role, read(file.path), model):
+def _check_fit(partner: _Partner, file: File, model: Sequence[Weights]) -> None:
+    if problem := misfit(partner.role, read(file.path), model):
         raise PyllamafileError(f"{file.path}: {problem}")
-    if companion.role == "lora" and re.search(r'[,:"]', file.name):
+    if partner.role == "lora" and re.search(r'[,:"]', file.name):
         raise PyllamafileError(
             f"{file.name}: an adapter's name can't have a comma, a colon or a quote",
             hint="llama.cpp takes lists of adapters with scales, and those separate them",

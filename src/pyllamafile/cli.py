@@ -276,8 +276,8 @@ def build(
         )
     _out.print(_bold(str(built.path)), f" {_size(built.size)}")
     _out.print(f"  weights   {_shown(', '.join(built.models) or 'none: give some with -m FILE')}")
-    for option, companion in built.companions:
-        _out.print(f"  {option:<8}  {_shown(companion)}")
+    for option, partner in built.partners:
+        _out.print(f"  {option:<8}  {_shown(partner)}")
     _out.print(f"  runs on   {', '.join(built.targets)}")
     if note := _on_windows(built):
         _out.print(f"  Windows   {_shown(note)}")

@@ -270,10 +270,10 @@ def _misshapen(adapter: Weights, model: Sequence[Weights]) -> str | None:
     return None
 
 
-def companion_args(role: str, name: str, scale: float = 1) -> list[str]:
+def partner_args(role: str, name: str, scale: float = 1) -> list[str]:
     """The arguments by which a runtime uses weights beside a model in the same file.
 
-    >>> companion_args("lora", "pirate.gguf", 0.5)
+    >>> partner_args("lora", "pirate.gguf", 0.5)
     ['--lora-scaled', '@pirate:0.5']
     """
     flag, value = ROLES[role].flag, f"@{name.removesuffix('.gguf')}"

@@ -355,7 +355,7 @@ int run(const char * program, arguments own, arguments user) {
     if (chosen.run == llama_server && flags.take(user, TEXT)) {
         fputs("note: the server completes no -p or -f; leave --server out for that\n", stderr);
     }
-    settle_companions(own, user, flags);
+    settle_partners(own, user, flags);
     // What `.args` says for one mode must not stop another: --port is for the server alone.
     args = merge_args(own_for(chosen, by_user, own, flags), user);
     take_mode(args, flags);
@@ -386,9 +386,9 @@ int run(const char * program, arguments own, arguments user) {
         if (!wrong.empty()) {
             return fail_in(flags.problem(chosen.flags, user) == wrong, wrong);
         }
-        const std::string unfit = check_companions(args, flags);
+        const std::string unfit = check_partners(args, flags);
         if (!unfit.empty()) {
-            return fail_in(check_companions(user, flags) == unfit, unfit);
+            return fail_in(check_partners(user, flags) == unfit, unfit);
         }
     }
     if (chosen.run == llama_mtmd_main && !flags.has(args, { "-mm", "--mmproj" }) &&

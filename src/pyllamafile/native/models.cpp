@@ -96,7 +96,7 @@ std::string check(const std::string & flag, const std::string & name, weights_ki
 }
 
 // The flags behind which there are weights, and of what kind.
-struct companion_flag {
+struct partner_flag {
     const char * name;
     weights_kind kind;
     const char * preset; // what it is called there
@@ -104,7 +104,7 @@ struct companion_flag {
 
 const char DRAFT_PRESET[] = "LLAMA_ARG_SPEC_DRAFT_MODEL";
 
-const companion_flag COMPANION_FLAGS[] = {
+const partner_flag PARTNER_FLAGS[] = {
     { "--lora", weights_kind::ADAPTER, "lora" },
     { "--lora-scaled", weights_kind::ADAPTER, "lora-scaled" },
     { "-mm", weights_kind::PROJECTOR, "LLAMA_ARG_MMPROJ" },
@@ -124,7 +124,7 @@ std::string draft_type(const weights & draft) {
 
 } // namespace
 
-void settle_companions(arguments & own, const arguments & user, const flag_table & flags) {
+void settle_partners(arguments & own, const arguments & user, const flag_table & flags) {
     if (!flags.has(own, LORA) && !flags.has(own, PROJECTOR) && !flags.has(own, DRAFT)) {
         return;
     }
@@ -143,11 +143,11 @@ void settle_companions(arguments & own, const arguments & user, const flag_table
     }
 }
 
-std::string check_companions(arguments & args, const flag_table & flags) {
+std::string check_partners(arguments & args, const flag_table & flags) {
     bool unaligned = false;
     std::string type;
     for (size_t i = 0; i + 1 < args.size(); i += 1 + flags.values(args[i])) {
-        for (const companion_flag & flag : COMPANION_FLAGS) {
+        for (const partner_flag & flag : PARTNER_FLAGS) {
             if (args[i] != flag.name) {
                 continue;
             }
@@ -196,13 +196,13 @@ std::string name_of(const entry & model) {
 }
 
 // What `.args` have for the first model, put into its preset.
-void add_companions(const common_preset_context & context, const container & zip,
-                    common_preset & preset) {
+void add_partners(const common_preset_context & context, const container & zip,
+                  common_preset & preset) {
     const entry * defaults = zip.find(".args");
     const arguments args =
         defaults != nullptr ? parse_args_file(zip.content(*defaults)) : arguments{};
     for (size_t i = 0; i + 1 < args.size(); i++) {
-        for (const companion_flag & flag : COMPANION_FLAGS) {
+        for (const partner_flag & flag : PARTNER_FLAGS) {
             if (args[i] != flag.name || args[i + 1].compare(0, 1, "@") != 0) {
                 continue;
             }
@@ -276,7 +276,7 @@ common_presets common_preset_context::load_from_models_dir(const std::string & m
             }
         }
         if (out.empty()) {
-            add_companions(*this, zip, preset);
+            add_partners(*this, zip, preset);
         }
         out[preset.name] = preset;
     }
