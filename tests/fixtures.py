@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import zlib
 from pathlib import Path
 
 import gguf
@@ -48,6 +49,7 @@ def tiny_phi3(
     heads: int = 2,
     kv_heads: int = 2,
     template: str | None = "",
+    pooling: int | None = None,
 ) -> Path:
     """A phi3 model with Phi-3's real vocabulary and random weights, one layer deep.
 
@@ -59,6 +61,7 @@ def tiny_phi3(
         heads: Of attention.
         kv_heads: How many of them have keys and values of their own.
         template: For chats; "" for that of the vocabulary, None for none.
+        pooling: Makes it a model for embeddings: 1 is the mean of all tokens'.
     """
     queries = (heads + 2 * kv_heads) * width // heads
     hyperparameters = {
@@ -83,6 +86,8 @@ def tiny_phi3(
         writer.add_key_value(key, field.contents(), field.types[0], element)
         if key == "tokenizer.ggml.tokens":
             tokens = len(field.data)
+    if pooling is not None:
+        hyperparameters["phi3.pooling_type"] = pooling
     for key, value in hyperparameters.items():
         writer.add_uint32(key, value)
     rng = np.random.default_rng(3)
@@ -103,6 +108,104 @@ def tiny_phi3(
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def tiny_lora(
+    path: Path, base: Path, *, tensor: str = "token_embd.weight", size: float = 1, arch: str = ""
+) -> Path:
+    """A LoRA adapter of rank 2 for one tensor of a model.
+
+    Args:
+        path: The file to write.
+        base: The model's GGUF.
+        tensor: Which of its tensors it changes; it has to have two dimensions.
+        size: How much, in standard deviations of the random change.
+        arch: The architecture that it says it is for, by default the model's own.
+    """
+    model = gguf.GGUFReader(base)
+    inner, outer = map(int, next(t.shape for t in model.tensors if t.name == tensor)[:2])
+    shapes = {"a": (2, inner), "b": (outer, 2)}
+    if tensor == "token_embd.weight":
+        shapes = {"a": (outer, 2), "b": (inner, 2)}  # llama-adapter.cpp: they are flipped
+    writer = gguf.GGUFWriter(path, arch or model.fields["general.architecture"].contents())
+    writer.add_type(gguf.GGUFType.ADAPTER)
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", 2)
+    rng = np.random.default_rng(5)
+    for side, shape in shapes.items():
+        values = rng.normal(0, size, shape).astype(np.float32)
+        writer.add_tensor(f"{tensor}.lora_{side}", values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def tiny_projector(path: Path, *, width: int, scale: float = 0.1) -> Path:
+    """A LLaVA projector with random weights, which makes four embeddings of an image.
+
+    Args:
+        path: The file to write.
+        width: Of the language model's embeddings.
+        scale: Their standard deviation, about.
+    """
+    inner, layers, image, patch = 32, 2, 32, 16
+    writer = gguf.GGUFWriter(path, "clip")
+    writer.add_type(gguf.GGUFType.MMPROJ)
+    writer.add_clip_has_vision_encoder(True)
+    writer.add_clip_projector_type("mlp")
+    writer.add_vision_embedding_length(inner)
+    writer.add_vision_feed_forward_length(2 * inner)
+    writer.add_vision_block_count(layers)
+    writer.add_vision_head_count(2)
+    writer.add_vision_projection_dim(width)
+    writer.add_vision_attention_layernorm_eps(1e-5)
+    writer.add_vision_image_size(image)
+    writer.add_vision_patch_size(patch)
+    writer.add_vision_image_mean([0.5] * 3)
+    writer.add_vision_image_std([0.5] * 3)
+    writer.add_vision_use_gelu(True)
+    shapes: dict[str, tuple[int, ...]] = {
+        "v.patch_embd.weight": (inner, 3, patch, patch),
+        "v.position_embd.weight": ((image // patch) ** 2, inner),
+        "mm.0.weight": (inner, inner),
+        "mm.2.weight": (width, inner),
+    }
+    for side in ("weight", "bias"):
+        for layer in range(layers):
+            shapes[f"v.blk.{layer}.ln1.{side}"] = shapes[f"v.blk.{layer}.ln2.{side}"] = (inner,)
+    for layer in range(layers):
+        for name in ("attn_q", "attn_k", "attn_v", "attn_out"):
+            shapes[f"v.blk.{layer}.{name}.weight"] = (inner, inner)
+        shapes[f"v.blk.{layer}.ffn_up.weight"] = (2 * inner, inner)
+        shapes[f"v.blk.{layer}.ffn_down.weight"] = (inner, 2 * inner)
+    rng = np.random.default_rng(11)
+    for name, shape in shapes.items():
+        values = rng.normal(0, shape[-1] ** -0.5, shape)
+        if name == "mm.2.weight":
+            values *= scale
+        writer.add_tensor(name, values.astype(np.float32))
+    for name, length in {"mm.0.bias": inner, "mm.2.bias": width}.items():
+        writer.add_tensor(name, np.zeros(length, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def png(colour: tuple[int, int, int], size: int = 32) -> bytes:
+    """A square image of one colour."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        body = kind + data
+        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+    rows = (b"\0" + bytes(colour) * size) * size
+    header = struct.pack(">2I5B", size, size, 8, 2, 0, 0, 0)
+    parts = {b"IHDR": header, b"IDAT": zlib.compress(rows), b"IEND": b""}
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(kind, data) for kind, data in parts.items())
 
 
 def tiny_elf(machine: int = 62) -> bytes:

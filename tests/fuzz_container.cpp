@@ -44,10 +44,10 @@ static void check(const container & zip, uint64_t size) {
             wrong("an entry can't be found");
         }
     }
-    for (const entry * model : zip.models()) {
-        if (model->deflated || model < zip.entries.data() ||
-            model >= zip.entries.data() + zip.entries.size()) {
-            wrong("a model is none of the stored entries");
+    for (const entry * weights : zip.weights()) {
+        if (weights->deflated || weights < zip.entries.data() ||
+            weights >= zip.entries.data() + zip.entries.size()) {
+            wrong("weights are none of the stored entries");
         }
     }
 }

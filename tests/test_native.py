@@ -213,16 +213,14 @@ def test_help_is_a_manual(llamafile: Path, run: Run) -> None:
 
 def test_every_option_in_the_manual_exists(llamafile: Path, run: Run) -> None:
     manual = run(llamafile, "--help").stdout.decode()
-    options = manual.split("OPTIONS FOR ALL MODES")[1].split("DEFAULT ARGUMENTS")[0]
+    options = manual.split("\nMODEL\n")[1].split("DEFAULT ARGUMENTS")[0]
     named = set(re.findall(r"(?<!\S)(--?[a-z][a-z0-9-]*)", options))
     known = set()
-    for mode in ("--server", "--completion"):
-        known |= set(
-            re.findall(
-                r"(?<!\S)(--?[a-z][a-z0-9-]*)", run(llamafile, mode, "--help").stdout.decode()
-            )
-        )
-    assert named - known == {"--nobrowser", "--url-prefix", "--help-all"} & named
+    for mode in (["--server"], ["--completion"], ["-p", "x", "--image", "x"]):
+        text = run(llamafile, *mode, "--help-all").stdout.decode()
+        known |= set(re.findall(r"(?<!\S)(--?[a-z][a-z0-9-]*)", text))
+    ours = {"--nobrowser", "--url-prefix", "--help-all", "--chat"}
+    assert named - known == ours & named
 
 
 def test_version_and_licenses(llamafile: Path, run: Run) -> None:

@@ -15,12 +15,13 @@ from __future__ import annotations
 __version__ = "0.1.0"
 
 from pyllamafile.advise import Advice, advise
-from pyllamafile.build import Built, build
+from pyllamafile.build import Adapter, Built, build
 from pyllamafile.errors import PyllamafileError
 from pyllamafile.inspect import Report, extract, inspect
 from pyllamafile.verify import Problem, verify
 
 __all__ = [
+    "Adapter",
     "Advice",
     "Built",
     "Problem",

@@ -7,6 +7,7 @@ import errno
 import gzip
 import hashlib
 import itertools
+import math
 import os
 import re
 import secrets
@@ -29,13 +30,15 @@ from pyllamafile.plan import (
     Plan,
     chat_template,
     gui_entries,
+    misfit,
+    partner_args,
     plan,
     quote,
 )
 from pyllamafile.sources import PathLike, Source
 from pyllamafile.targets import TARGETS, Runtime, host, select
 from pyllamafile.verify import verify
-from pyllamafile.weights import read, shards
+from pyllamafile.weights import Weights, read, shards
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done and how much there is."""
@@ -54,7 +57,9 @@ class Built:
         path: Where it is.
         size: Its length in bytes.
         name: What the model is called.
-        models: Names of the weights inside, added ones too.
+        models: Names of the models inside, added ones too.
+        partners: What goes with the first of them: adapters, a projector, a draft, each by
+            its option and its name; of an adapter the scale is in it.
         targets: Names of the systems that it runs on.
         missing: Names of the systems for which no runtime was at hand.
         too_large: Whether it is for Windows, but has more bytes than Windows lets a
@@ -69,6 +74,7 @@ class Built:
     size: int
     name: str
     models: tuple[str, ...]
+    partners: tuple[tuple[str, str], ...]
     targets: tuple[str, ...]
     missing: tuple[str, ...]
     too_large: bool
@@ -77,10 +83,26 @@ class Built:
     untemplated: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Adapter:
+    """A LoRA adapter that goes with the first model of a file.
+
+    Attributes:
+        source: What `sources.find` knows: a GGUF, a folder, ``hf:OWNER/REPO:FILE``.
+        scale: How much of it is applied; 1 is what it was trained for.
+    """
+
+    source: PathLike
+    scale: float = 1
+
+
 def build(
     gguf: PathLike | Sequence[PathLike] = (),
     output: PathLike | None = None,
     *,
+    lora: Sequence[PathLike | Adapter] = (),
+    mmproj: PathLike | None = None,
+    draft: PathLike | None = None,
     name: str | None = None,
     targets: Sequence[str] = (),
     args: Sequence[str] = (),
@@ -104,6 +126,9 @@ def build(
             ``hf:OWNER/REPO:Q4_K_M``; parts of a split GGUF are taken together. Without any
             the file is an engine alone.
         output: The file to write; by default ``NAME.llamafile`` in the current directory.
+        lora: LoRA adapters that go with the first of them, and are applied to it.
+        mmproj: The projector that lets it see or hear.
+        draft: A small model of the same vocabulary that drafts for it (speculative decoding).
         name: What the model is called; by default as its file is.
         targets: Systems to run on, or groups of them such as ``linux``, ``arm64`` and
             ``all``; by default those whose runtimes are at hand.
@@ -114,8 +139,8 @@ def build(
         format: ``portable``, or ``elf`` for a file that is a program of one Linux target.
         companion: Whether a file that is too large for Windows to start gets a small
             Windows program beside it, called as it is, with ``.exe`` for ``.llamafile``.
-        quantize_to: What the models are quantized to, one of `quantize.FORMATS`; adapters and
-            projectors stay what they are.
+        quantize_to: What the models are quantized to, one of `quantize.FORMATS`; adapters,
+            projectors and drafts stay what they are.
         requantize: Whether that may happen to what is quantized already, and loses twice.
         force: Whether existing output may be replaced.
         progress: Told about every step.
@@ -127,28 +152,42 @@ def build(
     if quantize_to is not None:
         quantize.check(quantize_to)
     found = [sources.find(g) for g in ([gguf] if isinstance(gguf, (str, os.PathLike)) else gguf)]
+    beside = _beside(lora, mmproj, draft)
+    if beside and not found:
+        raise PyllamafileError(
+            f"{beside[0].source.name} goes with a model, and there is none",
+            hint="give it with --gguf",
+        )
     name = name or _default_name(found, quantize_to)
     destination = Path(output) if output is not None else Path(f"{name}.llamafile")
     with contextlib.ExitStack() as scratch:
         folder = destination.parent
-        if quantize_to or any(source.path is None for source in found):
+        everything = [*found, *(partner.source for partner in beside)]
+        if quantize_to or any(source.path is None for source in everything):
             # Now rather than after gigabytes were fetched or written.
-            _check_output(destination, [source.path for source in found if source.path], force)
+            _check_output(destination, [s.path for s in everything if s.path], force)
             folder = scratch.enter_context(_scratch(folder))
         groups = _models(found, folder, tell)
+        partners = [_models([partner.source], folder, tell)[0] for partner in beside]
         extras = [_file(Path(path), entry) for path, entry in add]
         _check_names(extras, gui)
         added = [extra for extra in extras if extra.name.endswith(".gguf")]  # weights to a runtime
-        inputs = [file.path for file in (*itertools.chain(*groups), *extras)]
+        inputs = [file.path for file in (*itertools.chain(*groups, *partners), *extras)]
         inputs += [Path(args_file)] if args_file is not None else []
         text = _args_text(args, args_file)
         facts = {file.name: read(file.path) for file in (*itertools.chain(*groups), *added)}
+        lines = []
         template = chat_template(facts, text)
         if isinstance(template, str):
-            text = f"--chat-template {quote(template)}\n{text or ''}"
+            lines.append(["--chat-template", template])
+        for partner, files in zip(beside, partners, strict=True):
+            _check_fit(partner, files[0], [facts[file.name] for file in groups[0]])
+            lines.append(partner_args(partner.role, files[0].name, partner.scale))
+        if lines:
+            text = "".join(" ".join(map(quote, line)) + "\n" for line in lines) + (text or "")
         _check_output(destination, inputs, force)
         # Now rather than after the minutes that a runtime may take.
-        names = [file.name for file in (*itertools.chain(*groups), *extras)]
+        names = [file.name for file in (*itertools.chain(*groups, *partners), *extras)]
         zipalign.layout([zipalign.Entry(entry, b"") for entry in names], 0)
 
         runtimes = _runtimes(_one_linux(targets) if format == "elf" else targets, tell)
@@ -159,7 +198,7 @@ def build(
         layout = plan(
             name=name,
             version=pyllamafile.__version__,
-            models=models,
+            models=[*models, *itertools.chain(*partners)],
             runtimes=[runtime for runtime in runtimes if not outer or runtime != outer.runtime],
             outer=outer,
             extras=extras,
@@ -183,7 +222,12 @@ def build(
         path=destination,
         size=layout.size,
         name=name,
-        models=tuple(file.name for file in (*models, *extras) if file.name.endswith(".gguf")),
+        models=tuple(file.name for file in models)
+        + tuple(file.name for file in added if facts[file.name].kind == "model"),
+        partners=tuple(
+            (f"--{partner.role}", files[0].name + partner.suffix)
+            for partner, files in zip(beside, partners, strict=True)
+        ),
         targets=included,
         missing=tuple(target for target in TARGETS if target not in included),
         too_large=too_large,
@@ -194,6 +238,43 @@ def build(
 
 
 # What goes in
+
+
+@dataclass(frozen=True)
+class _Partner:
+    """Weights that go with the first model, in one of `plan.ROLES`."""
+
+    role: str
+    source: Source
+    scale: float = 1
+
+    @property
+    def suffix(self) -> str:
+        return "" if self.scale == 1 else f"={self.scale:g}"
+
+
+def _beside(
+    lora: Sequence[PathLike | Adapter], mmproj: PathLike | None, draft: PathLike | None
+) -> list[_Partner]:
+    adapters = [each if isinstance(each, Adapter) else Adapter(each) for each in lora]
+    for adapter in adapters:
+        if not math.isfinite(adapter.scale):
+            raise PyllamafileError(f"{adapter.source}: {adapter.scale} is no scale")
+    return [
+        *(_Partner("lora", sources.find(each.source), each.scale) for each in adapters),
+        *([_Partner("mmproj", sources.find(mmproj))] if mmproj is not None else []),
+        *([_Partner("draft", sources.find(draft))] if draft is not None else []),
+    ]
+
+
+def _check_fit(partner: _Partner, file: File, model: Sequence[Weights]) -> None:
+    if problem := misfit(partner.role, read(file.path), model):
+        raise PyllamafileError(f"{file.path}: {problem}")
+    if partner.role == "lora" and re.search(r'[,:"]', file.name):
+        raise PyllamafileError(
+            f"{file.name}: an adapter's name can't have a comma, a colon or a quote",
+            hint="llama.cpp takes lists of adapters with scales, and those separate them",
+        )
 
 
 def _models(found: Sequence[Source], folder: Path, tell: Progress) -> list[list[File]]:
@@ -221,7 +302,7 @@ def _quantized(
 ) -> list[File]:
     """The same model in another format; what is no model stays what it is."""
     first = model[0]
-    if not convert.quantizable(first.path):
+    if read(first.path).kind != "model":
         return list(model)
     name = convert.quantized_name(first.name, format)
     runtime = _host_runtime(tell)

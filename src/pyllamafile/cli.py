@@ -30,7 +30,7 @@ from rich.table import Table
 from rich.text import Text
 
 import pyllamafile
-from pyllamafile import Built, native, plan, zipalign
+from pyllamafile import Adapter, Built, native, plan, zipalign
 from pyllamafile.advise import Advice
 from pyllamafile.doctor import examine
 from pyllamafile.errors import PyllamafileError
@@ -138,6 +138,14 @@ def commands() -> None:
     help="Weights; repeat it for several models.",
 )
 @click.option(
+    "--lora",
+    multiple=True,
+    metavar="SOURCE[=SCALE]",
+    help="A LoRA adapter for the first model; repeat it.",
+)
+@click.option("--mmproj", metavar="SOURCE", help="A projector: the first model sees or hears.")
+@click.option("--draft", metavar="SOURCE", help="A small model that drafts for the first one.")
+@click.option(
     "--quantize",
     "quantize_to",
     type=click.Choice(list(FORMATS), case_sensitive=False),
@@ -186,6 +194,9 @@ def commands() -> None:
 @click.option("--force", is_flag=True, help="Replace OUT if it exists.")
 def build(
     gguf: tuple[str, ...],
+    lora: tuple[str, ...],
+    mmproj: str | None,
+    draft: str | None,
     quantize_to: str | None,
     allow_requantize: bool,
     output: Path | None,
@@ -206,6 +217,12 @@ def build(
     a quantization such as :Q4_K_M behind it where there are several; or ollama:NAME[:TAG]
     in Ollama's store. Parts of a split GGUF (NAME-00001-of-00003.gguf) are taken together.
     With -o and no --gguf the file is an engine alone, for weights given with -m when it runs.
+
+    --lora, --mmproj and --draft take a SOURCE, too, and are used with the first --gguf by
+    themselves. An adapter's SCALE is how much of it is applied, 1 by default. A draft has the
+    model's vocabulary: what it writes ahead the model checks at once, so that the same answer
+    comes sooner. Several --gguf are models side by side: the server has them all, and loads
+    one when it is asked for; -p and --chat want -m @NAME.
 
     --quantize takes weights in F16, BF16 or F32, and room for the result beside OUT. `advise`
     says which format suits a model and a machine.
@@ -235,12 +252,15 @@ def build(
       pyllamafile build --gguf hf:microsoft/Phi-3-mini-4k-instruct-gguf:q4
       pyllamafile build --gguf ollama:phi3
     """  # noqa: D301
-    if not gguf and output is None:
+    if not gguf and output is None and not (lora or mmproj or draft):
         raise click.UsageError("nothing to pack: give --gguf FILE, or -o OUT for an engine alone")
     with _progress() as tell:
         built = pyllamafile.build(
             gguf,
             output,
+            lora=[_lora_option(option) for option in lora],
+            mmproj=mmproj,
+            draft=draft,
             name=name,
             targets=targets,
             args=arg,
@@ -256,6 +276,8 @@ def build(
         )
     _out.print(_bold(str(built.path)), f" {_size(built.size)}")
     _out.print(f"  weights   {_shown(', '.join(built.models) or 'none: give some with -m FILE')}")
+    for option, partner in built.partners:
+        _out.print(f"  {option:<8}  {_shown(partner)}")
     _out.print(f"  runs on   {', '.join(built.targets)}")
     if note := _on_windows(built):
         _out.print(f"  Windows   {_shown(note)}")
@@ -269,10 +291,11 @@ def build(
             f"{model} has no chat template: conversations with it are written in ChatML",
             "--arg --chat-template --arg TEMPLATE brings one, in Jinja, for all weights inside",
         )
-    run = _shown(_as_command(built.path) + _choice(built.models))
+    run, choice = _shown(_as_command(built.path)), _shown(_choice(built.models))
     _out.print("try:")
-    _out.print(f'  {run} -p "Once upon a time" -n 64')
-    _out.print(f"  {run}   # web GUI and API on http://127.0.0.1:8080")
+    _out.print(f'  {run}{choice} -p "Once upon a time" -n 64')
+    serving = choice if not built.models else ""  # it has all models, and loads them on demand
+    _out.print(f"  {run}{serving}   # web GUI and API on http://127.0.0.1:8080")
 
 
 def _on_windows(built: Built) -> str | None:
@@ -308,6 +331,16 @@ def _add_option(option: str) -> tuple[Path, str]:
     if not equals or os.path.lexists(option):
         return Path(option), Path(option).name
     return Path(path), name
+
+
+def _lora_option(option: str) -> str | Adapter:
+    source, equals, scale = option.rpartition("=")
+    if not equals or os.path.lexists(option):
+        return option
+    try:
+        return Adapter(source, float(scale))
+    except ValueError as error:
+        raise click.BadParameter(f"{scale!r} is no scale", param_hint="'--lora'") from error
 
 
 def _as_command(path: Path) -> str:
@@ -490,6 +523,7 @@ def _print_model(model: ModelFacts) -> None:
     template = model.chat_template
     rows: dict[str, Any] = {
         "problem": model.problem,
+        "kind": None if model.kind in (None, "model") else plan.KINDS[model.kind],
         "name": model.name,
         "architecture": model.architecture,
         "parameters": f"{model.parameters:,}" if model.parameters is not None else None,

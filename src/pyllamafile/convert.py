@@ -95,12 +95,6 @@ def quantized_name(name: str, format: str) -> str:
     return f"{stem}-{format}.gguf" if stem else f"{format}.gguf"
 
 
-def quantizable(path: Path) -> bool:
-    """Whether a GGUF is a model, and not an adapter or a projector that goes with one."""
-    facts = read(path)
-    return facts.architecture != "clip" and facts.metadata.get("general.type") != "adapter"
-
-
 def to_format(
     path: Path, output: Path, format: str, program: bytes, *, again: bool, tell: Progress
 ) -> Path:

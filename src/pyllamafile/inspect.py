@@ -14,7 +14,7 @@ from typing import Any
 from pyllamafile import zipalign
 from pyllamafile.errors import PyllamafileError
 from pyllamafile.plan import ARGS, MANIFEST
-from pyllamafile.weights import Weights
+from pyllamafile.weights import Kind, Weights
 from pyllamafile.weights import read as read_weights
 from pyllamafile.zipalign import DEFLATED, STORED, Archive, Member
 
@@ -28,6 +28,7 @@ class ModelFacts:
 
     Attributes:
         file: Its file or entry.
+        kind: ``model``, ``adapter`` or ``projector``.
         architecture: For example ``phi3``.
         name: The model's name for people.
         parameters: Number of weights.
@@ -41,6 +42,7 @@ class ModelFacts:
     """
 
     file: str
+    kind: Kind | None = None
     architecture: str | None = None
     name: str | None = None
     parameters: int | None = None
@@ -226,6 +228,7 @@ def _models(path: Path, archive: Archive) -> Iterator[ModelFacts]:
 def _facts(file: str, weights: Weights) -> ModelFacts:
     return ModelFacts(
         file=file,
+        kind=weights.kind,
         architecture=weights.architecture,
         name=weights.name,
         parameters=weights.parameters,

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, Literal, NamedTuple, TypeAlias
 
 from pyllamafile.errors import PyllamafileError
 
@@ -34,6 +34,9 @@ class Array(NamedTuple):
     type: str
     length: int
 
+
+Kind: TypeAlias = Literal["model", "adapter", "projector"]
+"""What a GGUF is: to talk with, or to go with such a one."""
 
 Value: TypeAlias = int | float | bool | str | Array
 
@@ -241,6 +244,15 @@ class Weights:
     def architecture(self) -> str | None:
         """The model's family, for example ``phi3``."""
         return self._text("general.architecture")
+
+    @property
+    def kind(self) -> Kind:
+        """A model, a LoRA adapter, or the projector that makes a model see or hear."""
+        if self._text("general.type") == "adapter":
+            return "adapter"
+        if self._text("general.type") == "mmproj" or self.architecture == "clip":
+            return "projector"
+        return "model"
 
     @property
     def name(self) -> str | None:

@@ -149,9 +149,10 @@ std::string spelled(std::string name) {
 
 // What llama.cpp says to the value of an option, in one line; empty if it takes it.
 std::string refusal(const common_arg & option, const std::string & value) {
-    static const std::set<std::string> READ = { "-f",     "-bf",           "--grammar-file",
-                                                "-jf",    "-sysf",         "--chat-template-file",
-                                                "--lora", "--api-key-file" };
+    static const std::set<std::string> READ = {
+        "-f",     "-bf", "--grammar-file", "-jf", "-sysf", "--chat-template-file", "--api-key-file",
+        "--image"
+    };
     const std::string hint = option.value_hint;
     if (hint == "FNAME" || hint == "FILE" || hint == "PATH") {
         // a look only: who reads a pipe twice finds it empty
@@ -184,7 +185,7 @@ std::string refusal(const common_arg & option, const std::string & value) {
 flag_table::flag_table(const std::map<std::string, size_t> & ours) {
     for (const llama_example tool :
          { LLAMA_EXAMPLE_SERVER, LLAMA_EXAMPLE_COMPLETION, LLAMA_EXAMPLE_PERPLEXITY,
-           LLAMA_EXAMPLE_CLI, LLAMA_EXAMPLE_TOKENIZE }) {
+           LLAMA_EXAMPLE_CLI, LLAMA_EXAMPLE_TOKENIZE, LLAMA_EXAMPLE_MTMD }) {
         common_params params;
         for (const common_arg & option : common_params_parser_init(params, tool).options) {
             const size_t values = option.value_hint_2 != nullptr ? 2

@@ -34,6 +34,8 @@ class flag_table {
     arguments meant_for(int tool, const arguments & args) const;
     // What a tool would not understand in `args`, in one line; empty if it understands all.
     std::string problem(int tool, const arguments & args) const;
+    // How many values a flag takes; 0 for what is none.
+    size_t values(const std::string & name) const;
 
   private:
     struct flag {
@@ -41,6 +43,5 @@ class flag_table {
         std::set<int> tools; // llama_example; empty for ours
     };
     const flag * look_up(const std::string & name) const;
-    size_t values(const std::string & name) const;
     std::map<std::string, flag> known;
 };

@@ -39,20 +39,26 @@ template <typename... Remark> static void completion_output(const char * format,
     }
 }
 
-// Upstream's errors, without the name of the function that most begin with.
-template <typename... Rest>
-static void completion_error(const char * format, const char * function, Rest... rest) {
-    const bool named = strncmp(format, "%s: ", 4) == 0;
-    if (completion_is_scripted && named) {
-        common_log_add(common_log_main(), GGML_LOG_LEVEL_ERROR, "error: ");
-        common_log_add(common_log_main(), GGML_LOG_LEVEL_CONT, format + 4, rest...);
-    } else {
-        common_log_add(common_log_main(), GGML_LOG_LEVEL_ERROR, format, function, rest...);
+// Upstream's errors begin as all of ours do, and not with the name of a function, as many did.
+template <typename... Values> static void completion_error(const char * format, Values... values) {
+    const auto log = [](enum ggml_log_level level, const char * text, auto... rest) {
+        common_log_add(common_log_main(), level, text, rest...);
+    };
+    if (!completion_is_scripted || format[0] == ' ') {
+        log(GGML_LOG_LEVEL_ERROR, format, values...);
+        return;
     }
-}
-
-static void completion_error(const char * text) {
-    completion_error("%s: %s", "llama_completion", text);
+    log(GGML_LOG_LEVEL_ERROR, "error: ");
+    if constexpr (sizeof...(values) > 0) {
+        if (strncmp(format, "%s: ", 4) == 0) {
+            const auto without_name = [&](auto, auto... rest) {
+                log(GGML_LOG_LEVEL_CONT, format + 4, rest...);
+            };
+            without_name(values...);
+            return;
+        }
+    }
+    log(GGML_LOG_LEVEL_CONT, format, values...);
 }
 #pragma clang diagnostic pop
 

@@ -240,7 +240,7 @@ static bool is_later_part(const std::string & name) {
     return end.substr(1, 5) != "00001";
 }
 
-std::vector<const entry *> container::models() const {
+std::vector<const entry *> container::weights() const {
     std::vector<const entry *> out;
     for (const entry & member : entries) {
         if (!member.deflated && ends_with(member.name, ".gguf") && !is_later_part(member.name)) {

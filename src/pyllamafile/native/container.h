@@ -40,8 +40,8 @@ struct container {
     std::string read(const entry & member) const;
     // The same, inflated; empty when that is not possible.
     std::string content(const entry & member) const;
-    // The stored entries that are models: `.gguf`, without the later parts of a split one.
-    std::vector<const entry *> models() const;
+    // The stored entries that are weights: `.gguf`, without the later parts of a split model.
+    std::vector<const entry *> weights() const;
 };
 
 // Reads the directory of a zip. False when the file is none; every number in it is checked

@@ -5,13 +5,14 @@
 #include "arguments.h"
 #include "build-info.h"
 #include "cache.h"
-#include "chat.h"
 #include "common.h"
 #include "container.h"
+#include "conversation.h"
 #include "cpu.h"
 #include "llama.h"
 #include "log.h"
 #include "manual.h"
+#include "models.h"
 #include "serve.h"
 #include "system.h"
 #include "threads.h"
@@ -31,6 +32,7 @@
 // upstream's tools
 int llama_bench(int argc, char ** argv);
 int llama_completion(int argc, char ** argv);
+int llama_mtmd_main(int argc, char ** argv);
 int llama_perplexity(int argc, char ** argv);
 int llama_quantize(int argc, char ** argv);
 int llama_server(int argc, char ** argv);
@@ -79,6 +81,9 @@ const mode MODES[] = {
     { "--quantize", llama_quantize, NO_COMMON_FLAGS, false, false, false, {} },
 };
 
+// What -p becomes with an image or a sound: a question, for only chats are made for those.
+const mode LOOK = { "--image", llama_mtmd_main, LLAMA_EXAMPLE_MTMD, true, true, true, {} };
+
 // Errors alone, as plain lines; not where the user asks for a log.
 const arguments QUIET = { "-lv", "1", "--no-log-prefix", "--no-log-timestamps" };
 
@@ -120,6 +125,7 @@ std::map<std::string, size_t> our_flags() {
 
 const auto MODEL = { "-m", "--model" };
 const auto GPU_LAYERS = { "-ngl", "--gpu-layers", "--n-gpu-layers" };
+const auto MEDIA = { "--image", "--audio", "--video" };
 const auto TEXT = { "-p", "--prompt", "-f", "--file", "-bf", "--binary-file" };
 
 // ggml maps tensors only at multiples of this (ggml-impl.h).
@@ -211,7 +217,7 @@ mode choose(const mode * named, bool by_user, const arguments & args, const flag
         return *named;
     }
     if (flags.has(args, TEXT)) {
-        return MODES[COMPLETE];
+        return flags.has(args, MEDIA) ? LOOK : MODES[COMPLETE];
     }
     return MODES[named == nullptr || server ? SERVE : CHAT];
 }
@@ -229,7 +235,10 @@ std::string choose_weights(arguments & args, const flag_table & flags, const mod
     }
     const size_t at = flags.find(args, MODEL);
     std::string name;
-    if (at + 1 < args.size()) {
+    if (at < args.size() && (at + 1 == args.size() || args[at + 1].empty())) {
+        return args[at] +
+               " needs a value: a GGUF, a llamafile, or @NAME for one of several in here";
+    } else if (at + 1 < args.size()) {
         name = args[at + 1];
     } else if (flags.has(args, ELSEWHERE) || getenv("LLAMA_ARG_MODEL") != nullptr) {
         called = "the server";
@@ -239,13 +248,13 @@ std::string choose_weights(arguments & args, const flag_table & flags, const mod
     } else {
         name = own_container.path;
     }
-    if (name.rfind('@', 0) == 0) {
-        name = own_container.path + name;
-    }
     weights found;
     const std::string problem = find_weights(name, found);
     if (!problem.empty()) {
         return problem;
+    }
+    if (found.kind != weights_kind::MODEL) {
+        return name + ": goes with a model and is none itself";
     }
     if (at + 1 < args.size()) {
         args[at + 1] = found.name();
@@ -345,7 +354,7 @@ void leave_out_gpu_layers(arguments & args, const flag_table & flags) {
     flags.take(args, GPU_LAYERS);
 }
 
-int run(const char * program, const arguments & own, arguments user) {
+int run(const char * program, arguments own, arguments user) {
     flag_table flags(our_flags());
     flags.tie("--url-prefix", "--api-prefix"); // for the server alone
     arguments args = merge_args(own, user);
@@ -355,6 +364,7 @@ int run(const char * program, const arguments & own, arguments user) {
     if (chosen.run == llama_server && flags.take(user, TEXT)) {
         fputs("note: the server completes no -p or -f; leave --server out for that\n", stderr);
     }
+    settle_partners(own, user, flags);
     // What `.args` says for one mode must not stop another: --port is for the server alone. Nor do
     // other weights talk as this file's do.
     arguments defaults = own_for(chosen, by_user, own, flags);
@@ -382,12 +392,24 @@ int run(const char * program, const arguments & own, arguments user) {
     }
     leave_out_gpu_layers(args, flags);
     flags.take(user, GPU_LAYERS);
+    // Says what is wrong, and where that is to be changed.
+    const auto fail_in = [](bool users, const std::string & wrong) {
+        return fail((users ? "" : ".args of this file: ") + wrong);
+    };
     if (chosen.flags != NO_COMMON_FLAGS) {
         const std::string wrong = flags.problem(chosen.flags, args);
         if (!wrong.empty()) {
-            const bool users = flags.problem(chosen.flags, user) == wrong;
-            return fail((users ? "" : ".args of this file: ") + wrong);
+            return fail_in(flags.problem(chosen.flags, user) == wrong, wrong);
         }
+        const std::string unfit = check_partners(args, flags);
+        if (!unfit.empty()) {
+            return fail_in(check_partners(user, flags) == unfit, unfit);
+        }
+    }
+    if (chosen.run == llama_mtmd_main && !flags.has(args, { "-mm", "--mmproj" }) &&
+        getenv("LLAMA_ARG_MMPROJ") == nullptr) {
+        return fail(
+            "images and sound need a projector, and none goes with this model: --mmproj FILE");
     }
     if (chosen.text && !flags.has(args, TEXT)) {
         return fail(std::string(chosen.flag) + " needs a text: -f FILE or -p TEXT");
@@ -402,19 +424,23 @@ int run(const char * program, const arguments & own, arguments user) {
     read_prompt_from_stdin(args, flags);
 
     std::string called;
-    if (chosen.model) {
+    const bool several = chosen.run == llama_server && offers_models(args, flags);
+    if (several) {
+        called = offer_models(args);
+    } else if (chosen.model) {
         const std::string missing = choose_weights(args, flags, chosen, called);
         if (!missing.empty()) {
-            return fail(missing);
+            return fail_in(flags.has(user, MODEL) || !flags.has(own, MODEL), missing);
         }
     }
     if (chosen.model && chosen.run != llama_tokenize_main) {
         choose_threads(args, flags);
     }
-    if (chosen.run == llama_server && !flags.has(args, { "-a", "--alias" }) && !called.empty()) {
+    if (chosen.run == llama_server && !several && !flags.has(args, { "-a", "--alias" }) &&
+        !called.empty()) {
         chosen.first.insert(chosen.first.end(), { "--alias", called });
     }
-    completion_is_scripted = chosen.flag == MODES[COMPLETE].flag &&
+    completion_is_scripted = (chosen.flag == MODES[COMPLETE].flag || chosen.flag == LOOK.flag) &&
                              !flags.has(args, { "-cnv", "--conversation", "-i", "--interactive",
                                                 "-if", "--interactive-first" });
     if (wants_log(args, flags)) {
@@ -460,6 +486,9 @@ int main(int argc, char ** argv) {
     // How the launch script finds out whether programs may run where it unpacked this one.
     if (user.size() == 1 && user[0] == "--probe") {
         return 0;
+    }
+    if (is_routers_child(user)) {
+        return call(llama_server, argv[0], user);
     }
     // The launch script says which file this is the runtime of.
     const bool told = user.size() >= 2 && user[0] == "--llamafile";

@@ -1,6 +1,6 @@
 #include "weights.h"
 
-#include "container.h"
+#include "arguments.h"
 #include "ggml.h"
 
 #include <algorithm>
@@ -9,6 +9,7 @@
 #include <cstring>
 
 extern "C" FILE * ggml_fopen_upstream(const char * name, const char * mode);
+extern container own_container; // main.cpp
 
 namespace {
 
@@ -17,85 +18,18 @@ bool ends_with(const std::string & text, const std::string & end) {
            text.compare(text.size() - end.size(), end.size(), end) == 0;
 }
 
-std::string list_models(const std::vector<const entry *> & models) {
+std::string list(const std::vector<const entry *> & found) {
     std::string out;
-    for (const entry * model : models) {
-        out += (out.empty() ? "" : ", ") + model->name;
+    for (const entry * member : found) {
+        out += (out.empty() ? "" : ", ") + member->name;
     }
-    return out;
+    return out.empty() ? "none" : out;
 }
 
 // `name` without `.gguf` will do, and so will the last part of a path inside the zip.
 bool means(const std::string & given, const std::string & name) {
     const std::string base = name.substr(name.rfind('/') + 1);
     return given == name || given + ".gguf" == name || given == base || given + ".gguf" == base;
-}
-
-// Where the weights are, without a look at them.
-std::string locate(const std::string & name, weights & out) {
-    std::string path = name;
-    std::string member;
-    file_ptr file = open_file(path);
-    if (!file) {
-        const size_t at = name.rfind('@');
-        if (at != std::string::npos) {
-            path = name.substr(0, at);
-            member = name.substr(at + 1);
-            file = open_file(path);
-        }
-    }
-    if (!file) {
-        return path + ": " + strerror(errno);
-    }
-    char magic[4] = {};
-    if (fread(magic, 1, 4, file.get()) == 0 && ferror(file.get())) {
-        return path + ": " + strerror(errno);
-    }
-    out.path = path;
-    if (memcmp(magic, "GGUF", 4) == 0 && member.empty()) {
-        if (!file_seek(file.get(), 0, SEEK_END)) {
-            return path + ": " + strerror(errno);
-        }
-        out.offset = 0;
-        out.size = (uint64_t)file_tell(file.get());
-        return {};
-    }
-    container zip;
-    if (!read_container(path, zip)) {
-        return path + ": neither a GGUF nor a llamafile";
-    }
-    const std::vector<const entry *> models = zip.models();
-    const entry * chosen = nullptr;
-    if (!member.empty()) {
-        for (const entry & candidate : zip.entries) {
-            if (!candidate.deflated && ends_with(candidate.name, ".gguf") &&
-                means(member, candidate.name)) {
-                chosen = &candidate;
-                break;
-            }
-        }
-        if (chosen == nullptr) {
-            return path + ": no weights called " + member + " inside; it has " +
-                   (models.empty() ? "none" : list_models(models));
-        }
-    } else if (models.empty()) {
-        for (const entry & candidate : zip.entries) {
-            if (ends_with(candidate.name, ".gguf")) {
-                return path + ": " + candidate.name +
-                       " is compressed inside, and must be stored: zip -0, or pyllamafile zipalign";
-            }
-        }
-        return path + ": no weights inside; name some with -m FILE.gguf";
-    } else if (models.size() > 1) {
-        return path + ": several models inside; choose one with -m " + path +
-               "@NAME, where NAME is one of " + list_models(models);
-    } else {
-        chosen = models[0];
-    }
-    out.member = chosen->name;
-    out.offset = chosen->offset;
-    out.size = chosen->size;
-    return {};
 }
 
 // Reads forwards through a range of a file; what lies beyond its end is never read.
@@ -200,8 +134,128 @@ bool read_string(range_reader & in, std::string & out) {
     return in.read(out.data(), length);
 }
 
+weights_kind kind_of(const std::string & type, const std::string & architecture) {
+    return type == "adapter"                            ? weights_kind::ADAPTER
+           : type == "mmproj" || architecture == "clip" ? weights_kind::PROJECTOR
+                                                        : weights_kind::MODEL;
+}
+
+// The kind alone. Those who write a GGUF begin with its general.* keys, so there is little to read;
+// what is damaged passes for a model, and is refused when it is used.
+weights_kind kind_at(const std::string & path, uint64_t offset, uint64_t size) {
+    const file_ptr file = open_file(path);
+    std::string type, architecture, key;
+    if (file && file_seek(file.get(), (int64_t)offset)) {
+        const auto in = std::make_unique<range_reader>(file.get(), size);
+        char head[16]; // magic, version, number of tensors
+        uint64_t values = 0;
+        if (!in->read(head, sizeof(head)) || memcmp(head, "GGUF", 4) != 0 || !in->read(values)) {
+            values = 0;
+        }
+        for (; values > 0; values--) {
+            uint32_t value_type;
+            if (!read_string(*in, key) || key.compare(0, 8, "general.") != 0 ||
+                !in->read(value_type)) {
+                break;
+            }
+            std::string * wanted = key == "general.type"           ? &type
+                                   : key == "general.architecture" ? &architecture
+                                                                   : nullptr;
+            if (wanted != nullptr && value_type == TYPE_STRING ? !read_string(*in, *wanted)
+                                                               : !skip_value(*in, value_type)) {
+                break;
+            }
+        }
+    }
+    return kind_of(type, architecture);
+}
+
+// The name behind @ of the model that drafts for another one, as `.args` have it; else empty.
+std::string draft_in(const container & zip) {
+    const entry * defaults = zip.find(".args");
+    const arguments args =
+        defaults != nullptr ? parse_args_file(zip.content(*defaults)) : arguments{};
+    std::string out;
+    for (size_t i = 0; i + 1 < args.size(); i++) {
+        if (args[i] == "--model-draft" || args[i] == "--spec-draft-model" || args[i] == "-md") {
+            out = args[i + 1].compare(0, 1, "@") == 0 ? args[i + 1].substr(1) : "";
+        }
+    }
+    return out;
+}
+
+// Where the weights are, without a look at them.
+std::string locate(const std::string & name, weights & out) {
+    const bool own = name.compare(0, 1, "@") == 0 && !own_container.path.empty();
+    std::string path = own ? own_container.path + name : name;
+    std::string member;
+    file_ptr file = open_file(path);
+    if (!file) {
+        const size_t at = path.rfind('@');
+        if (at != std::string::npos) {
+            member = path.substr(at + 1);
+            path.resize(at);
+            file = open_file(path);
+        }
+    }
+    if (!file) {
+        return path + ": " + strerror(errno);
+    }
+    char magic[4] = {};
+    if (fread(magic, 1, 4, file.get()) == 0 && ferror(file.get())) {
+        return path + ": " + strerror(errno);
+    }
+    out.path = path;
+    if (memcmp(magic, "GGUF", 4) == 0 && member.empty()) {
+        if (!file_seek(file.get(), 0, SEEK_END)) {
+            return path + ": " + strerror(errno);
+        }
+        out.offset = 0;
+        out.size = (uint64_t)file_tell(file.get());
+        return {};
+    }
+    container zip;
+    if (!read_container(path, zip)) {
+        return path + ": neither a GGUF nor a llamafile";
+    }
+    std::vector<const entry *> models;
+    const entry * chosen = nullptr;
+    if (!member.empty()) {
+        for (const entry & candidate : zip.entries) {
+            if (!candidate.deflated && ends_with(candidate.name, ".gguf") &&
+                means(member, candidate.name)) {
+                chosen = &candidate;
+                break;
+            }
+        }
+        if (chosen == nullptr) {
+            return path + ": no weights called " + member + " inside; it has " +
+                   list(zip.weights());
+        }
+    } else if ((models = models_in(zip)).empty()) {
+        for (const entry & candidate : zip.entries) {
+            if (candidate.deflated && ends_with(candidate.name, ".gguf")) {
+                return path + ": " + candidate.name +
+                       " is compressed inside, and must be stored: zip -0, or pyllamafile zipalign";
+            }
+        }
+        return path + ": no weights inside; name some with -m FILE.gguf";
+    } else if (models.size() > 1) {
+        return path + ": several models inside; choose one with -m " +
+               (path == own_container.path ? "" : path) + "@NAME, where NAME is one of " +
+               list(models);
+    } else {
+        chosen = models[0];
+    }
+    out.member = chosen->name;
+    out.offset = chosen->offset;
+    out.size = chosen->size;
+    return {};
+}
+
 // Walks the header of a GGUF (docs/gguf.md of ggml): magic, version, counts, metadata, tensors.
-std::string check_header(range_reader & in) {
+// Leaves in `out` what kind it is.
+std::string check_header(range_reader & in, weights & out) {
     const uint64_t size = in.remaining();
     char magic[4];
     uint32_t version;
@@ -219,22 +273,35 @@ std::string check_header(range_reader & in) {
                    : "GGUF version " + std::to_string(version) + ", which this program can't read";
     }
     uint64_t alignment = 32;
+    std::string kind;
+    out.architecture.clear();
+    out.embeds = false;
     for (uint64_t i = 0; i < values; i++) {
         std::string key;
         uint32_t type;
         if (!read_string(in, key) || !in.read(type)) {
             return TRUNCATED;
         }
+        out.embeds = out.embeds || ends_with(key, ".pooling_type");
         if (key == "general.alignment" && type == TYPE_UINT32) {
             uint32_t given;
             if (!in.read(given) || given == 0 || (given & (given - 1)) != 0) {
                 return "damaged: its alignment is no power of two";
             }
             alignment = given;
+        } else if (key == "general.type" && type == TYPE_STRING) {
+            if (!read_string(in, kind)) {
+                return TRUNCATED;
+            }
+        } else if (key == "general.architecture" && type == TYPE_STRING) {
+            if (!read_string(in, out.architecture)) {
+                return TRUNCATED;
+            }
         } else if (!skip_value(in, type)) {
             return TRUNCATED;
         }
     }
+    out.kind = kind_of(kind, out.architecture);
     uint64_t data = 0; // bytes of tensors, from the start of the data
     for (uint64_t i = 0; i < tensors; i++) {
         std::string name;
@@ -273,6 +340,18 @@ std::string check_header(range_reader & in) {
 
 } // namespace
 
+std::vector<const entry *> models_in(const container & zip) {
+    const std::string draft = draft_in(zip);
+    std::vector<const entry *> out;
+    for (const entry * member : zip.weights()) {
+        if ((draft.empty() || !means(draft, member->name)) &&
+            kind_at(zip.path, member->offset, member->size) == weights_kind::MODEL) {
+            out.push_back(member);
+        }
+    }
+    return out;
+}
+
 std::string find_weights(const std::string & name, weights & out) {
     std::string problem = locate(name, out);
     if (!problem.empty()) {
@@ -283,7 +362,7 @@ std::string find_weights(const std::string & name, weights & out) {
         return out.path + ": " + strerror(errno);
     }
     const auto in = std::make_unique<range_reader>(file.get(), out.size);
-    problem = check_header(*in);
+    problem = check_header(*in, out);
     return problem.empty() ? problem : out.name() + ": " + problem;
 }
 
@@ -303,4 +382,9 @@ extern "C" FILE * ggml_fopen(const char * name, const char * mode) {
         return nullptr;
     }
     return file.release();
+}
+
+std::string file_of_weights(const std::string & name) {
+    weights found;
+    return locate(name, found).empty() ? found.path : name;
 }

@@ -1,14 +1,25 @@
-// Models by name: FILE.gguf, FILE.llamafile, or FILE.llamafile@MEMBER.gguf.
+// Models by name: FILE.gguf, FILE.llamafile, FILE.llamafile@MEMBER.gguf, or @MEMBER.gguf of this
+// program's own llamafile.
 #pragma once
+
+#include "container.h"
 
 #include <cstdint>
 #include <string>
+#include <vector>
+
+// What a GGUF is for: to talk with, or to go with such a one. A projector turns images or sound
+// into what a model reads.
+enum class weights_kind { MODEL, ADAPTER, PROJECTOR };
 
 struct weights {
     std::string path;   // the file that holds them
     std::string member; // the entry's name, empty when the file is a bare GGUF
     uint64_t offset;    // where the GGUF starts in the file
     uint64_t size;      // its bytes
+    weights_kind kind;
+    std::string architecture;
+    bool embeds; // a model that is made for embeddings
 
     // What to hand to llama.cpp so that it finds the same bytes, and the parts of a split
     // model beside them.
@@ -17,7 +28,15 @@ struct weights {
     }
 };
 
+// The models of a zip, in its directory's order: stored `.gguf` entries, without the later parts of
+// a split one, adapters, projectors, and the draft that its `.args` name for another.
+std::vector<const entry *> models_in(const container & zip);
+
 // Finds the weights that a name means and walks through their header. Returns what is wrong,
 // in one line, or an empty string; the header is checked so that a damaged file is refused
 // here, with a reason, and not somewhere deep inside llama.cpp.
 std::string find_weights(const std::string & name, weights & out);
+
+// The file that holds what a name means, and nothing but its path where that is a file by itself:
+// for those who open a GGUF again to read from places that they know.
+std::string file_of_weights(const std::string & name);

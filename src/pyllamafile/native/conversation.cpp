@@ -1,4 +1,4 @@
-#include "chat.h"
+#include "conversation.h"
 
 #include "arg.h"
 #include "base64.hpp"

@@ -1,0 +1,289 @@
+#include "models.h"
+
+#include "container.h"
+#include "speculative.h"
+#include "weights.h"
+
+#include <cstdlib>
+#include <filesystem>
+
+// preset.cpp has two of its functions under other names (CMakeLists.txt), so that these here take
+// their place. This is how one of them can still be called.
+#define load_from_models_dir                                                                       \
+    load_from_models_dir(const std::string & models_dir) const;                                    \
+    common_presets load_from_models_dir_upstream
+#include "preset.h"
+#undef load_from_models_dir
+
+extern container own_container; // main.cpp
+
+namespace {
+
+const auto MODEL = { "-m", "--model" };
+const auto LORA = { "--lora", "--lora-scaled" };
+const auto PROJECTOR = { "-mm", "--mmproj" };
+const auto NO_PROJECTOR = { "--no-mmproj", "--no-mmproj-auto" };
+const auto DRAFT = { "-md", "--model-draft", "--spec-draft-model" };
+
+// ggml maps tensors only at multiples of this (ggml-impl.h).
+const uint64_t TENSOR_ALIGNMENT = 32;
+
+// Takes out every occurrence whose value begins with @, which is how a file names its own weights.
+void take_own(arguments & args, const flag_table & flags,
+              std::initializer_list<const char *> names) {
+    arguments out;
+    for (size_t i = 0; i < args.size();) {
+        const size_t end = std::min(i + 1 + flags.values(args[i]), args.size());
+        const arguments option(args.begin() + i, args.begin() + end);
+        if (!flags.has(option, names) || option.size() < 2 || option[1].compare(0, 1, "@") != 0) {
+            out.insert(out.end(), option.begin(), option.end());
+        }
+        i = end;
+    }
+    args = out;
+}
+
+std::string without_gguf(const std::string & name) {
+    const size_t length = name.size();
+    return length > 5 && name.compare(length - 5, 5, ".gguf") == 0 ? name.substr(0, length - 5)
+                                                                   : name;
+}
+
+// The model that was chosen, as a name for find_weights; empty if none was.
+std::string chosen_model(const arguments & args, const flag_table & flags) {
+    const size_t at = flags.find(args, MODEL);
+    const char * variable = getenv("LLAMA_ARG_MODEL");
+    return at + 1 < args.size() ? args[at + 1] : variable != nullptr ? variable : "";
+}
+
+bool is_first_model(const std::string & name) {
+    const std::vector<const entry *> models = models_in(own_container);
+    weights found;
+    std::error_code ignored;
+    return !models.empty() && find_weights(name, found).empty() &&
+           found.member == models[0]->name &&
+           std::filesystem::equivalent(found.path, own_container.path, ignored);
+}
+
+// Values with commas between them, as llama.cpp reads them: quotes protect one, "" in them is one.
+std::vector<std::string> split(const std::string & values) {
+    std::vector<std::string> out(1);
+    bool quoted = false;
+    for (const char c : values) {
+        if (c == '"') {
+            quoted = !quoted;
+        } else if (c == ',' && !quoted) {
+            out.emplace_back();
+        } else {
+            out.back() += c;
+        }
+    }
+    return out;
+}
+
+const char * const KINDS[] = { "a model", "a LoRA adapter", "a projector" };
+
+// What is wrong with weights for a flag; empty if nothing is.
+std::string check(const std::string & flag, const std::string & name, weights_kind wanted,
+                  weights & out) {
+    const std::string problem = find_weights(name, out);
+    if (!problem.empty()) {
+        return flag + " " + problem;
+    }
+    return out.kind == wanted
+               ? ""
+               : flag + " " + name + ": is " + KINDS[(int)out.kind] + ", not " + KINDS[(int)wanted];
+}
+
+// The flags behind which there are weights, and of what kind.
+struct partner_flag {
+    const char * name;
+    weights_kind kind;
+    const char * preset; // what it is called there
+};
+
+const char DRAFT_PRESET[] = "LLAMA_ARG_SPEC_DRAFT_MODEL";
+
+const partner_flag PARTNER_FLAGS[] = {
+    { "--lora", weights_kind::ADAPTER, "lora" },
+    { "--lora-scaled", weights_kind::ADAPTER, "lora-scaled" },
+    { "-mm", weights_kind::PROJECTOR, "LLAMA_ARG_MMPROJ" },
+    { "--mmproj", weights_kind::PROJECTOR, "LLAMA_ARG_MMPROJ" },
+    { "-md", weights_kind::MODEL, DRAFT_PRESET },
+    { "--model-draft", weights_kind::MODEL, DRAFT_PRESET },
+    { "--spec-draft-model", weights_kind::MODEL, DRAFT_PRESET },
+};
+
+// How a draft is used, where upstream doesn't find out by itself: it does for some kinds, but not
+// for one that is a model like any. Empty if there is nothing to say.
+std::string draft_type(const weights & draft) {
+    return draft.architecture == "eagle3"                             ? "draft-eagle3"
+           : common_speculative_types_from_gguf(draft.name()).empty() ? "draft-simple"
+                                                                      : "";
+}
+
+} // namespace
+
+void settle_partners(arguments & own, const arguments & user, const flag_table & flags) {
+    if (!flags.has(own, LORA) && !flags.has(own, PROJECTOR) && !flags.has(own, DRAFT)) {
+        return;
+    }
+    const arguments both = merge_args(own, user);
+    const std::string model = chosen_model(both, flags);
+    const bool others =
+        model.empty() ? models_in(own_container).size() > 1 : !is_first_model(model);
+    if (others || flags.has(user, LORA)) {
+        take_own(own, flags, LORA);
+    }
+    if (others || flags.has(user, PROJECTOR) || flags.has(both, NO_PROJECTOR)) {
+        take_own(own, flags, PROJECTOR);
+    }
+    if (others || flags.has(user, DRAFT)) {
+        take_own(own, flags, DRAFT);
+    }
+}
+
+std::string check_partners(arguments & args, const flag_table & flags) {
+    bool unaligned = false;
+    std::string type;
+    for (size_t i = 0; i + 1 < args.size(); i += 1 + flags.values(args[i])) {
+        for (const partner_flag & flag : PARTNER_FLAGS) {
+            if (args[i] != flag.name) {
+                continue;
+            }
+            const bool adapter = flag.kind == weights_kind::ADAPTER;
+            for (std::string name : adapter ? split(args[i + 1]) : arguments{ args[i + 1] }) {
+                if (args[i] == "--lora-scaled") {
+                    name.resize(std::min(name.rfind(':'), name.size()));
+                }
+                weights found;
+                const std::string problem = check(args[i], name, flag.kind, found);
+                if (!problem.empty()) {
+                    return problem;
+                }
+                if (flag.kind == weights_kind::MODEL) {
+                    args[i + 1] = found.name();
+                    type = draft_type(found);
+                    unaligned = found.offset % TENSOR_ALIGNMENT != 0;
+                }
+            }
+        }
+    }
+    if (unaligned) {
+        args.insert(args.end(), { "--load-mode", "none" });
+    }
+    if (!type.empty() && !flags.has(args, { "--spec-type" }) &&
+        getenv("LLAMA_ARG_SPEC_TYPE") == nullptr) {
+        args.insert(args.end(), { "--spec-type", type });
+    }
+    return {};
+}
+
+bool offers_models(const arguments & args, const flag_table & flags) {
+    static const auto ELSEWHERE = { "-mu", "--model-url", "--models-dir", "--models-preset",
+                                    "--server-base" };
+    return chosen_model(args, flags).empty() && !flags.has(args, ELSEWHERE) &&
+           models_in(own_container).size() > 1;
+}
+
+namespace {
+
+// In front of a child's arguments, where upstream has room for one word.
+const std::string CHILD = "--child-of=";
+
+std::string name_of(const entry & model) {
+    return without_gguf(model.name.substr(model.name.rfind('/') + 1));
+}
+
+// What `.args` have for the first model, put into its preset.
+void add_partners(const common_preset_context & context, const container & zip,
+                  common_preset & preset) {
+    const entry * defaults = zip.find(".args");
+    const arguments args =
+        defaults != nullptr ? parse_args_file(zip.content(*defaults)) : arguments{};
+    for (size_t i = 0; i + 1 < args.size(); i++) {
+        for (const partner_flag & flag : PARTNER_FLAGS) {
+            if (args[i] != flag.name || args[i + 1].compare(0, 1, "@") != 0) {
+                continue;
+            }
+            // in its process @ means the same, and a path may have what separates values
+            std::string value =
+                zip.path == own_container.path ? args[i + 1] : zip.path + args[i + 1];
+            std::string before;
+            weights draft;
+            if (flag.kind == weights_kind::ADAPTER && preset.get_option(flag.preset, before)) {
+                value.insert(0, before + ",");
+            } else if (flag.preset == DRAFT_PRESET && find_weights(value, draft).empty()) {
+                value = draft.name();
+                const std::string type = draft_type(draft);
+                if (!type.empty()) {
+                    preset.set_option(context, "LLAMA_ARG_SPEC_TYPE", type);
+                }
+            }
+            preset.set_option(context, flag.preset, value);
+        }
+    }
+}
+
+void set_variable(const char * name, const std::string & value) {
+#ifdef _WIN32
+    _putenv_s(name, value.c_str());
+#else
+    setenv(name, value.c_str(), 1);
+#endif
+}
+
+} // namespace
+
+std::string offer_models(arguments & args) {
+    args.insert(args.end(), { "--models-dir", own_container.path });
+    set_variable("LLAMA_APP_CMD", CHILD + own_container.path);
+    std::string names;
+    for (const entry * model : models_in(own_container)) {
+        names += (names.empty() ? "" : ", ") + name_of(*model);
+    }
+    const std::string & path = own_container.path;
+    return path.substr(path.rfind('/') + 1) + " (" + names + ")";
+}
+
+bool is_routers_child(arguments & args) {
+    if (args.empty() || args[0].compare(0, CHILD.size(), CHILD) != 0) {
+        return false;
+    }
+    own_container.path = args[0].substr(CHILD.size()); // what @NAME is in
+    args.erase(args.begin());
+    return true;
+}
+
+// A folder is for upstream; of a llamafile each model is one.
+common_presets common_preset_context::load_from_models_dir(const std::string & models_dir) const {
+    container zip;
+    if (std::filesystem::is_directory(models_dir) || !read_container(models_dir, zip)) {
+        return load_from_models_dir_upstream(models_dir);
+    }
+    common_presets out;
+    for (const entry * model : models_in(zip)) {
+        weights found;
+        common_preset preset;
+        preset.name = out.count(name_of(*model)) == 0 ? name_of(*model) : model->name;
+        preset.set_option(*this, "LLAMA_ARG_MODEL", models_dir + "@" + model->name);
+        if (find_weights(models_dir + "@" + model->name, found).empty()) {
+            if (found.embeds) {
+                preset.set_option(*this, "LLAMA_ARG_EMBEDDINGS", "1");
+            }
+            if (found.offset % TENSOR_ALIGNMENT != 0) {
+                preset.set_option(*this, "load-mode", "none");
+            }
+        }
+        if (out.empty()) {
+            add_partners(*this, zip, preset);
+        }
+        out[preset.name] = preset;
+    }
+    return out;
+}
+
+// What -hf has downloaded is no part of this file, and there is no -hf here.
+common_presets common_preset_context::load_from_cache() const {
+    return {};
+}

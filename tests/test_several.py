@@ -1,0 +1,415 @@
+"""More than one GGUF in a file: adapters, a projector, a draft, and models side by side."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import shlex
+import subprocess
+import time
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Run, serving
+from fixtures import png, tiny_gguf, tiny_lora, tiny_phi3, tiny_projector
+from test_build import COMMAND, folder, prebuilt
+
+import pyllamafile
+from pyllamafile import Adapter, PyllamafileError, native
+
+__all__ = ["folder", "prebuilt"]  # fixtures
+
+
+# building
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    return tiny_gguf(tmp_path / "tiny.gguf")
+
+
+@pytest.fixture
+def beside(tiny: Path, tmp_path: Path) -> dict[str, Path]:
+    """What fits the tiny model, by the option that takes it."""
+    return {
+        "lora": tiny_lora(tmp_path / "pirate.gguf", tiny),
+        "mmproj": tiny_projector(tmp_path / "eye.gguf", width=32),
+        "draft": tiny_gguf(tmp_path / "quick.gguf", name="Quick"),
+    }
+
+
+def test_what_goes_with_a_model_is_stored_behind_it_and_used(
+    folder: Path, tiny: Path, beside: dict[str, Path]
+) -> None:
+    built = pyllamafile.build(
+        tiny,
+        lora=[beside["lora"], Adapter(tiny_lora(folder / "b.gguf", tiny, size=2), 0.25)],
+        mmproj=beside["mmproj"],
+        draft=beside["draft"],
+        args=["-c", "64"],
+    )
+    assert built.models == ("tiny.gguf",)
+    assert built.partners == (
+        ("--lora", "pirate.gguf"),
+        ("--lora", "b.gguf=0.25"),
+        ("--mmproj", "eye.gguf"),
+        ("--draft", "quick.gguf"),
+    )
+    assert pyllamafile.verify(built.path) == []
+    report = pyllamafile.inspect(built.path)
+    assert shlex.split(report.args or "") == [
+        *("--lora", "@pirate"),
+        *("--lora-scaled", "@b:0.25"),
+        *("--mmproj", "@eye"),
+        *("--model-draft", "@quick"),
+        *("-c", "64"),
+    ]
+    assert [(model.file, model.kind) for model in report.models] == [
+        ("tiny.gguf", "model"),
+        ("pirate.gguf", "adapter"),
+        ("b.gguf", "adapter"),
+        ("eye.gguf", "projector"),
+        ("quick.gguf", "model"),
+    ]
+    with zipfile.ZipFile(built.path) as archive:
+        for name, path in {"pirate.gguf": beside["lora"], "eye.gguf": beside["mmproj"]}.items():
+            member = archive.getinfo(name)
+            assert archive.read(name) == path.read_bytes()
+            assert member.compress_type == zipfile.ZIP_STORED
+    assert {entry.alignment for entry in report.entries if entry.name.endswith(".gguf")} == {65536}
+
+
+def test_what_does_not_fit_is_refused(folder: Path, tiny: Path, beside: dict[str, Path]) -> None:
+    other = tiny_lora(folder / "other.gguf", tiny, arch="phi3")
+    wider = tiny_gguf(folder / "wider.gguf", tokens=1000)
+    shaped = tiny_lora(folder / "shaped.gguf", wider)
+    refused: list[tuple[dict[str, Any], str]] = [
+        ({"lora": [tiny]}, "tiny.gguf: is a model, not a LoRA adapter"),
+        ({"lora": [beside["mmproj"]]}, "eye.gguf: is a projector, not a LoRA adapter"),
+        ({"mmproj": tiny}, "tiny.gguf: is a model, not a projector"),
+        ({"draft": beside["lora"]}, "pirate.gguf: is a LoRA adapter, not a model"),
+        ({"lora": [other]}, "other.gguf: is for phi3, and the model is llama"),
+        ({"lora": [shaped]}, "shaped.gguf: is for another model"),
+        ({"draft": wider}, "wider.gguf: has another vocabulary than the model"),
+        ({"lora": [Adapter(beside["lora"], float("nan"))]}, "is no scale"),
+        ({"lora": [folder / "none.gguf"]}, "none.gguf"),
+        ({"lora": [tiny_lora(folder / "a:b.gguf", tiny)]}, "can't have a comma, a colon"),
+    ]
+    before = sorted(folder.iterdir())
+    for options, message in refused:
+        with pytest.raises(PyllamafileError, match=re.escape(message)):
+            pyllamafile.build(tiny, **options)
+    with pytest.raises(PyllamafileError, match="goes with a model, and there is none"):
+        pyllamafile.build((), "x.llamafile", mmproj=beside["mmproj"])
+    assert sorted(folder.iterdir()) == before
+
+
+def test_a_draft_leaves_the_chat_template_alone(folder: Path, tmp_path: Path) -> None:
+    model = tiny_gguf(folder / "phi.gguf", arch="phi3", template=None)
+    draft = tiny_gguf(folder / "d.gguf", arch="phi3", template=None)
+    built = pyllamafile.build(model, tmp_path / "x.llamafile", draft=draft)
+    assert built.template
+    assert built.untemplated == ()
+
+
+def test_the_command_says_what_is_in_the_file(
+    prebuilt: Path, folder: Path, tiny: Path, beside: dict[str, Path]
+) -> None:
+    def build(*options: str | Path) -> subprocess.CompletedProcess[str]:
+        words = [*COMMAND, prebuilt, "build", "--gguf", tiny, "--force", *options]
+        return subprocess.run(words, capture_output=True, text=True)
+
+    done = build("--lora", f"{beside['lora']}=-0.5", "--draft", beside["draft"])
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\n  --lora    pirate.gguf=-0.5\n  --draft   quick.gguf\n" in done.stdout
+    assert './tiny.llamafile -p "Once' in done.stdout
+    done = build("--gguf", beside["draft"])
+    assert './tiny.llamafile -m @tiny -p "Once' in done.stdout
+    assert "./tiny.llamafile   # web GUI" in done.stdout  # which has them all
+    done = build("--lora", f"{beside['lora']}=much")
+    assert done.returncode == 2
+    assert "'much' is no scale" in done.stderr
+    done = build("--lora", tiny)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "is a model, not a LoRA adapter" in done.stderr
+
+
+# running
+
+QUESTION = "What is the capital of France?"
+CHANGED = "blk.0.attn_output.weight"
+
+
+def answer(llamafile: Path, *options: str | Path, run: Run) -> str:
+    done = run(llamafile, "-p", "The capital of France is", "-n", "8", "--temp", "0", *options)
+    assert (done.returncode, done.stderr) == (0, b"")
+    return done.stdout.decode()
+
+
+def call(url: str, path: str, body: object = None) -> Any:
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url + path, data, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=300) as reply:
+        return json.load(reply)
+
+
+def chat(url: str, content: object = QUESTION, **more: object) -> Any:
+    messages = [{"role": "user", "content": content}]
+    # Computed anew each time, for what is taken from a cache was rounded otherwise.
+    body = {"messages": messages, "max_tokens": 12, "temperature": 0, "cache_prompt": False, **more}
+    return call(url, "v1/chat/completions", body)
+
+
+def refusal(url: str, content: object = QUESTION, **more: object) -> tuple[int, str]:
+    with pytest.raises(urllib.error.HTTPError) as raised:
+        chat(url, content, **more)
+    with raised.value as reply:
+        return reply.code, reply.read().decode()
+
+
+def said(reply: Any) -> str:
+    return reply["choices"][0]["message"]["content"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("several")
+
+
+@pytest.fixture(scope="module")
+def make(model: Path, runtime: Path, place: Path) -> Callable[..., Path]:
+    """Builds SmolLM2 with something beside it."""
+
+    def make(name: str, *more: Path, **options: Any) -> Path:
+        path = place / f"{name}.llamafile"
+        return pyllamafile.build(
+            [model, *more], path, targets=["linux-amd64"], gui=False, **options
+        ).path
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def adapter(model: Path, place: Path) -> Path:
+    return tiny_lora(place / "loud.gguf", model, tensor=CHANGED, size=0.3)
+
+
+@pytest.fixture(scope="module")
+def adapted(make: Callable[..., Path], adapter: Path) -> Path:
+    return make("adapted", lora=[adapter])
+
+
+@pytest.mark.native
+def test_an_adapter_inside_is_used(
+    adapted: Path, adapter: Path, llamafile: Path, model: Path, run: Run
+) -> None:
+    plain = answer(llamafile, run=run)
+    changed = answer(adapted, run=run)
+    assert "Paris" in plain
+    assert changed != plain
+    for options in (["--lora", adapter], ["--lora", f"{adapted}@loud.gguf"]):
+        assert answer(llamafile, *options, run=run) == changed
+    # What the user says is stronger, and what is for one model is not for another.
+    assert answer(adapted, "--lora-scaled", "@loud:0", run=run) == plain
+    assert answer(adapted, "--lora", "@loud", run=run) == changed
+    assert answer(adapted, "-m", model, run=run) == plain
+    assert answer(adapted, "-m", "@SmolLM2-135M-Instruct.Q4_1", run=run) == changed
+
+
+@pytest.mark.native
+def test_weights_of_the_wrong_kind_are_refused(adapted: Path, model: Path, run: Run) -> None:
+    for options, message in {
+        ("-m", "@loud"): "@loud: goes with a model and is none itself",
+        ("-m", ""): "-m needs a value: a GGUF, a llamafile, or @NAME for one of several in here",
+        ("--lora", str(model)): f"--lora {model}: is a model, not a LoRA adapter",
+        ("--lora", "@nix"): f"--lora {adapted}: no weights called nix inside; it has "
+        "SmolLM2-135M-Instruct.Q4_1.gguf, loud.gguf",
+        ("--lora", "nix.gguf"): "--lora nix.gguf: No such file or directory",
+    }.items():
+        done = run(adapted, "-p", "x", *options)
+        assert (done.returncode, done.stdout) == (1, b"")
+        assert done.stderr.decode() == f"error: {message}\n"
+
+
+@pytest.mark.native
+def test_what_is_wrong_in_args_is_said_to_be_there(
+    make: Callable[..., Path], place: Path, run: Run
+) -> None:
+    for name, words in {"model": ["-m", "@nix"], "lora": ["--lora", "@nix"]}.items():
+        done = run(make(name, args=words), "-p", "x")
+        assert done.returncode == 1
+        assert done.stderr.startswith(b"error: .args of this file: ")
+        assert b"no weights called nix inside" in done.stderr
+
+
+@pytest.mark.native
+def test_the_server_switches_adapters(adapted: Path, server: str) -> None:
+    plain = said(chat(server))
+    with serving(adapted, "--nobrowser") as url:
+        [listed] = call(url, "lora-adapters")
+        assert (listed["id"], listed["path"], listed["scale"]) == (0, "@loud", 1)
+        changed = said(chat(url))
+        call(url, "lora-adapters", [{"id": 0, "scale": 0}])
+        switched_off = said(chat(url))
+        call(url, "lora-adapters", [{"id": 0, "scale": 1}])
+        assert said(chat(url)) == changed
+    assert switched_off == plain != changed
+
+
+@pytest.fixture(scope="module")
+def seeing(make: Callable[..., Path], place: Path) -> Path:
+    return make("seeing", mmproj=tiny_projector(place / "eye.gguf", width=576))
+
+
+@pytest.fixture(scope="module")
+def pictures(place: Path) -> list[Path]:
+    paths = [place / "red.png", place / "blue.png"]
+    for path, colour in zip(paths, ((255, 0, 0), (0, 0, 255)), strict=True):
+        path.write_bytes(png(colour))
+    return paths
+
+
+@pytest.mark.native
+def test_pictures_in_the_terminal(
+    seeing: Path, pictures: list[Path], model: Path, run: Run
+) -> None:
+    def look(picture: Path, *options: str | Path) -> str:
+        question = ("-p", "What is in the picture?", "--image", picture)
+        done = run(seeing, *question, "-n", "12", "--temp", "0", *options)
+        assert (done.returncode, done.stderr) == (0, b"")
+        return done.stdout.decode()
+
+    red, blue = map(look, pictures)
+    assert red != blue
+    assert len(red.splitlines()) == 1
+    assert red.endswith("\n")
+    assert look(pictures[0], "--mmproj", seeing.parent / "eye.gguf") == red
+    assert look(pictures[0], "--mmproj", f"{seeing}@eye") == red
+    for options, message in {
+        ("--no-mmproj",): "images and sound need a projector, and none goes with this model",
+        ("-m", str(model)): "images and sound need a projector, and none goes with this model",
+        ("--mmproj", str(model)): f"--mmproj {model}: is a model, not a projector",
+        ("--image", "nix.png"): "--image nix.png: no such file",
+    }.items():
+        done = run(seeing, "-p", "x", "--image", pictures[0], *options)
+        assert (done.returncode, done.stdout) == (1, b"")
+        assert done.stderr.decode().startswith(f"error: {message}")
+
+
+def with_picture(path: Path) -> list[dict[str, Any]]:
+    url = "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+    return [
+        {"type": "image_url", "image_url": {"url": url}},
+        {"type": "text", "text": "What is in the picture?"},
+    ]
+
+
+@pytest.mark.native
+def test_pictures_over_the_api(seeing: Path, pictures: list[Path]) -> None:
+    with serving(seeing, "--nobrowser") as url:
+        assert call(url, "props")["modalities"]["vision"] is True
+        red, blue = (chat(url, with_picture(path)) for path in pictures)
+        assert said(red) != said(blue)
+        blind = chat(url, "What is in the picture?")
+        # The projector makes four embeddings of one.
+        assert red["usage"]["prompt_tokens"] >= blind["usage"]["prompt_tokens"] + 4
+    with serving(seeing, "--nobrowser", "--no-mmproj") as url:
+        assert call(url, "props")["modalities"]["vision"] is False
+        assert "image input is not supported" in refusal(url, with_picture(pictures[0]))[1]
+
+
+@pytest.mark.native
+def test_a_draft_changes_nothing_but_the_time(
+    make: Callable[..., Path], model: Path, runtime: Path, place: Path, run: Run
+) -> None:
+    draft = place / "draft.gguf"
+    done = run(runtime, "--quantize", "--allow-requantize", model, draft, "Q2_K")
+    assert done.returncode == 0
+    drafted = make("drafted", draft=draft)
+    body = {"max_tokens": 64, "ignore_eos": True}
+    with serving(drafted, "--nobrowser") as url:
+        quick = chat(url, **body)
+    with serving(drafted, "--nobrowser", "-m", model) as url:
+        plain = chat(url, **body)
+    assert said(quick) == said(plain)
+    assert quick["timings"]["draft_n_accepted"] > 0
+    assert "draft_n" not in plain["timings"]
+    # It is no second model, and a mode that has no use for it leaves it alone.
+    assert answer(drafted, run=run).startswith("The capital of France is Paris")
+
+
+@pytest.fixture(scope="module")
+def several(make: Callable[..., Path], adapter: Path, place: Path) -> Path:
+    """SmolLM2 with an adapter, a tiny Phi-3, and one that makes embeddings."""
+    vocabulary = native.llama_source() / "models" / "ggml-vocab-phi-3.gguf"
+    phi3 = tiny_phi3(place / "phi3.gguf", vocabulary)
+    embedding = tiny_phi3(place / "embed.gguf", vocabulary, pooling=1)
+    return make("several models", phi3, embedding, lora=[adapter])
+
+
+SEVERAL = ["SmolLM2-135M-Instruct.Q4_1", "embed", "phi3"]
+
+
+def children(llamafile: Path) -> list[str]:
+    """The command lines of the processes that a server of it has started."""
+    lines = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = path.read_bytes().decode(errors="replace")
+        except OSError:
+            continue
+        if f"--child-of={llamafile}" in line:
+            lines.append(line)
+    return lines
+
+
+@pytest.mark.native
+def test_the_server_has_all_models_and_loads_them_on_demand(
+    several: Path, adapted: Path, server: str
+) -> None:
+    def status() -> dict[str, str]:
+        return {row["id"]: row["status"]["value"] for row in call(url, "v1/models")["data"]}
+
+    with serving(adapted, "--nobrowser") as url:
+        changed = said(chat(url))
+    with serving(several, "--nobrowser", "-c", "512") as url:
+        assert status() == dict.fromkeys(SEVERAL, "unloaded")
+        assert children(several) == []
+        assert said(chat(url, model=SEVERAL[0])) == changed  # its adapter goes with it
+        assert status() == {**dict.fromkeys(SEVERAL, "unloaded"), SEVERAL[0]: "loaded"}
+        assert chat(url, model="phi3")["model"] == "phi3"
+        made = call(url, "v1/embeddings", {"model": "embed", "input": "hello"})
+        assert len(made["data"][0]["embedding"]) == 64
+        assert len(children(several)) == 3
+        call(url, "models/unload", {"model": "phi3"})
+        deadline = time.monotonic() + 30
+        while status()["phi3"] != "unloaded" and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert len(children(several)) == 2
+        code, message = refusal(url, model="nix")
+        assert code == 400
+        assert "model 'nix' not found" in message
+    deadline = time.monotonic() + 30
+    while children(several) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert children(several) == []
+
+
+@pytest.mark.native
+def test_elsewhere_one_of_several_models_is_chosen(several: Path, run: Run) -> None:
+    done = run(several, "-p", "x")
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert done.stderr.decode() == (
+        f"error: {several}: several models inside; choose one with -m @NAME, where NAME is one of "
+        "SmolLM2-135M-Instruct.Q4_1.gguf, phi3.gguf, embed.gguf\n"
+    )
+    done = run(several, "-p", "x", "-n", "2", "-m", "@phi3")
+    assert (done.returncode, done.stderr) == (0, b"")
+    with serving(several, "--nobrowser", "-m", "@phi3", "-c", "512") as url:
+        assert [row["id"] for row in call(url, "v1/models")["data"]] == ["phi3"]
