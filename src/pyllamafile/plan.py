@@ -17,7 +17,7 @@ from pyllamafile import launcher, zipalign
 from pyllamafile.launcher import Outer
 from pyllamafile.targets import Runtime
 from pyllamafile.weights import Weights
-from pyllamafile.zipalign import Digest, Entry, Late, Layout, Source
+from pyllamafile.zipalign import Digest, Entry, Late, Layout, Member, Source
 
 MANIFEST = "llamafile.json"
 ARGS = ".args"
@@ -54,6 +54,31 @@ class File:
 
 
 @dataclass(frozen=True)
+class Engine:
+    """What a llamafile runs with: everything in it but weights and what people add to them.
+
+    Attributes:
+        head: The first bytes: the launch script, or a program that may hold it.
+        programs: The runtimes behind it and their offsets.
+        entries: Notices and web GUI.
+        facts: Everything in the manifest but its ``entries``.
+    """
+
+    head: bytes
+    programs: tuple[launcher.Program, ...]
+    entries: tuple[Entry, ...]
+    facts: Mapping[str, Any]
+
+    @property
+    def end(self) -> int:
+        """Where head and runtimes end, in bytes."""
+        if not self.programs:
+            return len(self.head)
+        last = self.programs[-1]
+        return last.offset + last.runtime.packed_size
+
+
+@dataclass(frozen=True)
 class Plan:
     """A llamafile with every offset decided.
 
@@ -73,41 +98,28 @@ class Plan:
         return self.layout.size
 
 
-def plan(
+def engine(
     *,
     name: str,
     version: str,
-    models: Sequence[File],
     runtimes: Sequence[Runtime],
     outer: Outer | None = None,
-    extras: Sequence[File] = (),
-    args: str | None = None,
     gui: Sequence[Entry] = (),
-) -> Plan:
-    """Decide what a llamafile consists of and where each part goes.
+) -> Engine:
+    """Decide what a llamafile runs with.
 
     Args:
         name: What the model is called.
         version: The version of pyllamafile that builds the file.
-        models: The weights, in order.
         runtimes: The native programs; the launch script picks among them.
         outer: The program that the file itself is, besides those.
-        extras: More files.
-        args: The text of `.args`.
         gui: The web GUI's entries, its notices among them.
 
     Raises:
-        PyllamafileError: Two entries of one name, a name that isn't portable, or an outer
-            program that can't be one.
+        PyllamafileError: An outer program can't be one, or the script has no room for so many.
     """
     programs = _programs(runtimes, launcher.head_size(outer))
     head = launcher.head(programs, outer)
-    entries = [
-        *(_entry(file) for file in (*models, *extras)),
-        *([Entry(ARGS, args.encode())] if args is not None else []),
-        *_licenses([outer.runtime, *runtimes] if outer else runtimes),
-        *gui,
-    ]
     facts: dict[str, Any] = {
         "format": FORMAT,
         "name": name,
@@ -118,9 +130,45 @@ def plan(
             *(_facts(program) for program in programs),
         ],
     }
-    entries.append(manifest(facts, {}, entries))
-    end = programs[-1].offset + programs[-1].runtime.packed_size if programs else len(head)
-    return Plan(head, programs, zipalign.layout(entries, end))
+    notices = _licenses([outer.runtime, *runtimes] if outer else runtimes)
+    return Engine(head, programs, (*notices, *gui), facts)
+
+
+def plan(
+    *,
+    name: str,
+    version: str,
+    models: Sequence[File | Entry],
+    runtimes: Sequence[Runtime],
+    outer: Outer | None = None,
+    extras: Sequence[File | Entry] = (),
+    args: str | None = None,
+    gui: Sequence[Entry] = (),
+) -> Plan:
+    """Decide what a llamafile consists of and where each part goes.
+
+    Args:
+        name: What the model is called.
+        version: The version of pyllamafile that builds the file.
+        models: The weights, in order: files, or entries of other archives.
+        runtimes: The native programs; the launch script picks among them.
+        outer: The program that the file itself is, besides those.
+        extras: More files or entries.
+        args: The text of `.args`.
+        gui: The web GUI's entries, its notices among them.
+
+    Raises:
+        PyllamafileError: Two entries of one name, a name that isn't portable, or an outer
+            program that can't be one.
+    """
+    runs = engine(name=name, version=version, runtimes=runtimes, outer=outer, gui=gui)
+    entries = [
+        *(_entry(file) for file in (*models, *extras)),
+        *([Entry(ARGS, args.encode())] if args is not None else []),
+        *runs.entries,
+    ]
+    entries.append(manifest(runs.facts, {}, entries))
+    return Plan(runs.head, runs.programs, zipalign.layout(entries, runs.end))
 
 
 def manifest(
@@ -213,18 +261,27 @@ def quote(argument: str) -> str:
     return '"' + re.sub(r'(["\\$])', r"\\\1", argument) + '"'
 
 
+def entry(path: Path, member: Member) -> Entry:
+    """A member of an archive for another one, as it is: its bytes are copied, or shared.
+
+    Raises:
+        PyllamafileError: It is encrypted, or compressed in a way that no llamafile may hold.
+    """
+    if member.method not in (zipalign.STORED, zipalign.DEFLATED) or member.flags & 1:
+        raise PyllamafileError(f"{path}: {member.name} is encrypted or compressed in another way")
+    return Entry(
+        member.name,
+        Source(path, offset=member.data_offset, size=member.stored_size),
+        method=member.method,
+        size=member.size,
+        crc=member.crc,
+        align=_alignment(member.name),
+    )
+
+
 def gui_entries(path: Path) -> list[Entry]:
     """The entries of the web GUI, named and compressed as they already are in its zip."""
-    return [
-        Entry(
-            member.name,
-            Source(path, offset=member.data_offset, size=member.stored_size),
-            method=member.method,
-            size=member.size,
-            crc=member.crc,
-        )
-        for member in zipalign.read(path).members
-    ]
+    return [entry(path, member) for member in zipalign.read(path).members]
 
 
 def _licenses(runtimes: Sequence[Runtime]) -> list[Entry]:
@@ -255,6 +312,11 @@ def _facts(program: launcher.Program) -> dict[str, Any]:
     return {**facts, "offset": program.offset}
 
 
-def _entry(file: File) -> Entry:
-    align = launcher.BLOCK if file.name.endswith(".gguf") else 1
-    return Entry(file.name, Source(file.path, size=file.size), align=align)
+def _entry(file: File | Entry) -> Entry:
+    if isinstance(file, Entry):
+        return file
+    return Entry(file.name, Source(file.path, size=file.size), align=_alignment(file.name))
+
+
+def _alignment(name: str) -> int:
+    return launcher.BLOCK if name.endswith(".gguf") else 1
