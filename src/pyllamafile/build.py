@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 import pyllamafile
-from pyllamafile import convert, native, quantize, sources, zipalign
+from pyllamafile import convert, native, quantize, shift, sources, zipalign
 from pyllamafile.errors import PyllamafileError
-from pyllamafile.launcher import Outer
+from pyllamafile.launcher import Outer, Program
 from pyllamafile.plan import (
     ARGS,
     GUI,
@@ -92,6 +92,7 @@ def build(
     quantize_to: str | None = None,
     requantize: bool = False,
     force: bool = False,
+    in_place: bool = False,
     progress: Progress | None = None,
 ) -> Built:
     """Pack weights, launcher and runtimes into one file.
@@ -118,6 +119,9 @@ def build(
             projectors stay what they are.
         requantize: Whether that may happen to what is quantized already, and loses twice.
         force: Whether existing output may be replaced.
+        in_place: Whether the GGUF itself becomes the file, which takes neither its time nor its
+            room again; the GGUF is gone then. A file system that can't is an error. Killed
+            halfway, the same call again undoes what was begun and does it all.
         progress: Told about every step.
 
     Raises:
@@ -129,6 +133,8 @@ def build(
     found = [sources.find(g) for g in ([gguf] if isinstance(gguf, (str, os.PathLike)) else gguf)]
     name = name or _default_name(found, quantize_to)
     destination = Path(output) if output is not None else Path(f"{name}.llamafile")
+    if in_place:
+        destination = _for_itself(found, output and destination, quantize_to)
     with contextlib.ExitStack() as scratch:
         folder = destination.parent
         if quantize_to or any(source.path is None for source in found):
@@ -171,12 +177,20 @@ def build(
         if starter:
             _check_output(starter, inputs, force)
         with contextlib.ExitStack() as undo:
-            with _appearing(destination, layout.size, force) as (file, path):
-                _write(file, layout, lambda n: tell(f"writing {destination.name}", n, layout.size))
-                _check(path, destination)
+            if in_place:
                 if starter and outer:
                     _put_beside(starter, outer.program, force, undo)
-            undo.pop_all()
+                _convert(layout, models[0].path, destination, [*models[1:], *extras], tell)
+                undo.pop_all()
+                _check(destination, destination)
+            else:
+                what = f"writing {destination.name}"
+                with _appearing(destination, layout.size, force) as (file, path):
+                    _write(file, layout, lambda n: tell(what, n, layout.size))
+                    _check(path, destination)
+                    if starter and outer:
+                        _put_beside(starter, outer.program, force, undo)
+                undo.pop_all()
 
     included = tuple(runtime.target for runtime in runtimes)
     return Built(
@@ -335,6 +349,63 @@ def _outer(runtimes: Sequence[Runtime], format: Format) -> Outer | None:
     return None
 
 
+# The GGUF itself as output
+
+
+def _for_itself(found: Sequence[Source], output: Path | None, format: str | None) -> Path:
+    """Where a GGUF goes that becomes the file itself, once it is clear that it can."""
+    path = found[0].path if len(found) == 1 else None
+    stored = path and found[0].name != sources.gguf_name(path.name)  # by Ollama, say
+    if path is None or stored or format or len(shards(path)) > 1:
+        raise PyllamafileError(
+            "--in-place takes one GGUF that is a file, as it is", hint="leave out --in-place"
+        )
+    try:
+        shift.undo(path)
+        status = path.lstat()
+        if stat.S_ISLNK(status.st_mode) or status.st_nlink > 1:
+            raise PyllamafileError(
+                f"{path}: has other names, whose file would change, too",
+                hint="leave out --in-place, or name the file itself if it is a symbolic link",
+            )
+        output = output or path.with_name(f"{_default_name(found, None)}.llamafile")
+        there = output.parent.stat().st_dev if output.parent.is_dir() else status.st_dev
+    except OSError as error:
+        raise PyllamafileError(f"{path}: {error.strerror}") from error
+    if there != status.st_dev:
+        raise PyllamafileError(
+            f"{output}: is on another file system than {path}", hint="leave out --in-place"
+        )
+    if shift.unit(path.parent) is None:
+        raise PyllamafileError(
+            f"{path}: its file system can't make room in front of a file's content",
+            hint="ext4 and XFS on Linux can; leave out --in-place, which copies the weights",
+        )
+    if shift.busy(path):
+        raise PyllamafileError(f"{path}: is in use, or may not be written", hint="end what uses it")
+    return output
+
+
+def _convert(
+    layout: Plan, path: Path, destination: Path, others: Sequence[File], tell: Progress
+) -> None:
+    if any(path.samefile(other.path) for other in others):
+        raise PyllamafileError(f"{path}: is to be put in twice", hint="leave out --in-place")
+    if layout.layout.placed[0].stored_size != path.stat().st_size:
+        raise PyllamafileError(f"{path}: changed while it was being packed")
+    size = path.stat().st_size
+    try:
+        shift.Conversion(
+            path,
+            destination,
+            layout,
+            lambda: pieces(layout.head, layout.programs),
+            lambda done: tell(f"reading {path.name}", done, size),
+        ).run()
+    except OSError as error:
+        raise PyllamafileError(f"{path}: {error.strerror}") from error
+
+
 # Where it goes
 
 
@@ -448,14 +519,24 @@ def _umask() -> int:
 
 
 def _write(file: BinaryIO, layout: Plan, done: Callable[[int], None]) -> None:
-    file.write(layout.head)
-    for program in layout.programs:
-        file.seek(program.offset)
-        file.write(_packed(program.runtime))
+    for at, piece in pieces(layout.head, layout.programs):
+        file.seek(at)
+        file.write(piece)
     file.flush()
     start = layout.layout.start
     zipalign.write(file, layout.layout, lambda count: done(start + count))
     done(layout.size)
+
+
+def pieces(head: bytes, programs: Sequence[Program]) -> Iterator[tuple[int, bytes]]:
+    """What stands in front of the zip, one after the other: where it belongs, and its bytes.
+
+    Raises:
+        PyllamafileError: A runtime can't be read, or isn't what it was.
+    """
+    yield 0, head
+    for program in programs:
+        yield program.offset, _packed(program.runtime)
 
 
 def _packed(runtime: Runtime) -> bytes:

@@ -83,14 +83,22 @@ class Plan:
     """A llamafile with every offset decided.
 
     Attributes:
-        head: The first bytes: the launch script, or a program that may hold it.
-        programs: The runtimes behind it and their offsets.
-        layout: The zip behind them.
+        engine: What stands in front of the zip, and what of it is in there.
+        layout: The zip.
     """
 
-    head: bytes
-    programs: tuple[launcher.Program, ...]
+    engine: Engine
     layout: Layout
+
+    @property
+    def head(self) -> bytes:
+        """The first bytes."""
+        return self.engine.head
+
+    @property
+    def programs(self) -> tuple[launcher.Program, ...]:
+        """The runtimes behind the head and their offsets."""
+        return self.engine.programs
 
     @property
     def size(self) -> int:
@@ -168,7 +176,7 @@ def plan(
         *runs.entries,
     ]
     entries.append(manifest(runs.facts, {}, entries))
-    return Plan(runs.head, runs.programs, zipalign.layout(entries, runs.end))
+    return Plan(runs, zipalign.layout(entries, runs.end))
 
 
 def manifest(
