@@ -12,7 +12,6 @@ from fixtures import tiny_gguf
 from test_build import folder, model, prebuilt
 
 import pyllamafile
-from pyllamafile import PyllamafileError, shift
 
 __all__ = ["folder", "model", "prebuilt"]  # fixtures
 

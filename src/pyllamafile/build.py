@@ -134,13 +134,13 @@ def build(
     name = name or _default_name(found, quantize_to)
     destination = Path(output) if output is not None else Path(f"{name}.llamafile")
     if in_place:
-        destination = _for_itself(found, output and destination, quantize_to)
+        destination = _for_itself(found, destination if output else None, quantize_to)
     with contextlib.ExitStack() as scratch:
         folder = destination.parent
         if quantize_to or any(source.path is None for source in found):
             # Now rather than after gigabytes were fetched or written.
             _check_output(destination, [source.path for source in found if source.path], force)
-            folder = scratch.enter_context(_scratch(folder))
+            folder = scratch.enter_context(scratch_folder(folder))
         groups = _models(found, folder, tell)
         extras = [_file(Path(path), entry) for path, entry in add]
         _check_names(extras, gui)
@@ -157,8 +157,8 @@ def build(
         names = [file.name for file in (*itertools.chain(*groups), *extras)]
         zipalign.layout([zipalign.Entry(entry, b"") for entry in names], 0)
 
-        runtimes = _runtimes(_one_linux(targets) if format == "elf" else targets, tell)
-        outer = _outer(runtimes, format)
+        runtimes = runtimes_for(_one_linux(targets) if format == "elf" else targets, tell)
+        outer = outer_program(runtimes, format)
         if quantize_to:
             groups = [_quantized(g, quantize_to, requantize, folder, tell) for g in groups]
         models = list(itertools.chain(*groups))
@@ -173,23 +173,23 @@ def build(
             gui=gui_entries(native.find_gui() or native.build_gui(progress=tell)) if gui else (),
         )
         too_large = bool(outer) and format == "portable" and layout.size >= TOO_LARGE
-        starter = _companion(destination) if too_large and companion else None
+        starter = companion_path(destination) if too_large and companion else None
         if starter:
             _check_output(starter, inputs, force)
         with contextlib.ExitStack() as undo:
             if in_place:
                 if starter and outer:
-                    _put_beside(starter, outer.program, force, undo)
+                    put_beside(starter, outer.program, force, undo)
                 _convert(layout, models[0].path, destination, [*models[1:], *extras], tell)
                 undo.pop_all()
-                _check(destination, destination)
+                check_written(destination, destination)
             else:
                 what = f"writing {destination.name}"
-                with _appearing(destination, layout.size, force) as (file, path):
-                    _write(file, layout, lambda n: tell(what, n, layout.size))
-                    _check(path, destination)
+                with appearing(destination, layout.size, force) as (file, path):
+                    write_file(file, layout, lambda n: tell(what, n, layout.size))
+                    check_written(path, destination)
                     if starter and outer:
-                        _put_beside(starter, outer.program, force, undo)
+                        put_beside(starter, outer.program, force, undo)
                 undo.pop_all()
 
     included = tuple(runtime.target for runtime in runtimes)
@@ -262,7 +262,7 @@ def _default_name(found: Sequence[Source], format: str | None) -> str:
 
 
 @contextlib.contextmanager
-def _scratch(beside: Path) -> Iterator[Path]:
+def scratch_folder(beside: Path) -> Iterator[Path]:
     """A folder for what is written on the way, gone afterwards whatever happens."""
     try:
         folder = tempfile.TemporaryDirectory(dir=beside, prefix=".pyllamafile-")
@@ -312,7 +312,7 @@ def _args_text(args: Sequence[str], args_file: PathLike | None) -> str | None:
     return "\n".join(lines) + "\n" if lines else None
 
 
-def _runtimes(names: Sequence[str], tell: Progress) -> list[Runtime]:
+def runtimes_for(names: Sequence[str], tell: Progress) -> list[Runtime]:
     """The runtimes of these targets, or all at hand, or, if there is none yet, the host's."""
     if names:
         return [native.find(t) or native.build(t, progress=tell) for t in select(names)]
@@ -340,7 +340,7 @@ def _one_linux(names: Sequence[str]) -> Sequence[str]:
     return [target.name for target in chosen]
 
 
-def _outer(runtimes: Sequence[Runtime], format: Format) -> Outer | None:
+def outer_program(runtimes: Sequence[Runtime], format: Format) -> Outer | None:
     """The program that the file itself is: on Windows there is no script to start one."""
     system = "linux" if format == "elf" else "windows"
     for runtime in runtimes:
@@ -409,7 +409,7 @@ def _convert(
 # Where it goes
 
 
-def _companion(path: Path) -> Path:
+def companion_path(path: Path) -> Path:
     """The name by which a runtime for Windows finds `path` beside itself."""
     if path.suffix.lower() == ".exe":
         raise PyllamafileError(
@@ -442,8 +442,12 @@ def _exists(path: Path) -> PyllamafileError:
 
 
 @contextlib.contextmanager
-def _appearing(path: Path, size: int, force: bool) -> Iterator[tuple[BinaryIO, Path]]:
+def appearing(
+    path: Path, size: int, force: bool, mode: int | None = None
+) -> Iterator[tuple[BinaryIO, Path]]:
     """A file that gets the name `path` when all went well, and vanishes otherwise.
+
+    Its permissions are `mode`, or all that the umask leaves.
 
     Where the system can, the file has no name until it is complete, so that not even a
     SIGKILL leaves something behind. The second value is where it can be read meanwhile.
@@ -457,7 +461,7 @@ def _appearing(path: Path, size: int, force: bool) -> Iterator[tuple[BinaryIO, P
         with open(path, "w+b", opener=lambda *_: descriptor) as file:
             yield file, draft if nameless is None else _opened(nameless)
             file.flush()
-            os.fchmod(descriptor, 0o777 & ~_umask())
+            os.fchmod(descriptor, 0o777 & ~_umask() if mode is None else mode)
             os.fsync(descriptor)
             if nameless is None:
                 draft.replace(path)
@@ -473,10 +477,10 @@ def _appearing(path: Path, size: int, force: bool) -> Iterator[tuple[BinaryIO, P
             draft.unlink()
 
 
-def _put_beside(path: Path, program: bytes, force: bool, undo: contextlib.ExitStack) -> None:
+def put_beside(path: Path, program: bytes, force: bool, undo: contextlib.ExitStack) -> None:
     """Write a companion, before the file gets its name: that comes last."""
     new = not path.exists()
-    with _appearing(path, len(program), force) as (file, _):
+    with appearing(path, len(program), force) as (file, _):
         file.write(program)
     if new:
         undo.callback(path.unlink, missing_ok=True)
@@ -518,7 +522,12 @@ def _umask() -> int:
     return mask
 
 
-def _write(file: BinaryIO, layout: Plan, done: Callable[[int], None]) -> None:
+def write_file(file: BinaryIO, layout: Plan, done: Callable[[int], None]) -> None:
+    """Write a whole llamafile.
+
+    Raises:
+        PyllamafileError: Something that goes in can't be read, or isn't what it was.
+    """
     for at, piece in pieces(layout.head, layout.programs):
         file.seek(at)
         file.write(piece)
@@ -563,7 +572,7 @@ def _unpacked(runtime: Runtime) -> bytes:
     return program
 
 
-def _check(path: Path, destination: Path) -> None:
+def check_written(path: Path, destination: Path) -> None:
     """A second opinion on the structure; the contents were hashed while they were copied."""
     for problem in verify(path, contents=False):
         raise PyllamafileError(

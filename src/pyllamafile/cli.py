@@ -30,7 +30,7 @@ from rich.table import Table
 from rich.text import Text
 
 import pyllamafile
-from pyllamafile import Built, native, plan, zipalign
+from pyllamafile import Built, care, native, plan, zipalign
 from pyllamafile.advise import Advice
 from pyllamafile.doctor import examine
 from pyllamafile.errors import PyllamafileError
@@ -184,6 +184,9 @@ def commands() -> None:
     help="With or without the .exe that starts a file of 4 GiB or more on Windows.",
 )
 @click.option("--force", is_flag=True, help="Replace OUT if it exists.")
+@click.option(
+    "--in-place", is_flag=True, help="The GGUF itself becomes OUT: no copy, and no GGUF any more."
+)
 def build(
     gguf: tuple[str, ...],
     quantize_to: str | None,
@@ -198,6 +201,7 @@ def build(
     format: Literal["portable", "elf"],
     companion: bool,
     force: bool,
+    in_place: bool,
 ) -> None:
     """Pack weights and everything that runs them into one file.
 
@@ -226,6 +230,12 @@ def build(
     Windows starts no program of 4 GiB or more. Such a file gets a small one beside it that
     opens it: OUT with .exe for .llamafile.
 
+    --in-place makes room in front of the weights where they are, on ext4 and XFS under Linux: the
+    weights are read once and not written, and the disk needs room for the engine alone. The GGUF
+    is gone then: it has become OUT, in the same folder unless -o says otherwise (`extract` gets it
+    back). Killed halfway, it may be neither GGUF nor llamafile: the same command again, or any
+    --in-place with that file, makes it the GGUF again and starts anew.
+
     \b
     Examples:
       pyllamafile build --gguf phi3.gguf -o phi3.llamafile
@@ -252,6 +262,7 @@ def build(
             quantize_to=quantize_to,
             requantize=allow_requantize,
             force=force,
+            in_place=in_place,
             progress=_announcing(tell),
         )
     _out.print(_bold(str(built.path)), f" {_size(built.size)}")
@@ -558,6 +569,81 @@ def extract(file: Path, names: tuple[str, ...], directory: Path, force: bool) ->
         paths = pyllamafile.extract(file, directory, names, force=force, progress=tell)
     for path in paths:
         _out.print(_shown(str(path)))
+
+
+# upgrade, add, remove
+
+
+@commands.command()
+@click.argument("file", type=_PATH)
+@click.option(
+    "--engine",
+    type=_PATH,
+    metavar="WHEEL-or-FILE",
+    help="Where it comes from.  [default: the runtimes at hand]",
+)
+@click.option(
+    "--target",
+    "targets",
+    multiple=True,
+    metavar="TARGET",
+    help="A system to run on, or a group; repeat it.  [default: those of FILE]",
+)
+def upgrade(file: Path, engine: Path | None, targets: tuple[str, ...]) -> None:
+    """Put a new engine under the same weights.
+
+    Programs, launch script, web GUI and notices are replaced; weights, .args and what else was
+    added stay. Of Mozilla's llamafiles weights and .args are taken, and FILE becomes one of ours.
+
+    --engine takes a wheel of pyllamafile that has runtimes in it, or another llamafile.
+
+    Large weights of files of ours are not copied on ext4 and XFS under Linux, where a file can be
+    shifted, and share their blocks with the old file where that is possible (Btrfs, XFS).
+    Otherwise, and while FILE is in use, a copy takes its place. Killed at any moment, it leaves a
+    file that starts; if `verify` doesn't like it, the same command again ends what it began.
+    """
+    with _progress() as tell:
+        done = pyllamafile.upgrade(file, engine=engine, targets=targets, progress=tell)
+    _out.print(_bold(str(done.path)), f" {_size(done.size)}")
+    _out.print(f"  weights   {_shown(', '.join(done.models) or 'none: give some with -m FILE')}")
+    _out.print(f"  runs on   {', '.join(done.targets)}")
+    _out.print(f"  engine    {_shown(', '.join(done.llama_cpp))}")
+    if done.shifted:
+        _out.print("  the weights were shifted, not copied")
+    if done.companion:
+        _out.print(f"  Windows   {_shown(str(done.companion))} starts it there")
+
+
+@commands.command()
+@click.argument("file", type=_PATH)
+@click.argument("what", metavar="WHAT[=NAME]...", nargs=-1, required=True)
+def add(file: Path, what: tuple[str, ...]) -> None:
+    """Put more into a finished llamafile, in place.
+
+    WHAT is a file, NAME what it is called inside: weights as NAME.gguf, default arguments as .args.
+    Entries of the same name are replaced. Nothing else moves, and `verify` holds afterwards.
+
+    \b
+    Examples:
+      pyllamafile add phi3.llamafile README.md LICENSE=LICENSES/phi3.txt
+      pyllamafile add phi3.llamafile my-arguments.txt=.args
+    """  # noqa: D301
+    with _progress() as tell:
+        names = care.add(file, [_add_option(option) for option in what], progress=tell)
+    for name in names:
+        _out.print(_shown(name))
+
+
+@commands.command()
+@click.argument("file", type=_PATH)
+@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+def remove(file: Path, names: tuple[str, ...]) -> None:
+    """Take entries out of a finished llamafile, in place.
+
+    What is left stays where it is, weights above all; their room is given back when what stands
+    behind them is little. `inspect --all` lists the names.
+    """
+    care.remove(file, names)
 
 
 # zipalign

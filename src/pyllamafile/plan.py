@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pyllamafile import launcher, zipalign
+from pyllamafile.errors import PyllamafileError
 from pyllamafile.launcher import Outer
 from pyllamafile.targets import Runtime
 from pyllamafile.weights import Weights
@@ -146,10 +147,10 @@ def plan(
     *,
     name: str,
     version: str,
-    models: Sequence[File | Entry],
+    models: Sequence[File],
     runtimes: Sequence[Runtime],
     outer: Outer | None = None,
-    extras: Sequence[File | Entry] = (),
+    extras: Sequence[File] = (),
     args: str | None = None,
     gui: Sequence[Entry] = (),
 ) -> Plan:
@@ -161,7 +162,7 @@ def plan(
         models: The weights, in order: files, or entries of other archives.
         runtimes: The native programs; the launch script picks among them.
         outer: The program that the file itself is, besides those.
-        extras: More files or entries.
+        extras: More files.
         args: The text of `.args`.
         gui: The web GUI's entries, its notices among them.
 
@@ -173,10 +174,15 @@ def plan(
     entries = [
         *(_entry(file) for file in (*models, *extras)),
         *([Entry(ARGS, args.encode())] if args is not None else []),
-        *runs.entries,
     ]
-    entries.append(manifest(runs.facts, {}, entries))
-    return Plan(runs, zipalign.layout(entries, runs.end))
+    return laid_out(runs, entries)
+
+
+def laid_out(engine: Engine, entries: Sequence[Entry]) -> Plan:
+    """An engine and what it runs, in this order: weights, more files, `.args`."""
+    entries = [*entries, *engine.entries]
+    entries.append(manifest(engine.facts, {}, entries))
+    return Plan(engine, zipalign.layout(entries, engine.end))
 
 
 def manifest(
@@ -283,7 +289,7 @@ def entry(path: Path, member: Member) -> Entry:
         method=member.method,
         size=member.size,
         crc=member.crc,
-        align=_alignment(member.name),
+        align=alignment(member.name),
     )
 
 
@@ -320,11 +326,10 @@ def _facts(program: launcher.Program) -> dict[str, Any]:
     return {**facts, "offset": program.offset}
 
 
-def _entry(file: File | Entry) -> Entry:
-    if isinstance(file, Entry):
-        return file
-    return Entry(file.name, Source(file.path, size=file.size), align=_alignment(file.name))
+def _entry(file: File) -> Entry:
+    return Entry(file.name, Source(file.path, size=file.size), align=alignment(file.name))
 
 
-def _alignment(name: str) -> int:
+def alignment(name: str) -> int:
+    """What the data of an entry of this name are aligned to: weights are mapped."""
     return launcher.BLOCK if name.endswith(".gguf") else 1

@@ -37,6 +37,7 @@ MARK = "user.pyllamafile.in-place"
 """The extended attribute of a GGUF that is becoming a llamafile: how to undo it."""
 
 _COLLAPSE, _INSERT = 0x08, 0x20  # linux/falloc.h
+_FICLONE = 0x40049409  # linux/fs.h
 _PAGE = 4096  # what of a head is written last: no kill comes in the middle of it
 
 
@@ -61,6 +62,21 @@ def unit(folder: Path) -> int | None:
     except OSError:
         return None
     return size if BLOCK % size == 0 else None
+
+
+def shares(folder: Path) -> bool:
+    """Whether files in this folder can share blocks: then a copy of one takes no room either."""
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        size = max(os.statvfs(folder).f_bsize, _PAGE)
+        with tempfile.TemporaryFile(dir=folder) as one, tempfile.TemporaryFile(dir=folder) as other:
+            one.write(b"x" * size)
+            one.flush()
+            fcntl.ioctl(other.fileno(), _FICLONE, one.fileno())
+    except OSError:
+        return False
+    return True
 
 
 def busy(path: Path) -> bool:

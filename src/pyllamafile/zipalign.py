@@ -507,9 +507,7 @@ def _moved_record(member: Member, at: int) -> bytes:
     return _CENTRAL.pack(*head) + name + extra + comment
 
 
-def _records(
-    plan: Layout, digests: Mapping[str, Digest], when: Time, move: int = 0
-) -> list[bytes]:
+def _records(plan: Layout, digests: Mapping[str, Digest], when: Time, move: int = 0) -> list[bytes]:
     records = [_moved_record(member, member.header_offset + move) for member in plan.kept]
     for item in plan.placed:
         at = item.header_offset + move
@@ -522,9 +520,7 @@ def _records(
     return records
 
 
-def _blocks(
-    plan: Layout, digests: Mapping[str, Digest], when: Time
-) -> list[tuple[int, bytes]]:
+def _blocks(plan: Layout, digests: Mapping[str, Digest], when: Time) -> list[tuple[int, bytes]]:
     """The central directory, once for each of a plan's moves, and where it goes, in file order.
 
     The end record names one offset. What is found there is the directory written for no move; or,
