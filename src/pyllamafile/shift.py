@@ -224,8 +224,10 @@ def exchange(
         return None
     first = members[0].header_offset
     old = first // block * block
-    new = engine.end + (old - engine.end) % BLOCK  # so that alignments stay
-    if not old or any(m.data_offset % BLOCK for m in members if m.name.endswith(".gguf")):
+    # Weights end up aligned to blocks; where an upgrade was killed they may be off by now, all alike.
+    off = {m.data_offset % BLOCK for m in members if m.name.endswith(".gguf")} or {0}
+    new = engine.end + (old - max(off) - engine.end) % BLOCK
+    if not old or len(off) > 1 or new % block:
         return None
     with path.open("rb") as file:
         file.seek(old)

@@ -1150,7 +1150,7 @@ def compact(path: Path) -> None:
 
 
 def _compacted(archive: Archive) -> Layout | None:
-    """The same without the first gap that few enough bytes stand behind to be moved into it."""
+    """The same without the first gap that what is behind it can be moved into at once."""
     members = archive.members
     best = None
     ends = [member.end for member in members]
@@ -1159,10 +1159,11 @@ def _compacted(archive: Archive) -> Layout | None:
     for split in range(len(members), 0, -1):
         if moving > _MOVE:
             break
-        if starts[split - 1] - ends[split - 1] >= BLOCK or archive.base:
+        if starts[split - 1] > ends[split - 1] or archive.base:
             tail = members[split:]
             plan = layout(tail, ends[split - 1], kept=members[:split], comment=archive.comment)
-            if plan.size <= starts[split - 1] or (archive.base and not tail):
+            fits = plan.size <= starts[split - 1] and plan.size < archive.size
+            if fits or (archive.base and not tail):
                 best = plan
         moving += members[split - 1].end - members[split - 1].header_offset
     return best
