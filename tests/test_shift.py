@@ -350,11 +350,11 @@ def test_killed_at_any_moment(old: Path, prebuilt: Path) -> None:
     process = subprocess.Popen(command, stdout=subprocess.PIPE)
     process.stdout.readline()
     begin = time.monotonic()
-    process.stdout.readline()
+    process.communicate()
     took = time.monotonic() - begin
-    assert process.wait() == 0
+    assert process.returncode == 0
     rng = random.Random()
-    for _ in range(25):
+    for _ in range(12):
         old.write_bytes(original)
         process = subprocess.Popen(command, stdout=subprocess.PIPE)
         process.stdout.readline()

@@ -99,7 +99,8 @@ def upgrade(
             file can't be written.
     """
     tell = progress or (lambda what, done, total: None)
-    path = Path(path).resolve()  # a symbolic link stays one
+    path = Path(path)
+    path = path.resolve() if path.is_symlink() else path  # which stays one
     archive = zipalign.read(path)
     report = inspect(path)
     ours = report.built_by is not None
@@ -184,15 +185,15 @@ def _from_wheel(engine: Path, archive: Archive, folder: Path, gui: bool) -> _Par
     runtimes = []
     entries: list[Entry] = []
     for path in extract(engine, folder, wanted):
-        if path.name == "ui.zip":
-            entries = plan.gui_entries(path)
-        elif path.suffix == ".json":
-            try:
+        try:
+            if path.name == "ui.zip":
+                entries = plan.gui_entries(path)
+            elif path.suffix == ".json":
                 facts = json.loads(path.read_bytes())
                 facts["levels"] = tuple(facts["levels"])
                 runtimes.append(Runtime(path=path.with_suffix(".gz"), origin="engine", **facts))
-            except (ValueError, KeyError, TypeError) as error:
-                raise PyllamafileError(f"{engine}: {path.name} can't be understood") from error
+        except (PyllamafileError, ValueError, KeyError, TypeError) as error:
+            raise PyllamafileError(f"{engine}: {path.name} can't be understood") from error
     return _Parts(runtimes, entries, str(engine))
 
 
