@@ -81,6 +81,7 @@ GRAPH = {
         "doctor",
         "errors",
         "inspect",
+        "man",
         "native",
         "plan",
         "quantize",
@@ -88,6 +89,7 @@ GRAPH = {
         "verify",
         "zipalign",
     },
+    "man": set(),
     "__main__": set(),  # pyllamafile_start, which imports cli
 }
 SPEAKERS = {"cli"}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
+import inspect as inspection
 import json
 import os
 import re
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, TextIO, cast
 
 import click
+from click.shell_completion import CompletionItem
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -30,13 +33,13 @@ from rich.table import Table
 from rich.text import Text
 
 import pyllamafile
-from pyllamafile import Built, care, native, plan, zipalign
+from pyllamafile import Built, care, man, native, plan, zipalign
 from pyllamafile.advise import Advice
 from pyllamafile.doctor import examine
 from pyllamafile.errors import PyllamafileError
 from pyllamafile.inspect import EntryFacts, ModelFacts, Report, content
 from pyllamafile.quantize import FORMATS
-from pyllamafile.targets import TARGETS, Runtime, Target, host, select
+from pyllamafile.targets import TARGETS, Runtime, Target, groups, host, select
 from pyllamafile.verify import work
 
 Tell = Callable[[str, int, int], None]
@@ -127,6 +130,30 @@ def commands() -> None:
     """Turn a language model into one file that anybody can run."""
 
 
+# What a shell completes: click asks, by its variable _PYLLAMAFILE_COMPLETE
+
+
+def _complete_files(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    return [CompletionItem(incomplete, type="file")]  # to be found by the shell itself
+
+
+def _complete_targets(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[str]:
+    return [name for name in (*groups(), *TARGETS) if name.startswith(incomplete)]
+
+
+def _complete_entries(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[str]:
+    with contextlib.suppress(PyllamafileError, TypeError):
+        members = zipalign.read(Path(context.params["file"])).members
+        return [member.name for member in members if member.name.startswith(incomplete)]
+    return []
+
+
 # build
 
 
@@ -135,6 +162,7 @@ def commands() -> None:
     "--gguf",
     multiple=True,
     metavar="SOURCE",
+    shell_complete=_complete_files,
     help="Weights; repeat it for several models.",
 )
 @click.option(
@@ -162,12 +190,19 @@ def commands() -> None:
     "--arg", multiple=True, metavar="ARG", help="A default argument of the file; repeat it."
 )
 @click.option("--args-file", type=_PATH, metavar="FILE", help="Default arguments in a text file.")
-@click.option("--add", multiple=True, metavar="FILE[=NAME]", help="Another file to put in.")
+@click.option(
+    "--add",
+    multiple=True,
+    metavar="FILE[=NAME]",
+    shell_complete=_complete_files,
+    help="Another file to put in.",
+)
 @click.option(
     "--target",
     "targets",
     multiple=True,
     metavar="TARGET",
+    shell_complete=_complete_targets,
     help="A system to run on, or a group; repeat it.  [default: every runtime at hand]",
 )
 @click.option("--gui/--no-gui", default=True, help="With or without the web GUI.")
@@ -337,7 +372,7 @@ def _choice(models: Sequence[str]) -> str:
 
 
 @commands.command()
-@click.argument("source", metavar="SOURCE")
+@click.argument("source", metavar="SOURCE", shell_complete=_complete_files)
 @click.option(
     "-c",
     "--context",
@@ -556,7 +591,7 @@ def doctor(file: Path | None) -> None:
 
 @commands.command()
 @click.argument("file", type=_PATH)
-@click.argument("names", nargs=-1)
+@click.argument("names", nargs=-1, shell_complete=_complete_entries)
 @click.option("-C", "--directory", type=_PATH, default=Path(), help="Where to.  [default: here]")
 @click.option("--force", is_flag=True, help="Replace files that exist.")
 def extract(file: Path, names: tuple[str, ...], directory: Path, force: bool) -> None:
@@ -587,6 +622,7 @@ def extract(file: Path, names: tuple[str, ...], directory: Path, force: bool) ->
     "targets",
     multiple=True,
     metavar="TARGET",
+    shell_complete=_complete_targets,
     help="A system to run on, or a group; repeat it.  [default: those of FILE]",
 )
 def upgrade(file: Path, engine: Path | None, targets: tuple[str, ...]) -> None:
@@ -616,7 +652,13 @@ def upgrade(file: Path, engine: Path | None, targets: tuple[str, ...]) -> None:
 
 @commands.command()
 @click.argument("file", type=_PATH)
-@click.argument("what", metavar="WHAT[=NAME]...", nargs=-1, required=True)
+@click.argument(
+    "what",
+    metavar="WHAT[=NAME]...",
+    nargs=-1,
+    required=True,
+    shell_complete=_complete_files,
+)
 def add(file: Path, what: tuple[str, ...]) -> None:
     """Put more into a finished llamafile, in place.
 
@@ -636,7 +678,9 @@ def add(file: Path, what: tuple[str, ...]) -> None:
 
 @commands.command()
 @click.argument("file", type=_PATH)
-@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@click.argument(
+    "names", metavar="NAME...", nargs=-1, required=True, shell_complete=_complete_entries
+)
 def remove(file: Path, names: tuple[str, ...]) -> None:
     """Take entries out of a finished llamafile, in place.
 
@@ -729,6 +773,62 @@ def _new_manifest(archive: Path, entries: list[zipalign.Entry]) -> list[zipalign
     return []
 
 
+# man
+
+
+@commands.command("man")
+def man_page() -> None:
+    """Print the manual page, for man or groff: pyllamafile man | man -l -."""
+    program = click.Context(commands, info_name="pyllamafile", **commands.context_settings)
+    parts = [_described(click.Context(command, program)) for command in _all(commands, program)]
+    whole = _described(program)
+    click.echo(man.page(whole, parts, pyllamafile.__version__, MAN_ENDS), nl=False)
+
+
+MAN_ENDS = (
+    ("EXIT STATUS", "\b\n0    done\n1    failed\n2    asked in the wrong way\n130  interrupted"),
+    (
+        "ENVIRONMENT",
+        "PYLLAMAFILE_CACHE: where runtimes are compiled and kept, and where files unpack theirs; "
+        "otherwise $XDG_CACHE_HOME/pyllamafile or ~/.cache/pyllamafile.\n\n"
+        "SOURCE_DATE_EPOCH: the dates in the zip, in seconds; 1980-01-01 otherwise.",
+    ),
+    ("SEE ALSO", "zip(1), unzip(1). A built file has its own manual: FILE --help."),
+)
+
+
+def _all(group: click.Group, context: click.Context) -> Iterator[click.Command]:
+    """Every command that does something, those of groups with the group's name in front."""
+    for name in group.list_commands(context):
+        command = group.commands[name]
+        if isinstance(command, click.Group):
+            for inner in _all(command, context):
+                yield _renamed(inner, f"{name} {inner.name}")
+        else:
+            yield command
+
+
+def _renamed(command: click.Command, name: str) -> click.Command:
+    renamed = copy.copy(command)
+    renamed.name = name
+    return renamed
+
+
+def _described(context: click.Context) -> man.Command:
+    """What a command's own help says."""
+    command = context.command
+    context.info_name = command.name if context.parent else context.info_name
+    options = (p for p in command.get_params(context) if isinstance(p, click.Option))
+    records = (option.get_help_record(context) for option in options)
+    return man.Command(
+        name=context.command_path,
+        usage=" ".join(command.collect_usage_pieces(context)),
+        summary=command.get_short_help_str(100),
+        help=inspection.cleandoc(command.help or ""),
+        options=[record for record in records if record],
+    )
+
+
 # runtimes
 
 
@@ -754,7 +854,12 @@ def list_runtimes() -> None:
 
 @runtimes.command("build")
 @click.option(
-    "--target", "targets", multiple=True, metavar="TARGET", help="A target or a group; repeat it."
+    "--target",
+    "targets",
+    multiple=True,
+    metavar="TARGET",
+    shell_complete=_complete_targets,
+    help="A target or a group; repeat it.",
 )
 @click.option("--all", "everything", is_flag=True, help="All targets.")
 @click.option(

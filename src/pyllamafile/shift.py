@@ -224,7 +224,7 @@ def exchange(
         return None
     first = members[0].header_offset
     old = first // block * block
-    # Weights end up aligned to blocks; where an upgrade was killed they may be off by now, all alike.
+    # Weights end up aligned to blocks. Where an upgrade was killed they may be off now, all alike.
     off = {m.data_offset % BLOCK for m in members if m.name.endswith(".gguf")} or {0}
     new = engine.end + (old - max(off) - engine.end) % BLOCK
     if not old or len(off) > 1 or new % block:
