@@ -2,12 +2,14 @@
 """What packing, inspecting and starting cost, each beside what it is to be measured by.
 
     scripts/bench_pack.py [--size GIB] [--rounds N] [--folder DIR] [--model FILE]
-        [--parts start,token,pack]
+        [--parts start,token,pack,care]
 
 Packing: a GGUF of random bytes by `pyllamafile build`, and by `cp` and `sync`, since build does not
 say "done" before the file is on the disk either. They take turns, and the model is in the page
 cache for both. Starting: `./f --version` beside the unpacked runtime's. First token: the llamafile
-beside upstream's llama-completion on the bare GGUF, if bench_speed.py has compiled that.
+beside upstream's llama-completion on the bare GGUF, if bench_speed.py has compiled that. Care:
+`build --in-place` and `upgrade` beside reading the file once with checksums, as `verify` does it,
+and what they wrote (rusage's blocks); on ext4, or where else files can be shifted.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from pathlib import Path
 from bench_speed import machine, measured
 
 import pyllamafile
-from pyllamafile import native
+from pyllamafile import native, shift
 from pyllamafile.targets import host
 
 GOALS = {
@@ -38,6 +40,8 @@ GOALS = {
     "warm": "at most 10 ms more",
     "first": "at most 250 ms more",
     "token": "at most 1.02 times",
+    "in place": "reading once, nothing written",
+    "upgrade": "nothing read or written but the engine",
 }
 TOKENS = 150_000
 COMMAND = [sys.executable, "-c", "from pyllamafile_start import main; main()"]
@@ -139,6 +143,43 @@ def starting(folder: Path, rounds: int, target: str) -> None:
     report("first", "start, first", more)
 
 
+def costs(command: list[str]) -> tuple[float, float, float]:
+    """Run a program: the seconds it took, its peak MiB, and the MiB that it wrote to disk."""
+    start = time.perf_counter()
+    silent = [(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
+    process = os.posix_spawn(command[0], command, os.environ, file_actions=silent)
+    _, status, usage = os.wait4(process, 0)
+    if status:
+        raise SystemExit(f"{' '.join(command)} ended with {os.waitstatus_to_exitcode(status)}")
+    return time.perf_counter() - start, usage.ru_maxrss / 1024, usage.ru_oublock / 2048
+
+
+def care(folder: Path, size: int, rounds: int, target: str) -> None:
+    """Weights that stay where they are; `verify` reads all of them, with the same checksums."""
+    if shift.unit(folder) is None:
+        print("care: skipped, for files here can't be shifted")
+        return
+    model, file = gguf(folder / "model.gguf", size), folder / "model.llamafile"
+    found: dict[str, list[tuple[float, float, float]]] = {"in place": [], "upgrade": [], "read": []}
+    for _ in range(rounds):
+        command = [*COMMAND, "build", "--in-place", "--gguf", str(model), "--target", target]
+        found["in place"].append(costs([*command, "--no-companion"]))
+        found["read"].append(costs([*COMMAND, "verify", str(file)]))
+        found["upgrade"].append(costs([*COMMAND, "upgrade", str(file)]))
+        whole = pyllamafile.inspect(file).entries[0]
+        shift.collapse(file, 0, whole.offset)  # the GGUF again
+        os.truncate(file, whole.size)
+        file.rename(model)
+        os.sync()
+    reading = statistics.median(seconds for seconds, _, _ in found["read"])
+    for name, what in (("in place", "build --in-place"), ("upgrade", "upgrade")):
+        seconds, peak, written = map(statistics.median, zip(*found[name], strict=True))
+        line = f"{seconds:.2f} s, reading {reading:.2f} s; wrote {written:.0f} MiB"
+        report(name, f"{what}, {size / (1 << 30):g} GiB", line)
+        report("memory", "its memory at the most", f"{peak:.0f} MiB")
+    model.unlink()
+
+
 def first_token(folder: Path, rounds: int, model: Path, target: str) -> None:
     found = sorted((native.cache() / "bench").glob("upstream-*/bin/llama-completion"))
     if not found:
@@ -167,7 +208,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", type=Path, default=Path("/var/tmp"), help="where to work")
     parser.add_argument("--model", type=Path, help="a real one, for the time to its first token")
-    parser.add_argument("--parts", default="start,token,pack", help="what to measure")
+    parser.add_argument("--parts", default="start,token,pack,care", help="what to measure")
     options = parser.parse_args()
     parts = options.parts.split(",")
     here = host()
@@ -182,6 +223,8 @@ def main() -> None:
             first_token(folder, options.rounds, options.model, here.name)
         if "pack" in parts:
             packing(folder, int(options.size * (1 << 30)), options.rounds)
+        if "care" in parts:
+            care(folder, int(options.size * (1 << 30)), options.rounds, here.name)
 
 
 if __name__ == "__main__":

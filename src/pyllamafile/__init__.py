@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 
 from pyllamafile.advise import Advice, advise
 from pyllamafile.build import Adapter, Built, build
+from pyllamafile.care import Upgraded, upgrade
 from pyllamafile.errors import PyllamafileError
 from pyllamafile.inspect import Report, extract, inspect
 from pyllamafile.verify import Problem, verify
@@ -27,10 +28,12 @@ __all__ = [
     "Problem",
     "PyllamafileError",
     "Report",
+    "Upgraded",
     "__version__",
     "advise",
     "build",
     "extract",
     "inspect",
+    "upgrade",
     "verify",
 ]

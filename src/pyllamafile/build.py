@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 import pyllamafile
-from pyllamafile import convert, native, quantize, sources, zipalign
+from pyllamafile import convert, native, quantize, shift, sources, zipalign
 from pyllamafile.errors import PyllamafileError
-from pyllamafile.launcher import Outer
+from pyllamafile.launcher import Outer, Program
 from pyllamafile.plan import (
     ARGS,
     GUI,
@@ -114,6 +114,7 @@ def build(
     quantize_to: str | None = None,
     requantize: bool = False,
     force: bool = False,
+    in_place: bool = False,
     progress: Progress | None = None,
 ) -> Built:
     """Pack weights, launcher and runtimes into one file.
@@ -143,6 +144,9 @@ def build(
             projectors and drafts stay what they are.
         requantize: Whether that may happen to what is quantized already, and loses twice.
         force: Whether existing output may be replaced.
+        in_place: Whether the GGUF itself becomes the file, which takes neither its time nor its
+            room again; the GGUF is gone then. A file system that can't is an error. Killed
+            halfway, the same call again undoes what was begun and does it all.
         progress: Told about every step.
 
     Raises:
@@ -160,13 +164,15 @@ def build(
         )
     name = name or _default_name(found, quantize_to)
     destination = Path(output) if output is not None else Path(f"{name}.llamafile")
+    if in_place:
+        destination = _for_itself(found, destination if output else None, quantize_to)
     with contextlib.ExitStack() as scratch:
         folder = destination.parent
         everything = [*found, *(partner.source for partner in beside)]
         if quantize_to or any(source.path is None for source in everything):
             # Now rather than after gigabytes were fetched or written.
             _check_output(destination, [s.path for s in everything if s.path], force)
-            folder = scratch.enter_context(_scratch(folder))
+            folder = scratch.enter_context(scratch_folder(folder))
         groups = _models(found, folder, tell)
         partners = [_models([partner.source], folder, tell)[0] for partner in beside]
         extras = [_file(Path(path), entry) for path, entry in add]
@@ -190,8 +196,8 @@ def build(
         names = [file.name for file in (*itertools.chain(*groups, *partners), *extras)]
         zipalign.layout([zipalign.Entry(entry, b"") for entry in names], 0)
 
-        runtimes = _runtimes(_one_linux(targets) if format == "elf" else targets, tell)
-        outer = _outer(runtimes, format)
+        runtimes = runtimes_for(_one_linux(targets) if format == "elf" else targets, tell)
+        outer = outer_program(runtimes, format)
         if quantize_to:
             groups = [_quantized(g, quantize_to, requantize, folder, tell) for g in groups]
         models = list(itertools.chain(*groups))
@@ -206,16 +212,25 @@ def build(
             gui=gui_entries(native.find_gui() or native.build_gui(progress=tell)) if gui else (),
         )
         too_large = bool(outer) and format == "portable" and layout.size >= TOO_LARGE
-        starter = _companion(destination) if too_large and companion else None
+        starter = companion_path(destination) if too_large and companion else None
         if starter:
             _check_output(starter, inputs, force)
         with contextlib.ExitStack() as undo:
-            with _appearing(destination, layout.size, force) as (file, path):
-                _write(file, layout, lambda n: tell(f"writing {destination.name}", n, layout.size))
-                _check(path, destination)
+            if in_place:
                 if starter and outer:
-                    _put_beside(starter, outer.program, force, undo)
-            undo.pop_all()
+                    put_beside(starter, outer.program, force, undo)
+                beside_it = [*models[1:], *itertools.chain(*partners), *extras]
+                _convert(layout, models[0].path, destination, beside_it, tell)
+                undo.pop_all()
+                check_written(destination, destination)
+            else:
+                what = f"writing {destination.name}"
+                with appearing(destination, layout.size, force) as (file, path):
+                    write_file(file, layout, lambda n: tell(what, n, layout.size))
+                    check_written(path, destination)
+                    if starter and outer:
+                        put_beside(starter, outer.program, force, undo)
+                undo.pop_all()
 
     included = tuple(runtime.target for runtime in runtimes)
     return Built(
@@ -329,7 +344,7 @@ def _default_name(found: Sequence[Source], format: str | None) -> str:
 
 
 @contextlib.contextmanager
-def _scratch(beside: Path) -> Iterator[Path]:
+def scratch_folder(beside: Path) -> Iterator[Path]:
     """A folder for what is written on the way, gone afterwards whatever happens."""
     try:
         folder = tempfile.TemporaryDirectory(dir=beside, prefix=".pyllamafile-")
@@ -379,7 +394,7 @@ def _args_text(args: Sequence[str], args_file: PathLike | None) -> str | None:
     return "\n".join(lines) + "\n" if lines else None
 
 
-def _runtimes(names: Sequence[str], tell: Progress) -> list[Runtime]:
+def runtimes_for(names: Sequence[str], tell: Progress) -> list[Runtime]:
     """The runtimes of these targets, or all at hand, or, if there is none yet, the host's."""
     if names:
         return [native.find(t) or native.build(t, progress=tell) for t in select(names)]
@@ -407,7 +422,7 @@ def _one_linux(names: Sequence[str]) -> Sequence[str]:
     return [target.name for target in chosen]
 
 
-def _outer(runtimes: Sequence[Runtime], format: Format) -> Outer | None:
+def outer_program(runtimes: Sequence[Runtime], format: Format) -> Outer | None:
     """The program that the file itself is: on Windows there is no script to start one."""
     system = "linux" if format == "elf" else "windows"
     for runtime in runtimes:
@@ -416,10 +431,67 @@ def _outer(runtimes: Sequence[Runtime], format: Format) -> Outer | None:
     return None
 
 
+# The GGUF itself as output
+
+
+def _for_itself(found: Sequence[Source], output: Path | None, format: str | None) -> Path:
+    """Where a GGUF goes that becomes the file itself, once it is clear that it can."""
+    path = found[0].path if len(found) == 1 else None
+    stored = path and found[0].name != sources.gguf_name(path.name)  # by Ollama, say
+    if path is None or stored or format or len(shards(path)) > 1:
+        raise PyllamafileError(
+            "--in-place takes one GGUF that is a file, as it is", hint="leave out --in-place"
+        )
+    try:
+        shift.undo(path)
+        status = path.lstat()
+        if stat.S_ISLNK(status.st_mode) or status.st_nlink > 1:
+            raise PyllamafileError(
+                f"{path}: has other names, whose file would change, too",
+                hint="leave out --in-place, or name the file itself if it is a symbolic link",
+            )
+        output = output or path.with_name(f"{_default_name(found, None)}.llamafile")
+        there = output.parent.stat().st_dev if output.parent.is_dir() else status.st_dev
+    except OSError as error:
+        raise PyllamafileError(f"{path}: {error.strerror}") from error
+    if there != status.st_dev:
+        raise PyllamafileError(
+            f"{output}: is on another file system than {path}", hint="leave out --in-place"
+        )
+    if shift.unit(path.parent) is None:
+        raise PyllamafileError(
+            f"{path}: its file system can't make room in front of a file's content",
+            hint="ext4 and XFS on Linux can; leave out --in-place, which copies the weights",
+        )
+    if shift.busy(path):
+        raise PyllamafileError(f"{path}: is in use, or may not be written", hint="end what uses it")
+    return output
+
+
+def _convert(
+    layout: Plan, path: Path, destination: Path, others: Sequence[File], tell: Progress
+) -> None:
+    if any(path.samefile(other.path) for other in others):
+        raise PyllamafileError(f"{path}: is to be put in twice", hint="leave out --in-place")
+    if layout.layout.placed[0].stored_size != path.stat().st_size:
+        raise PyllamafileError(f"{path}: changed while it was being packed")
+    size = path.stat().st_size
+    try:
+        shift.Conversion(
+            path,
+            destination,
+            layout,
+            lambda: pieces(layout.head, layout.programs),
+            lambda done: tell(f"reading {path.name}", done, size),
+        ).run()
+    except OSError as error:
+        raise PyllamafileError(f"{path}: {error.strerror}") from error
+
+
 # Where it goes
 
 
-def _companion(path: Path) -> Path:
+def companion_path(path: Path) -> Path:
     """The name by which a runtime for Windows finds `path` beside itself."""
     if path.suffix.lower() == ".exe":
         raise PyllamafileError(
@@ -452,8 +524,12 @@ def _exists(path: Path) -> PyllamafileError:
 
 
 @contextlib.contextmanager
-def _appearing(path: Path, size: int, force: bool) -> Iterator[tuple[BinaryIO, Path]]:
+def appearing(
+    path: Path, size: int, force: bool, mode: int | None = None
+) -> Iterator[tuple[BinaryIO, Path]]:
     """A file that gets the name `path` when all went well, and vanishes otherwise.
+
+    Its permissions are `mode`, or all that the umask leaves.
 
     Where the system can, the file has no name until it is complete, so that not even a
     SIGKILL leaves something behind. The second value is where it can be read meanwhile.
@@ -467,7 +543,7 @@ def _appearing(path: Path, size: int, force: bool) -> Iterator[tuple[BinaryIO, P
         with open(path, "w+b", opener=lambda *_: descriptor) as file:
             yield file, draft if nameless is None else _opened(nameless)
             file.flush()
-            os.fchmod(descriptor, 0o777 & ~_umask())
+            os.fchmod(descriptor, 0o777 & ~_umask() if mode is None else mode)
             os.fsync(descriptor)
             if nameless is None:
                 draft.replace(path)
@@ -483,10 +559,10 @@ def _appearing(path: Path, size: int, force: bool) -> Iterator[tuple[BinaryIO, P
             draft.unlink()
 
 
-def _put_beside(path: Path, program: bytes, force: bool, undo: contextlib.ExitStack) -> None:
+def put_beside(path: Path, program: bytes, force: bool, undo: contextlib.ExitStack) -> None:
     """Write a companion, before the file gets its name: that comes last."""
     new = not path.exists()
-    with _appearing(path, len(program), force) as (file, _):
+    with appearing(path, len(program), force) as (file, _):
         file.write(program)
     if new:
         undo.callback(path.unlink, missing_ok=True)
@@ -528,15 +604,30 @@ def _umask() -> int:
     return mask
 
 
-def _write(file: BinaryIO, layout: Plan, done: Callable[[int], None]) -> None:
-    file.write(layout.head)
-    for program in layout.programs:
-        file.seek(program.offset)
-        file.write(_packed(program.runtime))
+def write_file(file: BinaryIO, layout: Plan, done: Callable[[int], None]) -> None:
+    """Write a whole llamafile.
+
+    Raises:
+        PyllamafileError: Something that goes in can't be read, or isn't what it was.
+    """
+    for at, piece in pieces(layout.head, layout.programs):
+        file.seek(at)
+        file.write(piece)
     file.flush()
     start = layout.layout.start
     zipalign.write(file, layout.layout, lambda count: done(start + count))
     done(layout.size)
+
+
+def pieces(head: bytes, programs: Sequence[Program]) -> Iterator[tuple[int, bytes]]:
+    """What stands in front of the zip, one after the other: where it belongs, and its bytes.
+
+    Raises:
+        PyllamafileError: A runtime can't be read, or isn't what it was.
+    """
+    yield 0, head
+    for program in programs:
+        yield program.offset, _packed(program.runtime)
 
 
 def _packed(runtime: Runtime) -> bytes:
@@ -563,7 +654,7 @@ def _unpacked(runtime: Runtime) -> bytes:
     return program
 
 
-def _check(path: Path, destination: Path) -> None:
+def check_written(path: Path, destination: Path) -> None:
     """A second opinion on the structure; the contents were hashed while they were copied."""
     for problem in verify(path, contents=False):
         raise PyllamafileError(

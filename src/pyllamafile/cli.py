@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
+import inspect as inspection
 import json
 import os
 import re
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, TextIO, cast
 
 import click
+from click.shell_completion import CompletionItem
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -30,13 +33,13 @@ from rich.table import Table
 from rich.text import Text
 
 import pyllamafile
-from pyllamafile import Adapter, Built, native, plan, zipalign
+from pyllamafile import Adapter, Built, care, man, native, plan, zipalign
 from pyllamafile.advise import Advice
 from pyllamafile.doctor import examine
 from pyllamafile.errors import PyllamafileError
 from pyllamafile.inspect import EntryFacts, ModelFacts, Report, content
 from pyllamafile.quantize import FORMATS
-from pyllamafile.targets import TARGETS, Runtime, Target, host, select
+from pyllamafile.targets import TARGETS, Runtime, Target, groups, host, select
 from pyllamafile.verify import work
 
 Tell = Callable[[str, int, int], None]
@@ -127,6 +130,30 @@ def commands() -> None:
     """Turn a language model into one file that anybody can run."""
 
 
+# What a shell completes: click asks, by its variable _PYLLAMAFILE_COMPLETE
+
+
+def _complete_files(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    return [CompletionItem(incomplete, type="file")]  # to be found by the shell itself
+
+
+def _complete_targets(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[str]:
+    return [name for name in (*groups(), *TARGETS) if name.startswith(incomplete)]
+
+
+def _complete_entries(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[str]:
+    with contextlib.suppress(PyllamafileError, TypeError):
+        members = zipalign.read(Path(context.params["file"])).members
+        return [member.name for member in members if member.name.startswith(incomplete)]
+    return []
+
+
 # build
 
 
@@ -135,6 +162,7 @@ def commands() -> None:
     "--gguf",
     multiple=True,
     metavar="SOURCE",
+    shell_complete=_complete_files,
     help="Weights; repeat it for several models.",
 )
 @click.option(
@@ -170,12 +198,19 @@ def commands() -> None:
     "--arg", multiple=True, metavar="ARG", help="A default argument of the file; repeat it."
 )
 @click.option("--args-file", type=_PATH, metavar="FILE", help="Default arguments in a text file.")
-@click.option("--add", multiple=True, metavar="FILE[=NAME]", help="Another file to put in.")
+@click.option(
+    "--add",
+    multiple=True,
+    metavar="FILE[=NAME]",
+    shell_complete=_complete_files,
+    help="Another file to put in.",
+)
 @click.option(
     "--target",
     "targets",
     multiple=True,
     metavar="TARGET",
+    shell_complete=_complete_targets,
     help="A system to run on, or a group; repeat it.  [default: every runtime at hand]",
 )
 @click.option("--gui/--no-gui", default=True, help="With or without the web GUI.")
@@ -192,6 +227,9 @@ def commands() -> None:
     help="With or without the .exe that starts a file of 4 GiB or more on Windows.",
 )
 @click.option("--force", is_flag=True, help="Replace OUT if it exists.")
+@click.option(
+    "--in-place", is_flag=True, help="The GGUF itself becomes OUT: no copy, and no GGUF any more."
+)
 def build(
     gguf: tuple[str, ...],
     lora: tuple[str, ...],
@@ -209,6 +247,7 @@ def build(
     format: Literal["portable", "elf"],
     companion: bool,
     force: bool,
+    in_place: bool,
 ) -> None:
     """Pack weights and everything that runs them into one file.
 
@@ -243,6 +282,12 @@ def build(
     Windows starts no program of 4 GiB or more. Such a file gets a small one beside it that
     opens it: OUT with .exe for .llamafile.
 
+    --in-place makes room in front of the weights where they are, on ext4 and XFS under Linux: the
+    weights are read once and not written, and the disk needs room for the engine alone. The GGUF
+    is gone then: it has become OUT, in the same folder unless -o says otherwise (`extract` gets it
+    back). Killed halfway, it may be neither GGUF nor llamafile: the same command again, or any
+    --in-place with that file, makes it the GGUF again and starts anew.
+
     \b
     Examples:
       pyllamafile build --gguf phi3.gguf -o phi3.llamafile
@@ -272,6 +317,7 @@ def build(
             quantize_to=quantize_to,
             requantize=allow_requantize,
             force=force,
+            in_place=in_place,
             progress=_announcing(tell),
         )
     _out.print(_bold(str(built.path)), f" {_size(built.size)}")
@@ -359,7 +405,7 @@ def _choice(models: Sequence[str]) -> str:
 
 
 @commands.command()
-@click.argument("source", metavar="SOURCE")
+@click.argument("source", metavar="SOURCE", shell_complete=_complete_files)
 @click.option(
     "-c",
     "--context",
@@ -579,7 +625,7 @@ def doctor(file: Path | None) -> None:
 
 @commands.command()
 @click.argument("file", type=_PATH)
-@click.argument("names", nargs=-1)
+@click.argument("names", nargs=-1, shell_complete=_complete_entries)
 @click.option("-C", "--directory", type=_PATH, default=Path(), help="Where to.  [default: here]")
 @click.option("--force", is_flag=True, help="Replace files that exist.")
 def extract(file: Path, names: tuple[str, ...], directory: Path, force: bool) -> None:
@@ -592,6 +638,90 @@ def extract(file: Path, names: tuple[str, ...], directory: Path, force: bool) ->
         paths = pyllamafile.extract(file, directory, names, force=force, progress=tell)
     for path in paths:
         _out.print(_shown(str(path)))
+
+
+# upgrade, add, remove
+
+
+@commands.command()
+@click.argument("file", type=_PATH)
+@click.option(
+    "--engine",
+    type=_PATH,
+    metavar="WHEEL-or-FILE",
+    help="Where it comes from.  [default: the runtimes at hand]",
+)
+@click.option(
+    "--target",
+    "targets",
+    multiple=True,
+    metavar="TARGET",
+    shell_complete=_complete_targets,
+    help="A system to run on, or a group; repeat it.  [default: those of FILE]",
+)
+def upgrade(file: Path, engine: Path | None, targets: tuple[str, ...]) -> None:
+    """Put a new engine under the same weights.
+
+    Programs, launch script, web GUI and notices are replaced; weights, .args and what else was
+    added stay. Of Mozilla's llamafiles weights and .args are taken, and FILE becomes one of ours.
+
+    --engine takes a wheel of pyllamafile that has runtimes in it, or another llamafile.
+
+    Large weights of files of ours are not copied on ext4 and XFS under Linux, where a file can be
+    shifted, and share their blocks with the old file where that is possible (Btrfs, XFS).
+    Otherwise, and while FILE is in use, a copy takes its place. Killed at any moment, it leaves a
+    file that starts; if `verify` doesn't like it, the same command again ends what it began.
+    """
+    with _progress() as tell:
+        done = pyllamafile.upgrade(file, engine=engine, targets=targets, progress=tell)
+    _out.print(_bold(str(done.path)), f" {_size(done.size)}")
+    _out.print(f"  weights   {_shown(', '.join(done.models) or 'none: give some with -m FILE')}")
+    _out.print(f"  runs on   {', '.join(done.targets)}")
+    _out.print(f"  engine    {_shown(', '.join(done.llama_cpp))}")
+    if done.shifted:
+        _out.print("  the weights were shifted, not copied")
+    if done.companion:
+        _out.print(f"  Windows   {_shown(str(done.companion))} starts it there")
+
+
+@commands.command()
+@click.argument("file", type=_PATH)
+@click.argument(
+    "what",
+    metavar="WHAT[=NAME]...",
+    nargs=-1,
+    required=True,
+    shell_complete=_complete_files,
+)
+def add(file: Path, what: tuple[str, ...]) -> None:
+    """Put more into a finished llamafile, in place.
+
+    WHAT is a file, NAME what it is called inside: weights as NAME.gguf, default arguments as .args.
+    Entries of the same name are replaced. Nothing else moves, and `verify` holds afterwards.
+
+    \b
+    Examples:
+      pyllamafile add phi3.llamafile README.md LICENSE=LICENSES/phi3.txt
+      pyllamafile add phi3.llamafile my-arguments.txt=.args
+    """  # noqa: D301
+    with _progress() as tell:
+        names = care.add(file, [_add_option(option) for option in what], progress=tell)
+    for name in names:
+        _out.print(_shown(name))
+
+
+@commands.command()
+@click.argument("file", type=_PATH)
+@click.argument(
+    "names", metavar="NAME...", nargs=-1, required=True, shell_complete=_complete_entries
+)
+def remove(file: Path, names: tuple[str, ...]) -> None:
+    """Take entries out of a finished llamafile, in place.
+
+    What is left stays where it is, weights above all; their room is given back when what stands
+    behind them is little. `inspect --all` lists the names.
+    """
+    care.remove(file, names)
 
 
 # zipalign
@@ -677,6 +807,62 @@ def _new_manifest(archive: Path, entries: list[zipalign.Entry]) -> list[zipalign
     return []
 
 
+# man
+
+
+@commands.command("man")
+def man_page() -> None:
+    """Print the manual page, for man or groff: pyllamafile man | man -l -."""
+    program = click.Context(commands, info_name="pyllamafile", **commands.context_settings)
+    parts = [_described(click.Context(command, program)) for command in _all(commands, program)]
+    whole = _described(program)
+    click.echo(man.page(whole, parts, pyllamafile.__version__, MAN_ENDS), nl=False)
+
+
+MAN_ENDS = (
+    ("EXIT STATUS", "\b\n0    done\n1    failed\n2    asked in the wrong way\n130  interrupted"),
+    (
+        "ENVIRONMENT",
+        "PYLLAMAFILE_CACHE: where runtimes are compiled and kept, and where files unpack theirs; "
+        "otherwise $XDG_CACHE_HOME/pyllamafile or ~/.cache/pyllamafile.\n\n"
+        "SOURCE_DATE_EPOCH: the dates in the zip, in seconds; 1980-01-01 otherwise.",
+    ),
+    ("SEE ALSO", "zip(1), unzip(1). A built file has its own manual: FILE --help."),
+)
+
+
+def _all(group: click.Group, context: click.Context) -> Iterator[click.Command]:
+    """Every command that does something, those of groups with the group's name in front."""
+    for name in group.list_commands(context):
+        command = group.commands[name]
+        if isinstance(command, click.Group):
+            for inner in _all(command, context):
+                yield _renamed(inner, f"{name} {inner.name}")
+        else:
+            yield command
+
+
+def _renamed(command: click.Command, name: str) -> click.Command:
+    renamed = copy.copy(command)
+    renamed.name = name
+    return renamed
+
+
+def _described(context: click.Context) -> man.Command:
+    """What a command's own help says."""
+    command = context.command
+    context.info_name = command.name if context.parent else context.info_name
+    options = (p for p in command.get_params(context) if isinstance(p, click.Option))
+    records = (option.get_help_record(context) for option in options)
+    return man.Command(
+        name=context.command_path,
+        usage=" ".join(command.collect_usage_pieces(context)),
+        summary=command.get_short_help_str(100),
+        help=inspection.cleandoc(command.help or ""),
+        options=[record for record in records if record],
+    )
+
+
 # runtimes
 
 
@@ -702,7 +888,12 @@ def list_runtimes() -> None:
 
 @runtimes.command("build")
 @click.option(
-    "--target", "targets", multiple=True, metavar="TARGET", help="A target or a group; repeat it."
+    "--target",
+    "targets",
+    multiple=True,
+    metavar="TARGET",
+    shell_complete=_complete_targets,
+    help="A target or a group; repeat it.",
 )
 @click.option("--all", "everything", is_flag=True, help="All targets.")
 @click.option(

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from pyllamafile import launcher, zipalign
+from pyllamafile.errors import PyllamafileError
 from pyllamafile.launcher import Outer
 from pyllamafile.targets import Runtime
 from pyllamafile.weights import Kind, Weights
-from pyllamafile.zipalign import Digest, Entry, Late, Layout, Source
+from pyllamafile.zipalign import Digest, Entry, Late, Layout, Member, Source
 
 MANIFEST = "llamafile.json"
 ARGS = ".args"
@@ -84,23 +85,92 @@ class File:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A llamafile with every offset decided.
+class Engine:
+    """What a llamafile runs with: everything in it but weights and what people add to them.
 
     Attributes:
         head: The first bytes: the launch script, or a program that may hold it.
         programs: The runtimes behind it and their offsets.
-        layout: The zip behind them.
+        entries: Notices and web GUI.
+        facts: Everything in the manifest but its ``entries``.
     """
 
     head: bytes
     programs: tuple[launcher.Program, ...]
+    entries: tuple[Entry, ...]
+    facts: Mapping[str, Any]
+
+    @property
+    def end(self) -> int:
+        """Where head and runtimes end, in bytes."""
+        if not self.programs:
+            return len(self.head)
+        last = self.programs[-1]
+        return last.offset + last.runtime.packed_size
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A llamafile with every offset decided.
+
+    Attributes:
+        engine: What stands in front of the zip, and what of it is in there.
+        layout: The zip.
+    """
+
+    engine: Engine
     layout: Layout
+
+    @property
+    def head(self) -> bytes:
+        """The first bytes."""
+        return self.engine.head
+
+    @property
+    def programs(self) -> tuple[launcher.Program, ...]:
+        """The runtimes behind the head and their offsets."""
+        return self.engine.programs
 
     @property
     def size(self) -> int:
         """Length of the whole file in bytes."""
         return self.layout.size
+
+
+def engine(
+    *,
+    name: str,
+    version: str,
+    runtimes: Sequence[Runtime],
+    outer: Outer | None = None,
+    gui: Sequence[Entry] = (),
+) -> Engine:
+    """Decide what a llamafile runs with.
+
+    Args:
+        name: What the model is called.
+        version: The version of pyllamafile that builds the file.
+        runtimes: The native programs; the launch script picks among them.
+        outer: The program that the file itself is, besides those.
+        gui: The web GUI's entries, its notices among them.
+
+    Raises:
+        PyllamafileError: An outer program can't be one, or the script has no room for so many.
+    """
+    programs = _programs(runtimes, launcher.head_size(outer))
+    head = launcher.head(programs, outer)
+    facts: dict[str, Any] = {
+        "format": FORMAT,
+        "name": name,
+        "pyllamafile": version,
+        "head": {"size": len(head), "sha256": hashlib.sha256(head).hexdigest()},
+        "runtimes": [
+            *([_facts(_as_it_stands(outer.runtime, head))] if outer else []),
+            *(_facts(program) for program in programs),
+        ],
+    }
+    notices = _licenses([outer.runtime, *runtimes] if outer else runtimes)
+    return Engine(head, programs, (*notices, *gui), facts)
 
 
 def plan(
@@ -119,7 +189,7 @@ def plan(
     Args:
         name: What the model is called.
         version: The version of pyllamafile that builds the file.
-        models: The weights, in order.
+        models: The weights, in order: files, or entries of other archives.
         runtimes: The native programs; the launch script picks among them.
         outer: The program that the file itself is, besides those.
         extras: More files.
@@ -130,27 +200,19 @@ def plan(
         PyllamafileError: Two entries of one name, a name that isn't portable, or an outer
             program that can't be one.
     """
-    programs = _programs(runtimes, launcher.head_size(outer))
-    head = launcher.head(programs, outer)
+    runs = engine(name=name, version=version, runtimes=runtimes, outer=outer, gui=gui)
     entries = [
         *(_entry(file) for file in (*models, *extras)),
         *([Entry(ARGS, args.encode())] if args is not None else []),
-        *_licenses([outer.runtime, *runtimes] if outer else runtimes),
-        *gui,
     ]
-    facts: dict[str, Any] = {
-        "format": FORMAT,
-        "name": name,
-        "pyllamafile": version,
-        "head": {"size": len(head), "sha256": hashlib.sha256(head).hexdigest()},
-        "runtimes": [
-            *([_facts(_as_it_stands(outer.runtime, head))] if outer else []),
-            *(_facts(program) for program in programs),
-        ],
-    }
-    entries.append(manifest(facts, {}, entries))
-    end = programs[-1].offset + programs[-1].runtime.packed_size if programs else len(head)
-    return Plan(head, programs, zipalign.layout(entries, end))
+    return laid_out(runs, entries)
+
+
+def laid_out(engine: Engine, entries: Sequence[Entry]) -> Plan:
+    """An engine and what it runs, in this order: weights, more files, `.args`."""
+    entries = [*entries, *engine.entries]
+    entries.append(manifest(engine.facts, {}, entries))
+    return Plan(engine, zipalign.layout(entries, engine.end))
 
 
 def manifest(
@@ -292,18 +354,27 @@ def quote(argument: str) -> str:
     return '"' + re.sub(r'(["\\$])', r"\\\1", argument) + '"'
 
 
+def entry(path: Path, member: Member) -> Entry:
+    """A member of an archive for another one, as it is: its bytes are copied, or shared.
+
+    Raises:
+        PyllamafileError: It is encrypted, or compressed in a way that no llamafile may hold.
+    """
+    if member.method not in (zipalign.STORED, zipalign.DEFLATED) or member.flags & 1:
+        raise PyllamafileError(f"{path}: {member.name} is encrypted or compressed in another way")
+    return Entry(
+        member.name,
+        Source(path, offset=member.data_offset, size=member.stored_size),
+        method=member.method,
+        size=member.size,
+        crc=member.crc,
+        align=alignment(member.name),
+    )
+
+
 def gui_entries(path: Path) -> list[Entry]:
     """The entries of the web GUI, named and compressed as they already are in its zip."""
-    return [
-        Entry(
-            member.name,
-            Source(path, offset=member.data_offset, size=member.stored_size),
-            method=member.method,
-            size=member.size,
-            crc=member.crc,
-        )
-        for member in zipalign.read(path).members
-    ]
+    return [entry(path, member) for member in zipalign.read(path).members]
 
 
 def _licenses(runtimes: Sequence[Runtime]) -> list[Entry]:
@@ -335,5 +406,9 @@ def _facts(program: launcher.Program) -> dict[str, Any]:
 
 
 def _entry(file: File) -> Entry:
-    align = launcher.BLOCK if file.name.endswith(".gguf") else 1
-    return Entry(file.name, Source(file.path, size=file.size), align=align)
+    return Entry(file.name, Source(file.path, size=file.size), align=alignment(file.name))
+
+
+def alignment(name: str) -> int:
+    """What the data of an entry of this name are aligned to: weights are mapped."""
+    return launcher.BLOCK if name.endswith(".gguf") else 1

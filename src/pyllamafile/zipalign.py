@@ -197,11 +197,13 @@ class Layout:
 
     Attributes:
         placed: The entries to write, in file order.
-        directory_offset: Where the central directory begins.
+        directory_offset: Where the central directory begins, as its end record says.
         size: Length of the whole file.
         start: Where writing begins; what is before is not touched.
         kept: Members before `start` that stay as they are.
         comment: The archive's comment.
+        moves: By how many bytes everything may have been moved, right up to the end of the file,
+            when somebody reads it. It is all right for each of these; see `_blocks`.
     """
 
     placed: tuple[Placed, ...]
@@ -210,6 +212,7 @@ class Layout:
     start: int = 0
     kept: tuple[Member, ...] = ()
     comment: bytes = b""
+    moves: tuple[int, ...] = (0,)
 
 
 @dataclass(frozen=True)
@@ -221,12 +224,14 @@ class Archive:
         directory_offset: Where the central directory begins.
         size: Length of the whole file.
         comment: The archive's comment.
+        base: Where the archive begins that its recorded offsets count from.
     """
 
     members: tuple[Member, ...]
     directory_offset: int
     size: int
     comment: bytes = b""
+    base: int = 0
 
 
 # ------------------------------------------------------------------ entries
@@ -310,6 +315,58 @@ def _default_time() -> Time:
         ) from None
 
 
+def digest(path: Path, progress: Progress = lambda done: None) -> Digest:
+    """The digest of a whole file, computed on two threads beside the reading.
+
+    Raises:
+        PyllamafileError: It cannot be read, or changes meanwhile.
+    """
+    entry = from_file(path, path.name)
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
+        hashes = _Hashes((one, other), entry)
+        with path.open("rb", buffering=0) as file:
+            before = os.fstat(file.fileno())
+            _copy(path, file.fileno(), 0, entry.full_size, None, 0, hashes, progress)
+            after = os.fstat(file.fileno())
+        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+            raise PyllamafileError(f"{path}: changed while it was being read")
+        return hashes.digest()
+
+
+def standing(entry: Entry, data_offset: int, digest: Digest) -> tuple[Member, bytes]:
+    """An entry whose data are in the file already.
+
+    Args:
+        entry: What it is to be called, and how large it is.
+        data_offset: Where its data begin; negative if the file has yet to be moved.
+        digest: What its content is.
+
+    Returns:
+        It as a member, and the local header that belongs in front of it.
+    """
+    when = _default_time()
+    header = _local_header(entry, digest.crc, when)
+    at = data_offset - len(header)
+    record = _record(entry, max(at, 0), digest.crc, when)
+    end = data_offset + entry.stored_size
+    member = Member(
+        name=entry.name,
+        header_offset=at,
+        data_offset=data_offset,
+        end=end,
+        size=entry.full_size,
+        stored_size=entry.stored_size,
+        method=entry.method,
+        crc=digest.crc,
+        mode=stat.S_IFREG | entry.mode,
+        date_time=entry.date_time or when,
+        flags=0,
+        align=entry.align,
+        record=record,
+    )
+    return member, header
+
+
 # ------------------------------------------------------------------- layout
 
 
@@ -319,6 +376,7 @@ def layout(
     *,
     kept: Sequence[Member] = (),
     comment: bytes = b"",
+    moves: Sequence[int] = (0,),
 ) -> Layout:
     """Decide where everything goes. Pure.
 
@@ -330,6 +388,7 @@ def layout(
         start: Where writing may begin.
         kept: Members before `start` that stay, in file order.
         comment: The archive's comment.
+        moves: As `Layout` has it.
 
     Raises:
         PyllamafileError: A name is empty, absolute, doubled, not portable, or leads
@@ -348,8 +407,10 @@ def layout(
         data = -(-(end + header) // entry.align) * entry.align
         placed.append(Placed(entry, data - header, data, stored))
         end = data + stored
-    plan = Layout(tuple(placed), end, end, start, tuple(kept), comment)
-    return replace(plan, size=end + len(_directory(_records(plan, {}, _NO_TIME), end, comment)))
+    at = end + max(moves)
+    plan = Layout(tuple(placed), at, end, start, tuple(kept), comment, tuple(moves))
+    last, directory = _blocks(plan, {}, _NO_TIME)[-1]
+    return replace(plan, size=last + len(directory))
 
 
 def _check(entry: Entry, taken: Collection[str]) -> None:
@@ -446,16 +507,39 @@ def _moved_record(member: Member, at: int) -> bytes:
     return _CENTRAL.pack(*head) + name + extra + comment
 
 
-def _records(plan: Layout, digests: Mapping[str, Digest], when: Time) -> list[bytes]:
-    records = [_moved_record(member, member.header_offset) for member in plan.kept]
+def _records(plan: Layout, digests: Mapping[str, Digest], when: Time, move: int = 0) -> list[bytes]:
+    records = [_moved_record(member, member.header_offset + move) for member in plan.kept]
     for item in plan.placed:
+        at = item.header_offset + move
         if isinstance(item.entry, Member):
-            records.append(_moved_record(item.entry, item.header_offset))
+            records.append(_moved_record(item.entry, at))
         else:
             digest = digests.get(item.entry.name)
             crc = digest.crc if digest else 0
-            records.append(_record(item.entry, item.header_offset, crc, when))
+            records.append(_record(item.entry, at, crc, when))
     return records
+
+
+def _blocks(plan: Layout, digests: Mapping[str, Digest], when: Time) -> list[tuple[int, bytes]]:
+    """The central directory, once for each of a plan's moves, and where it goes, in file order.
+
+    The end record names one offset. What is found there is the directory written for no move; or,
+    once all has moved by so many bytes, the one written that far in front of it or behind it. And
+    readers that take what stands right before the end record, whatever offset that names, find
+    one whose offsets are wrong by as much as its own: the archive, to them, has so many bytes in
+    front of it.
+    """
+    at = plan.directory_offset
+    blocks = [
+        (at - move, _directory(_records(plan, digests, when, move), at, plan.comment))
+        for move in sorted(plan.moves, reverse=True)
+    ]
+    ends = [start + len(directory) for start, directory in blocks]
+    if len({len(directory) for _, directory in blocks}) > 1:
+        raise PyllamafileError("cannot be moved past 4 GiB")  # where offsets need more room
+    if any(end > start for end, (start, _) in zip(ends, blocks[1:], strict=False)):
+        raise PyllamafileError("cannot be moved by less than the length of its directory")
+    return blocks
 
 
 def _directory(records: Sequence[bytes], at: int, comment: bytes) -> bytes:
@@ -588,8 +672,8 @@ def _write(target: _Target, plan: Layout, progress: Progress) -> dict[str, Diges
                 target.put(item.header_offset, header)
                 done += item.stored_size
             end = item.data_offset + item.stored_size
-    records = _records(plan, digests, when)
-    target.put(plan.directory_offset, _directory(records, plan.directory_offset, plan.comment))
+    for at, directory in _blocks(plan, digests, when):
+        target.put(at, directory)
     return digests
 
 
@@ -636,17 +720,17 @@ def _copy(
     fd: int,
     offset: int,
     size: int,
-    target: _Target,
+    target: _Target | None,
     at: int,
     hashes: _Hashes | None = None,
     progress: Progress = lambda done: None,
 ) -> None:
-    """Copy a range of an open file to offset `at`, hashing it on the way.
+    """Copy a range of an open file to offset `at`, hashing it on the way; or only hash it.
 
     The kernel copies where it can, at best by letting both files share blocks; the hashes
     are made of the same bytes, which the page cache then holds.
     """
-    shared = _share(fd, offset, size, target, at)
+    shared = _share(fd, offset, size, target, at) if target else size
     by_kernel = True
     buffers = [memoryview(bytearray(min(size, _CHUNK))) for _ in range(_DEPTH)]
     for turn, done in enumerate(range(0, size, _CHUNK)):
@@ -661,7 +745,8 @@ def _copy(
             raise _failed(path, "read", error) from error
         if hashes:
             hashes.update(view)
-        if done + len(view) > shared and not (hole and at + done >= target.blank):
+        rest = done + len(view) > shared
+        if target and rest and not (hole and at + done >= target.blank):
             by_kernel = by_kernel and target.take(at + done, fd, offset + done, len(view))
             if not by_kernel:
                 target.put(at + done, view)
@@ -879,7 +964,7 @@ def _read(fd: int, path: Path) -> Archive:
         position += len(member.record)
     if position != len(directory):
         raise file.error(f"the central directory holds more than {end.entries} entries")
-    return Archive(tuple(_in_order(file, members, start)), start, file.size, end.comment)
+    return Archive(tuple(_in_order(file, members, start)), start, file.size, end.comment, shift)
 
 
 def _read_end(file: _Reader) -> _End:
@@ -1003,6 +1088,7 @@ def add(
     entries: Sequence[Entry],
     *,
     remove: Collection[str] = (),
+    moves: Sequence[int] = (0,),
     progress: Progress = lambda done: None,
 ) -> int:
     """Add, replace and remove entries of an archive in place; create it if there is none.
@@ -1016,6 +1102,8 @@ def add(
         path: The archive.
         entries: What to add; members of the same name are replaced.
         remove: Names of members to remove.
+        moves: As `Layout` has it. If it is more than no move, the archive is left with gaps, for
+            `compact` to close when it has been moved.
         progress: Called with the number of bytes of `entries` written so far; the total is
             the sum of their `stored_size`.
 
@@ -1039,7 +1127,46 @@ def add(
     except OSError as error:
         raise _failed(path, "write", error) from error
     with file:
-        return _change(file.fileno(), path, entries, remove, progress)
+        return _change(file.fileno(), path, entries, remove, tuple(moves), progress)
+
+
+def compact(path: Path) -> None:
+    """Close gaps in an archive in place, if at most 16 MiB have to be moved for that.
+
+    Killed at any moment, it leaves the archive as it was, at worst with more dead bytes in it.
+    Offsets that counted from elsewhere count from the start of the file afterwards.
+
+    Raises:
+        PyllamafileError: As `read`.
+    """
+    try:
+        file = path.open("r+b", buffering=0)
+    except OSError as error:
+        raise _failed(path, "write", error) from error
+    with file:
+        archive = _read(file.fileno(), path)
+        if plan := _compacted(archive):
+            _commit(file.fileno(), path, archive, plan, lambda done: None)
+
+
+def _compacted(archive: Archive) -> Layout | None:
+    """The same without the first gap that what is behind it can be moved into at once."""
+    members = archive.members
+    best = None
+    ends = [member.end for member in members]
+    starts = [*(member.header_offset for member in members[1:]), archive.directory_offset]
+    moving = 0
+    for split in range(len(members), 0, -1):
+        if moving > _MOVE:
+            break
+        if starts[split - 1] > ends[split - 1] or archive.base:
+            tail = members[split:]
+            plan = layout(tail, ends[split - 1], kept=members[:split], comment=archive.comment)
+            fits = plan.size <= starts[split - 1] and plan.size < archive.size
+            if fits or (archive.base and not tail):
+                best = plan
+        moving += members[split - 1].end - members[split - 1].header_offset
+    return best
 
 
 def _same(one: Path, other: Path) -> bool:
@@ -1065,7 +1192,12 @@ def _create(path: Path, entries: Sequence[Entry], progress: Progress) -> int:
 
 
 def _change(
-    fd: int, path: Path, entries: Sequence[Entry], remove: Collection[str], progress: Progress
+    fd: int,
+    path: Path,
+    entries: Sequence[Entry],
+    remove: Collection[str],
+    moves: tuple[int, ...],
+    progress: Progress,
 ) -> int:
     try:
         archive = _read(fd, path)
@@ -1091,17 +1223,19 @@ def _change(
     if behind:
         first, last = behind[0].header_offset, behind[-1].end
     start = kept[-1].end if kept else first
+    replan = functools.partial(layout, kept=kept, comment=archive.comment, moves=moves)
     plan = layout(tail, start, kept=kept, comment=archive.comment)
-    if not behind or plan.size <= first:  # it covers no member of the old archive
-        _commit(fd, path, archive, plan, progress)
+    here = replan(tail, start)
+    if not behind or here.size <= first:  # it covers no member of the old archive
+        _commit(fd, path, archive, here, progress)
         return lost
 
     # It does, so it is written behind them first. Then they are dead, and it can move to
     # its place: but rather leave some dead bytes than copy very many.
-    compact = plan.size - start <= max(_CHEAP, 4 * (last - start))
-    away = layout(tail, max(last, plan.size) if compact else last, kept=kept, comment=plan.comment)
+    small = plan.size - start <= max(_CHEAP, 4 * (last - start))
+    away = replan(tail, max(last, plan.size) if small else last)
     digests = _commit(fd, path, archive, away, progress)
-    if not compact:
+    if not small or moves != (0,):
         return lost + last - start
     try:
         _close_gap(fd, path, plan, away, digests)
@@ -1171,12 +1305,14 @@ def _commit(
     file grows by more than 64 KiB, there are some microseconds left.)
     """
     target = _Target(fd, path, archive.size)
-    covered = plan.size > archive.directory_offset
+    # What has been moved may be read by another directory than the one at its end.
+    moved = archive.base != 0
+    covered = moved or plan.size > archive.directory_offset
     file = _Reader(fd, path)
     old = file.get(archive.directory_offset, archive.size - archive.directory_offset, "")
 
     def undo() -> None:  # until its last step the copy is still there
-        if covered:
+        if covered and not moved:
             with contextlib.suppress(OSError):
                 target.put(archive.directory_offset, old)
                 os.fsync(fd)

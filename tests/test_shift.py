@@ -1,0 +1,390 @@
+"""Weights that are shifted and not copied: whatever happens, and wherever it ends."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import random
+import shutil
+import struct
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import gguf
+import pytest
+from fixtures import tiny_gguf
+from test_build import PROGRAM, folder, model, prebuilt, put_runtime
+
+import pyllamafile
+from pyllamafile import PyllamafileError, care, shift
+
+__all__ = ["folder", "model", "prebuilt"]  # fixtures
+
+MODEL = 3 << 20  # bytes of a model's
+
+
+@pytest.fixture(params=["ext4", "xfs"])
+def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """A file system that can shift, and can't share."""
+    options = {"ext4": ["-q"], "xfs": ["-q", "-m", "reflink=0"]}[request.param]
+    image, place = tmp_path / "image", tmp_path / "disk"
+    place.mkdir()
+    with image.open("wb") as file:
+        file.truncate(400 << 20)
+    for command, package in (
+        ([f"mkfs.{request.param}", *options, image], {"ext4": "e2fsprogs", "xfs": "xfsprogs"}),
+        (["mount", "-o", "loop", image, place], {}),
+    ):
+        try:
+            done = subprocess.run(command, capture_output=True, text=True)
+        except FileNotFoundError:
+            pytest.skip(f"{command[0]} is missing: apt install {package.get(request.param)}")
+        if done.returncode:
+            pytest.skip(f"cannot {command[0]}: {done.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+@pytest.fixture
+def here(disk: Path, prebuilt: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory on it, with a model of some size."""
+    monkeypatch.chdir(disk)
+    tiny_gguf(Path("m.gguf"))
+    with Path("m.gguf").open("ab") as file:
+        file.write(os.urandom(MODEL))
+    return disk
+
+
+def test_a_gguf_becomes_the_file_that_build_would_write(here: Path) -> None:
+    Path("notes.txt").write_text("notes")
+    options = {"args": ["-c", "64"], "add": [("notes.txt", "docs/notes.txt")]}
+    expected = pyllamafile.build("m.gguf", "copy", **options)
+    number = Path("m.gguf").stat().st_ino
+    built = pyllamafile.build("m.gguf", in_place=True, **options)
+    assert (built.path, built.size) == (Path("m.llamafile"), expected.size)
+    assert built.path.read_bytes() == expected.path.read_bytes()
+    assert built.path.stat().st_ino == number
+    assert built.path.stat().st_mode & 0o777 == 0o755
+    assert os.listxattr(built.path) == []
+    assert not Path("m.gguf").exists()
+    assert pyllamafile.verify(built.path) == []
+
+
+# A GGUF that becomes a llamafile
+
+
+def conversion(**options: object) -> shift.Conversion:
+    """What `build --in-place` runs, not run yet."""
+    caught = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shift.Conversion, "run", lambda self: caught.append(self))
+        with pytest.raises(PyllamafileError):  # there is nothing to check
+            pyllamafile.build("m.gguf", in_place=True, **options)
+    return caught[0]
+
+
+def runs(path: Path) -> bool:
+    """Whether the file starts, and a reader finds weights where the directory says."""
+    done = subprocess.run(["sh", f"./{path}", "-p", "x"], capture_output=True, text=True)
+    return (done.returncode, done.stdout) == (0, f"<--llamafile>\n<./{path}>\n<-p>\n<x>\n")
+
+
+@pytest.mark.parametrize("count", range(7))
+def test_killed_behind_each_step_a_gguf_can_be_had_again(here: Path, count: int) -> None:
+    content = Path("m.gguf").read_bytes()
+    expected = pyllamafile.build("m.gguf", "copy").path.read_bytes()
+    steps = conversion().steps()
+    assert len(steps) == 6
+    for step in steps[:count]:
+        step()
+    if count < 3:
+        assert gguf.GGUFReader("m.gguf").tensors  # it still is one, with something behind
+        assert Path("m.gguf").read_bytes().startswith(content)
+    if count < 6:
+        assert shift.undo(Path("m.gguf")) == (count > 0)
+        assert Path("m.gguf").read_bytes() == content
+        assert os.listxattr("m.gguf") == []
+        for step in conversion().steps()[:count]:
+            step()
+        pyllamafile.build("m.gguf", in_place=True)
+    assert Path("m.llamafile").read_bytes() == expected
+    assert not Path("m.gguf").exists()
+
+
+@pytest.mark.parametrize("count", range(6))
+def test_a_conversion_that_fails_is_undone(here: Path, count: int) -> None:
+    content = Path("m.gguf").read_bytes()
+    convert = conversion()
+    steps = list(convert.steps())
+
+    def fail() -> None:
+        raise OSError(28, "No space left on device")
+
+    steps[count] = fail
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shift.Conversion, "steps", lambda self: steps)
+        with pytest.raises(PyllamafileError, match=r"m\.gguf: No space left"):
+            pyllamafile.build("m.gguf", in_place=True)
+    assert Path("m.gguf").read_bytes() == content
+    assert os.listxattr("m.gguf") == []
+    assert sorted(path.name for path in Path().iterdir()) in (
+        ["lost+found", "m.gguf"],
+        ["m.gguf"],
+    )
+
+
+def test_what_cannot_become_the_file_itself(here: Path, tmp_path: Path) -> None:
+    def refused(message: str, *gguf: str, **options: object) -> None:
+        content = Path("m.gguf").read_bytes()
+        with pytest.raises(PyllamafileError, match=message):
+            pyllamafile.build(gguf or "m.gguf", in_place=True, **options)
+        assert Path("m.gguf").read_bytes() == content
+
+    Path("link.gguf").symlink_to("m.gguf")
+    refused("link.gguf: has other names", "link.gguf")
+    refused("takes one GGUF", "m.gguf", "m.gguf")
+    refused("takes one GGUF", quantize_to="Q4_0")
+    refused("is on another file system", output=tmp_path / "o")
+    refused("is to be put in twice", add=[("m.gguf", "again.gguf")])
+    refused("input and output at once", output="m.gguf", force=True)
+    with Path("m.gguf").open("rb"):
+        refused("m.gguf: is in use")
+    Path("hard.gguf").hardlink_to("m.gguf")
+    refused("m.gguf: has other names")
+    Path("m.llamafile").write_text("old")
+    Path("hard.gguf").unlink()
+    refused("m.llamafile: exists already")
+
+
+@pytest.fixture
+def memory(tmp_path: Path) -> Iterator[Path]:
+    """A file system that can neither shift nor share."""
+    place = tmp_path / "memory"
+    place.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "tmpfs", place], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"cannot mount: {done.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+def test_a_file_system_that_cannot(memory: Path, prebuilt: Path, model: Path) -> None:
+    path = Path(shutil.copy(model, memory))
+    with pytest.raises(PyllamafileError, match="can't make room in front") as caught:
+        pyllamafile.build(path, in_place=True)
+    assert caught.value.hint == (
+        "ext4 and XFS on Linux can; leave out --in-place, which copies the weights"
+    )
+    assert path.read_bytes() == model.read_bytes()
+    assert shift.unit(memory) is None
+    assert not shift.shares(memory)
+
+
+# Another engine
+
+
+NEW = PROGRAM + b"# newer" + random.Random(1).randbytes(200_000).hex().encode()
+
+
+@pytest.fixture
+def old(here: Path, prebuilt: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A llamafile whose engine is not what is at hand now."""
+    monkeypatch.setattr(care, "SMALL", 0)
+    Path("notes.txt").write_text("notes")
+    path = Path("f.llamafile")
+    options = {"args": ["-c", "64"], "add": [("notes.txt", "notes.txt")]}
+    pyllamafile.build("m.gguf", path, name="Model", **options)
+    put_runtime(prebuilt, NEW)
+    with zipfile.ZipFile(prebuilt / "ui.zip", "w") as archive:
+        archive.writestr(zipfile.ZipInfo("ui/new.html"), b"<html>" * 1000)
+    return path
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(path) as archive:
+        assert archive.testzip() is None
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def absolute(path: Path) -> dict[str, bytes]:
+    """Stored entries, as a reader finds them that counts from the start of the file alone."""
+    raw = path.read_bytes()
+    end = raw.rindex(b"PK\5\6")
+    count, at = struct.unpack_from("<10xH4xL", raw, end)
+    found = {}
+    for _ in range(count):
+        assert raw[at : at + 4] == b"PK\1\2"
+        method, stored, name, extra, comment, header = struct.unpack_from(
+            "<10xH8xL4x3H8xL", raw, at
+        )
+        text = raw[at + 46 : at + 46 + name].decode()
+        assert raw[header : header + 4] == b"PK\3\4"
+        data = header + 30 + sum(struct.unpack_from("<2H", raw, header + 26))
+        if not method:
+            found[text] = raw[data : data + stored]
+        at += 46 + name + extra + comment
+    return found
+
+
+def upgraded_by_copy(path: Path) -> dict[str, bytes]:
+    copy = Path(shutil.copy(path, "by-copy"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shift, "unit", lambda folder: None)
+        assert not pyllamafile.upgrade(copy).shifted
+    assert pyllamafile.verify(copy) == []
+    return contents(copy)
+
+
+def exchange(path: Path) -> shift.Exchange:
+    """What `upgrade` runs, not run yet."""
+    caught = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shift.Exchange, "run", lambda self: caught.append(self))
+        pyllamafile.upgrade(path)
+    return caught[0]
+
+
+def test_upgraded_by_shifting(old: Path) -> None:
+    weights = Path("m.gguf").read_bytes()
+    expected = upgraded_by_copy(old)
+    number, mode = old.stat().st_ino, old.stat().st_mode
+    done = pyllamafile.upgrade(old)
+    assert done.shifted
+    assert (done.models, done.targets, done.size) == (
+        ("m.gguf",),
+        ("linux-amd64",),
+        old.stat().st_size,
+    )
+    assert (old.stat().st_ino, old.stat().st_mode) == (number, mode)
+    found = contents(old)
+    assert found == absolute(old) | {k: v for k, v in found.items() if k not in absolute(old)}
+    assert found["m.gguf"] == weights
+    assert {name: found[name] for name in ("notes.txt", ".args", "ui/new.html")} == {
+        "notes.txt": b"notes",
+        ".args": b"-c\n64\n",
+        "ui/new.html": b"<html>" * 1000,
+    }
+    assert found == expected  # the manifest too
+    assert pyllamafile.verify(old) == []
+    assert runs(old)
+    report = pyllamafile.inspect(old)
+    assert report.name == "Model"
+    assert report.entries[0].alignment == 65536
+    assert report.size - Path("by-copy").stat().st_size < 1 << 16
+
+
+def test_upgraded_there_and_back(old: Path, prebuilt: Path) -> None:
+    """Longer and shorter engines, and what was dead does not pile up."""
+    sizes = []
+    for _ in range(3):
+        for program in (NEW, PROGRAM):
+            put_runtime(prebuilt, program)
+            assert pyllamafile.upgrade(old).shifted
+            assert pyllamafile.verify(old) == []
+            assert runs(old)
+        sizes.append(old.stat().st_size)
+    assert len(set(sizes)) == 1
+
+
+@pytest.mark.parametrize("count", range(7))
+def test_killed_behind_each_step_it_starts_and_the_next_time_is_whole(
+    old: Path, count: int
+) -> None:
+    before, expected = contents(old), upgraded_by_copy(old)
+    steps = exchange(old).steps()
+    assert len(steps) == 6
+    for step in steps[:count]:
+        step()
+    assert runs(old)
+    assert contents(old) == (before if count < 4 else expected)
+    assert absolute(old)["m.gguf"] == before["m.gguf"]
+    assert pyllamafile.inspect(old).models[0].name == "Tiny"
+    if shutil.which("unzip"):
+        done = subprocess.run(["unzip", "-t", old], capture_output=True, text=True)
+        assert done.returncode in (0, 1), done.stdout  # 1: a warning
+    assert pyllamafile.upgrade(old).shifted
+    assert contents(old) == expected
+    assert pyllamafile.verify(old) == []
+    assert runs(old)
+
+
+@pytest.mark.parametrize("count", range(6))
+@pytest.mark.parametrize("after", [False, True])
+def test_an_upgrade_that_fails_is_undone_or_done(old: Path, count: int, after: bool) -> None:
+    before, expected = contents(old), upgraded_by_copy(old)
+    size = old.stat().st_size
+    steps = list(exchange(old).steps())
+    real = steps[count]
+
+    def fail() -> None:
+        if after:
+            real()
+        raise KeyboardInterrupt
+
+    steps[count] = fail
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shift.Exchange, "steps", lambda self: steps)
+        with pytest.raises(KeyboardInterrupt):
+            pyllamafile.upgrade(old)
+    assert contents(old) == (expected if (count, after) >= (3, True) else before)
+    assert pyllamafile.verify(old) == []
+    assert runs(old)
+    if contents(old) == before:
+        assert old.stat().st_size == size
+
+
+def test_killed_at_any_moment(old: Path, prebuilt: Path) -> None:
+    """By SIGKILL, in a process of its own: whatever it was doing."""
+    before, expected = contents(old), upgraded_by_copy(old)
+    original = old.read_bytes()
+    code = (
+        "import pathlib, sys; from pyllamafile import care, native\n"
+        "native.PREBUILT = pathlib.Path(sys.argv[1]); care.SMALL = 0\n"
+        "print(flush=True); care.upgrade(sys.argv[2]); print(flush=True)"
+    )
+    command = [sys.executable, "-c", code, str(prebuilt), str(old)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    process.stdout.readline()
+    begin = time.monotonic()
+    process.communicate()
+    took = time.monotonic() - begin
+    assert process.returncode == 0
+    rng = random.Random()
+    for _ in range(12):
+        old.write_bytes(original)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE)
+        process.stdout.readline()
+        moment = rng.uniform(0, 1) * took
+        time.sleep(moment)
+        process.kill()
+        process.communicate()
+        assert runs(old), moment
+        assert contents(old) in (before, expected), moment
+        assert absolute(old)["m.gguf"] == before["m.gguf"], moment
+        assert pyllamafile.upgrade(old).shifted
+        assert contents(old) == expected
+        assert pyllamafile.verify(old) == []
+
+
+def test_in_use_it_is_copied(old: Path) -> None:
+    expected = upgraded_by_copy(old)
+    number = old.stat().st_ino
+    weights = Path("m.gguf").read_bytes()
+    at = pyllamafile.inspect(old).entries[0].offset
+    with old.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        assert not pyllamafile.upgrade(old).shifted
+        assert mapped[at : at + len(weights)] == weights  # who uses it sees no change
+    assert old.stat().st_ino != number
+    assert contents(old) == expected
+
+
+def test_entries_that_nobody_vouches_for_are_read(old: Path) -> None:
+    with zipfile.ZipFile(old, "a") as archive:
+        archive.writestr("foreign.txt", "x")
+    assert not pyllamafile.upgrade(old).shifted
+    assert contents(old)["foreign.txt"] == b"x"
+    assert pyllamafile.verify(old) == []
