@@ -101,7 +101,11 @@ def test_an_ignored_interrupt_stays_ignored(tmp_path):
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+# How the command ends by which signal, unless that comes before it can be seen to.
+EXITS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129, signal.SIGKILL: None}
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_at_random_moments(start, here, how):
     """Old or new, whole, and nothing beside it; only SIGINT has something to say."""
     arguments = ("build", "--gguf", "m.gguf", "-o", "o", "--force")
@@ -122,13 +126,32 @@ def test_at_random_moments(start, here, how):
         found = Path("o").read_bytes()
         assert found in (b"old", new), moment
         assert names() == ["m.gguf", "o"], moment
-        if process.returncode == 130:
-            assert (how, err.strip()) == (signal.SIGINT, "interrupted"), moment
+        if process.returncode == EXITS[how]:
+            assert err.strip() == ("interrupted" if how == signal.SIGINT else ""), moment
         else:  # through, maybe just about to exit, when Python's handler is gone already
             assert (process.returncode in (0, -how), err) == (True, ""), moment
-            assert found == new or how == signal.SIGKILL, moment
+            assert found == new or how != signal.SIGINT, moment
         outcomes.add(found == new)
     assert False in outcomes
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_signal_that_ends_leaves_by_the_front_door(how, ignored):
+    """Unless it is ignored, as SIGHUP is under nohup."""
+    code = (
+        f"import os, signal; signal.signal({how:d}, signal.SIG_{'IGN' if ignored else 'DFL'})\n"
+        "from pyllamafile import cli\n"
+        "@cli.commands.command()\n"
+        "def wait():\n"
+        f"    try: os.kill(os.getpid(), {how:d})\n"
+        # Somebody sends it again.
+        f"    finally: os.kill(os.getpid(), {how:d}); print('tidied up', flush=True)\n"
+        "cli.main(['wait'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True)
+    assert (done.stdout, done.stderr) == (b"tidied up\n", b"")
+    assert done.returncode == (0 if ignored else EXITS[how])
 
 
 def test_two_builds_to_one_output_at_once(start, here):
