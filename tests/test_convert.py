@@ -228,16 +228,21 @@ def cut_off(folder: Path) -> None:
     os.truncate(folder / "model.safetensors", 5000)
 
 
+def cut_off_in_the_header(folder: Path) -> None:
+    os.truncate(folder / "model.safetensors", 500)
+
+
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
         (remove("config.json"), "has safetensors but no config.json"),
         (remove("model.safetensors"), "has a config.json but no safetensors"),
         (other_architecture, "Model NobodysForCausalLM is not supported"),
-        (cut_off, "converting "),
-        (remove("tokenizer.model"), "converting "),
+        (cut_off, "model.safetensors: incomplete: "),
+        (cut_off_in_the_header, "model.safetensors: its header is none of safetensors"),
+        (remove("tokenizer.model"), "Missing "),
     ],
-    ids=["no config", "no weights", "architecture", "cut off", "no tokenizer"],
+    ids=["no config", "no weights", "architecture", "cut off", "cut in header", "no tokenizer"],
 )
 def test_a_folder_that_is_no_model(
     damage: Callable[[Path], None], said: str, copy: Path, nothing_left: Path

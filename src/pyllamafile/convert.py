@@ -8,9 +8,9 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pyllamafile import native, quantize
 from pyllamafile.errors import PyllamafileError
@@ -60,16 +60,18 @@ def convert(folder: Path, output: Path, tell: Progress) -> Path:
                 f"the Python package {package} is missing, which converting {folder} takes",
                 hint="pip install 'pyllamafile[convert]'",
             )
+    files = sorted(folder.glob("*.safetensors"))
+    tensors = [tensor for path in files for tensor in _tensors(path)]
     if what == "lora":
         # An adapter is small; in F32 it always comes out.
         more = ["--outtype", "f32", *_base(folder)]
     else:
         # Else a model is called after its folder, which in the hub's cache is a number.
-        more = ["--outtype", _floats(folder), "--model-name", output.stem]
+        more = ["--outtype", _floats(tensors), "--model-name", output.stem]
     script = native.llama_source(progress=tell) / _SCRIPTS[what]
     command = [sys.executable, str(script), str(folder), "--outfile", str(output), *more]
     label = f"converting {folder}"
-    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    size = sum(path.stat().st_size for path in files)
 
     def step(line: str) -> None:
         if match := re.match(r"Writing: +(\d+)%", line):  # the converter's own bar
@@ -98,7 +100,7 @@ def _base(folder: Path) -> list[str]:
     for candidate in candidates:
         if (candidate / "config.json").is_file():
             return ["--base", str(candidate)]
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", base):  # no name on the hub
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", base):  # no name on the hub
         raise PyllamafileError(
             f"{folder}: its base model is not here: {' or '.join(map(str, candidates))}",
             hint=_BASE_HINT,
@@ -106,19 +108,32 @@ def _base(folder: Path) -> list[str]:
     return []
 
 
-def _floats(folder: Path) -> str:
+def _tensors(path: Path) -> list[dict[str, Any]]:
+    """What a file of safetensors says of each tensor in it."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(min(length, _LONGEST_HEADER)))
+        tensors = [tensor for name, tensor in header.items() if name != "__metadata__"]
+        end = 8 + length + max((tensor["data_offsets"][1] for tensor in tensors), default=0)
+    except OSError as error:
+        raise PyllamafileError(f"{path}: {error.strerror}") from error
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise PyllamafileError(
+            f"{path}: its header is none of safetensors", hint="download it again"
+        ) from error
+    if end > size:
+        raise PyllamafileError(
+            f"{path}: incomplete: {end - size} of {end} bytes are missing", hint="download it again"
+        )
+    return tensors
+
+
+def _floats(tensors: Sequence[Mapping[str, Any]]) -> str:
     """The floats that a model is in; asked to guess, the converter makes F16 of F32."""
-    for path in sorted(folder.glob("*.safetensors")):
-        try:
-            with path.open("rb") as file:
-                length = int.from_bytes(file.read(8), "little")
-                tensors = json.loads(file.read(min(length, _LONGEST_HEADER)))
-            matrices = {t["dtype"] for t in tensors.values() if len(t.get("shape", ())) > 1}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return "auto"  # the converter says what is wrong with it
-        if matrices:
-            return "f32" if matrices == {"F32"} else "auto"
-    return "auto"
+    matrices = {t.get("dtype") for t in tensors if len(t.get("shape", ())) > 1}
+    return "f32" if matrices == {"F32"} else "auto"
 
 
 def quantized_name(name: str, format: str) -> str:
