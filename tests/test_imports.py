@@ -42,7 +42,7 @@ GRAPH = {
     "quantize": {"errors", "weights"},
     "convert": {"errors", "native", "native.tools", "quantize", "weights"},
     "sources": {"errors", "convert", "weights"},
-    "advise": {"errors", "build", "quantize", "sources"},
+    "advise": {"errors", "quantize", "sources", "targets"},
     "build": {
         "",
         "convert",

@@ -246,6 +246,9 @@ def test_bos_stands_once_in_front(tiny: Path, phi3_server: str, run: Run) -> Non
 
 # The chat format
 
+# The card's own strings, of April 2024 ("single turn") and of July, which puts a system message in
+# front; compared with a copy of the latter that somebody had published. What the assistant says is
+# shorter here, and ends without the card's stray quotation mark.
 KNIGHT = "How to explain Internet for a medieval knight?"
 CONVERSATIONS = {
     "single turn": (
@@ -262,10 +265,12 @@ CONVERSATIONS = {
     ),
     "few shots": (
         [
+            {"role": "system", "content": "You are a helpful travel assistant."},
             {"role": "user", "content": "I am going to Paris, what should I see?"},
             {"role": "assistant", "content": "1. The Eiffel Tower.\n2. The Louvre Museum."},
             {"role": "user", "content": "What is so great about #1?"},
         ],
+        "<|system|>\nYou are a helpful travel assistant.<|end|>\n"
         "<|user|>\nI am going to Paris, what should I see?<|end|>\n"
         "<|assistant|>\n1. The Eiffel Tower.\n2. The Louvre Museum.<|end|>\n"
         "<|user|>\nWhat is so great about #1?<|end|>\n<|assistant|>\n",

@@ -33,7 +33,7 @@ from pyllamafile.plan import (
     quote,
 )
 from pyllamafile.sources import PathLike, Source
-from pyllamafile.targets import TARGETS, Runtime, host, select
+from pyllamafile.targets import TARGETS, TOO_LARGE, Runtime, host, select
 from pyllamafile.verify import verify
 from pyllamafile.weights import read, shards
 
@@ -41,9 +41,6 @@ Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done and how much there is."""
 
 Format = Literal["portable", "elf"]
-
-TOO_LARGE = 4 << 30
-"""Windows starts no program of so many bytes or more."""
 
 
 @dataclass(frozen=True)
