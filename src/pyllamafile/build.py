@@ -139,6 +139,7 @@ def build(
         inputs = [file.path for file in (*itertools.chain(*groups), *extras)]
         inputs += [Path(args_file)] if args_file is not None else []
         text = _args_text(args, args_file)
+        before = {file.path: _stamp(file.path) for file in (*itertools.chain(*groups), *extras)}
         facts = {file.name: read(file.path) for file in (*itertools.chain(*groups), *added)}
         template = chat_template(facts, text)
         if isinstance(template, str):
@@ -171,6 +172,9 @@ def build(
             with _appearing(destination, layout.size, force) as (file, path):
                 _write(file, layout, lambda n: tell(f"writing {destination.name}", n, layout.size))
                 _check(path, destination)
+                for given, stamp in before.items():
+                    if _stamp(given) != stamp:
+                        raise PyllamafileError(f"{given}: changed while it was being packed")
                 if starter and outer:
                     _put_beside(starter, outer.program, force, undo)
             undo.pop_all()
@@ -264,6 +268,15 @@ def _file(path: Path, name: str) -> File:
         what = "is a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
         raise PyllamafileError(f"{path}: {what}")
     return File(path, name, status.st_size)
+
+
+def _stamp(path: Path) -> tuple[int, ...] | None:
+    """What changes with a file's content; None for one that is out of reach."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _check_names(extras: Sequence[File], gui: bool) -> None:
