@@ -44,8 +44,6 @@ from pyllamafile.targets import TARGETS
 
 __all__ = ["folder", "model", "prebuilt"]  # fixtures
 
-ENDED_BY_INTERRUPT = 130
-
 
 class Result(NamedTuple):
     code: int
