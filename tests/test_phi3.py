@@ -246,9 +246,9 @@ def test_bos_stands_once_in_front(tiny: Path, phi3_server: str, run: Run) -> Non
 
 # The chat format
 
-# The card's own strings, of April 2024 ("single turn") and of July, which puts a system message in
-# front; compared with a copy of the latter that somebody had published. What the assistant says is
-# shorter here, and ends without the card's stray quotation mark.
+# "system" and "few shots" are as in a copy of the card that somebody had published (of the release of
+# June 2024), but that what the assistant says is shorter, and without the stray quotation mark
+# behind it. "single turn" is what others' code has; the card that it is from was not found.
 KNIGHT = "How to explain Internet for a medieval knight?"
 CONVERSATIONS = {
     "single turn": (
