@@ -57,7 +57,7 @@ GRAPH = {
         "verify",
         "zipalign",
     },
-    "advise": {"errors", "build", "quantize", "sources"},
+    "advise": {"errors", "quantize", "sources", "targets"},
     "build": {
         "",
         "convert",

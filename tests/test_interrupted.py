@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import re
@@ -15,6 +16,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from conftest import need
 from fixtures import tiny_gguf
 from test_build import folder, prebuilt, sparse_gguf  # noqa: F401 (fixtures)
 from test_cli import small_disk  # noqa: F401 (a fixture)
@@ -101,7 +103,11 @@ def test_an_ignored_interrupt_stays_ignored(tmp_path):
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+# How the command ends by which signal, unless that comes before it can be seen to.
+EXITS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129, signal.SIGKILL: None}
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_at_random_moments(start, here, how):
     """Old or new, whole, and nothing beside it; only SIGINT has something to say."""
     arguments = ("build", "--gguf", "m.gguf", "-o", "o", "--force")
@@ -122,13 +128,32 @@ def test_at_random_moments(start, here, how):
         found = Path("o").read_bytes()
         assert found in (b"old", new), moment
         assert names() == ["m.gguf", "o"], moment
-        if process.returncode == 130:
-            assert (how, err.strip()) == (signal.SIGINT, "interrupted"), moment
+        if process.returncode == EXITS[how]:
+            assert err.strip() == ("interrupted" if how == signal.SIGINT else ""), moment
         else:  # through, maybe just about to exit, when Python's handler is gone already
             assert (process.returncode in (0, -how), err) == (True, ""), moment
-            assert found == new or how == signal.SIGKILL, moment
+            assert found == new or how != signal.SIGINT, moment
         outcomes.add(found == new)
     assert False in outcomes
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_signal_that_ends_leaves_by_the_front_door(how, ignored):
+    """Unless it is ignored, as SIGHUP is under nohup."""
+    code = (
+        f"import os, signal; signal.signal({how:d}, signal.SIG_{'IGN' if ignored else 'DFL'})\n"
+        "from pyllamafile import cli\n"
+        "@cli.commands.command()\n"
+        "def wait():\n"
+        f"    try: os.kill(os.getpid(), {how:d})\n"
+        # Somebody sends it again.
+        f"    finally: os.kill(os.getpid(), {how:d}); print('tidied up', flush=True)\n"
+        "cli.main(['wait'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True)
+    assert (done.stdout, done.stderr) == (b"tidied up\n", b"")
+    assert done.returncode == (0 if ignored else EXITS[how])
 
 
 def test_two_builds_to_one_output_at_once(start, here):
@@ -183,7 +208,16 @@ def test_a_disk_that_is_full_anywhere(prebuilt, here, small_disk, old):  # noqa:
     assert 0 < built < 6
 
 
-@pytest.mark.parametrize("change", ["truncate", "remove", "grow"])
+def overwrite(path):
+    """As a program does that writes another model over one, block by block."""
+    with path.open("r+b") as file:
+        file.seek(1 << 20)
+        for _ in range(29):
+            file.write(bytes(1 << 20))
+            time.sleep(0.005)
+
+
+@pytest.mark.parametrize("change", ["truncate", "remove", "grow", "overwrite"])
 def test_a_model_that_changes_at_random_moments(here, change):
     """Either all of what was there at the beginning, or one line that names it."""
     content = Path("m.gguf").read_bytes()
@@ -192,6 +226,7 @@ def test_a_model_that_changes_at_random_moments(here, change):
         "truncate": lambda path: os.truncate(path, 9000),
         "remove": Path.unlink,
         "grow": lambda path: os.truncate(path, len(content) + 1),
+        "overwrite": overwrite,
     }
     for _ in range(12):
         Path("m.gguf").write_bytes(content)
@@ -216,3 +251,85 @@ def test_a_model_that_changes_at_random_moments(here, change):
             assert found in (content, content + b"\0")
         other.join()
         assert set(names()) <= {"m.gguf", "o"}
+
+
+# Fails the nth call on a file of a folder or name, as a disk does that breaks.
+FAILING = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static int fails(const char *call, int fd) {
+    static int count;
+    char link[64], path[4096];
+    if (!getenv("FAIL_CALL") || strcmp(call, getenv("FAIL_CALL"))) return 0;
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    ssize_t length = readlink(link, path, sizeof path - 1);
+    if (length < 0) return 0;
+    path[length] = 0;
+    if (!strstr(path, getenv("FAIL_PATH")) || ++count < atoi(getenv("FAIL_AT"))) return 0;
+    errno = atoi(getenv("FAIL_ERRNO"));
+    return 1;
+}
+#define WRAP(type, name, parameters, arguments) \
+    type name parameters { \
+        return fails(#name, fd) ? -1 : ((type(*) parameters)dlsym(RTLD_NEXT, #name)) arguments; \
+    }
+WRAP(ssize_t, read, (int fd, void *buffer, size_t size), (fd, buffer, size))
+WRAP(ssize_t, write, (int fd, const void *buffer, size_t size), (fd, buffer, size))
+WRAP(ssize_t, copy_file_range,
+     (int fd, off64_t *from, int out, off64_t *to, size_t size, unsigned flags),
+     (fd, from, out, to, size, flags))
+WRAP(int, fsync, (int fd), (fd))
+"""
+
+
+@pytest.fixture(scope="module")
+def failing(tmp_path_factory):
+    """A library that, loaded first, makes a program's calls fail."""
+    need("cc", "gcc libc6-dev")
+    source = tmp_path_factory.mktemp("failing") / "failing.c"
+    source.write_text(FAILING)
+    library = source.with_suffix(".so")
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
+    return library
+
+
+@pytest.mark.native
+@pytest.mark.parametrize(
+    ("call", "file", "code", "moments"),
+    [
+        ("read", "m.gguf", errno.EIO, (1, 2, 5)),
+        ("copy_file_range", "m.gguf", errno.EIO, (1, 3)),
+        ("write", "/out/", errno.EIO, (1, 2, 3)),
+        ("write", "/out/", errno.ENOSPC, (1, 2, 3)),
+        ("fsync", "/out/", errno.EIO, (1,)),
+    ],
+)
+def test_a_disk_that_breaks(start, here, failing, monkeypatch, call, file, code, moments):
+    """One line that says what; the old file, and nothing beside it."""
+    Path("out").mkdir()
+    for moment in moments:
+        Path("out/o").write_bytes(b"old")
+        with monkeypatch.context() as patch:
+            for name, value in {
+                "LD_PRELOAD": failing,
+                "FAIL_CALL": call,
+                "FAIL_PATH": file,
+                "FAIL_AT": moment,
+                "FAIL_ERRNO": int(code),
+            }.items():
+                patch.setenv(name, str(value))
+            process = start("build", "--gguf", "m.gguf", "-o", "out/o", "--force")
+        said = process.communicate(timeout=60)[1].splitlines()
+        where = "m.gguf" if call == "read" else "out/o"
+        assert process.returncode == 1, moment
+        reason = rf"(cannot (read|write): )?{os.strerror(code)}"
+        assert re.fullmatch(rf"error: .*{where}: {reason}", said[0]), (moment, said)
+        assert [line for line in said[1:] if not line.startswith("hint: ")] == []
+        assert Path("out/o").read_bytes() == b"old"
+        assert os.listdir("out") == ["o"]  # noqa: PTH208

@@ -239,6 +239,9 @@ def test_bos_stands_once_in_front(tiny: Path, phi3_server: str, run: Run) -> Non
 
 # The chat format
 
+# "system" and "few shots" are as in a copy of the card that somebody had published (release of
+# June 2024), but that what the assistant says is shorter, and without the stray quotation mark
+# behind it. "single turn" is what others' code has; the card that it is from was not found.
 KNIGHT = "How to explain Internet for a medieval knight?"
 CONVERSATIONS = {
     "single turn": (
@@ -255,10 +258,12 @@ CONVERSATIONS = {
     ),
     "few shots": (
         [
+            {"role": "system", "content": "You are a helpful travel assistant."},
             {"role": "user", "content": "I am going to Paris, what should I see?"},
             {"role": "assistant", "content": "1. The Eiffel Tower.\n2. The Louvre Museum."},
             {"role": "user", "content": "What is so great about #1?"},
         ],
+        "<|system|>\nYou are a helpful travel assistant.<|end|>\n"
         "<|user|>\nI am going to Paris, what should I see?<|end|>\n"
         "<|assistant|>\n1. The Eiffel Tower.\n2. The Louvre Museum.<|end|>\n"
         "<|user|>\nWhat is so great about #1?<|end|>\n<|assistant|>\n",

@@ -239,18 +239,26 @@ def test_no_room_for_it(f16, tmp_path, monkeypatch):
 
 
 @native_test
-@pytest.mark.parametrize("to_all", [True, False])
-def test_an_interruption_leaves_nothing(f16, tmp_path, to_all):
-    """Ctrl-C in a terminal reaches the quantizer, too; a signal to the builder only the builder."""
+@pytest.mark.parametrize(
+    ("how", "to_all"),
+    [
+        (signal.SIGINT, True),  # Ctrl-C in a terminal reaches the quantizer, too
+        (signal.SIGINT, False),
+        (signal.SIGTERM, False),
+        (signal.SIGHUP, True),  # a terminal that is closed
+    ],
+)
+def test_an_interruption_leaves_nothing(f16, tmp_path, how, to_all):
     command = [sys.executable, "-m", "pyllamafile", "build", "--gguf", str(f16)]
     command += ["--quantize", "Q2_K", "-o", str(tmp_path / "f")]
     with subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE) as process:
         while not list(tmp_path.glob(".pyllamafile-*/*.gguf")):
             assert process.poll() is None
             time.sleep(0.01)
-        (os.killpg if to_all else os.kill)(process.pid, signal.SIGINT)
-        assert process.stderr.read().strip() == b"interrupted"  # click begins a line
-        assert process.wait(timeout=30) == 130
+        (os.killpg if to_all else os.kill)(process.pid, how)
+        said = process.stderr.read().strip()  # click begins a line
+        assert said == (b"interrupted" if how == signal.SIGINT else b"")
+        assert process.wait(timeout=30) == 128 + how
     assert list(tmp_path.iterdir()) == []
     assert list((native.cache() / "run").glob("quantizer-*")) == []
 

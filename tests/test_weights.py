@@ -364,6 +364,20 @@ def test_permission_denied(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert caught.value.message == f"cannot read {file}: Permission denied"
 
 
+def test_a_file_that_shrinks_while_it_is_read(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_gguf(file)
+    open_file = Path.open
+
+    def shrinking(path: Path, *args: object, **kwargs: object) -> object:
+        os.truncate(path, 100)  # after its size was asked for
+        return open_file(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", shrinking)
+    with pytest.raises(PyllamafileError) as caught:
+        weights.read(file)
+    assert caught.value.message == f"{file}: became shorter while it was read"
+
+
 def test_a_large_vocabulary_is_skipped_fast(file: Path) -> None:
     tokens = b"".join(text(f"token{i}") for i in range(150_000))
     array = struct.pack("<IQ", STRING, 150_000) + tokens

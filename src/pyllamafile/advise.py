@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from pyllamafile import quantize, sources
-from pyllamafile.build import TOO_LARGE
 from pyllamafile.errors import PyllamafileError
 from pyllamafile.quantize import FORMATS, Memory
 from pyllamafile.sources import PathLike
+from pyllamafile.targets import TOO_LARGE
 
 # Reading is bound by computing, writing by memory: the smaller, the faster. As measured with
 # scripts/bench_speed.py (the README's table), and at Phi-3's sizes.

@@ -36,7 +36,7 @@ from pyllamafile.plan import (
     quote,
 )
 from pyllamafile.sources import PathLike, Source
-from pyllamafile.targets import TARGETS, Runtime, host, select
+from pyllamafile.targets import TARGETS, TOO_LARGE, Runtime, host, select
 from pyllamafile.verify import verify
 from pyllamafile.weights import Weights, read, shards
 
@@ -44,9 +44,6 @@ Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done and how much there is."""
 
 Format = Literal["portable", "elf"]
-
-TOO_LARGE = 4 << 30
-"""Windows starts no program of so many bytes or more."""
 
 
 @dataclass(frozen=True)
@@ -178,9 +175,11 @@ def build(
         extras = [_file(Path(path), entry) for path, entry in add]
         _check_names(extras, gui)
         added = [extra for extra in extras if extra.name.endswith(".gguf")]  # weights to a runtime
-        inputs = [file.path for file in (*itertools.chain(*groups, *partners), *extras)]
-        inputs += [Path(args_file)] if args_file is not None else []
         text = _args_text(args, args_file)
+        files_in = [*itertools.chain(*groups, *partners), *extras]
+        inputs = [file.path for file in files_in]
+        inputs += [Path(args_file)] if args_file is not None else []
+        before = {file.path: _stamp(file.path) for file in files_in}
         facts = {file.name: read(file.path) for file in (*itertools.chain(*groups), *added)}
         lines = []
         template = chat_template(facts, text)
@@ -228,6 +227,9 @@ def build(
                 with appearing(destination, layout.size, force) as (file, path):
                     write_file(file, layout, lambda n: tell(what, n, layout.size))
                     check_written(path, destination)
+                    for given, stamp in before.items():
+                        if _stamp(given) != stamp:
+                            raise PyllamafileError(f"{given}: changed while it was being packed")
                     if starter and outer:
                         put_beside(starter, outer.program, force, undo)
                 undo.pop_all()
@@ -363,6 +365,15 @@ def _file(path: Path, name: str) -> File:
         what = "is a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
         raise PyllamafileError(f"{path}: {what}")
     return File(path, name, status.st_size)
+
+
+def _stamp(path: Path) -> tuple[int, ...] | None:
+    """What changes with a file's content; None for one that is out of reach."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _check_names(extras: Sequence[File], gui: bool) -> None:

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -51,9 +52,16 @@ _err = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False, markup
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """Run a command and exit: 0 done, 1 failed, 2 asked in the wrong way, 130 interrupted."""
+    """Run a command and exit.
+
+    With 0 when it is done, 1 failed, 2 asked in the wrong way, 130 interrupted, and what a shell
+    says of a signal that ended it: 143 for SIGTERM, 129 for SIGHUP.
+    """
     try:
-        with contextlib.redirect_stdout(sys.stdout and cast(TextIO, _Output(sys.stdout))):
+        with (
+            _ending_on_signals(),
+            contextlib.redirect_stdout(sys.stdout and cast(TextIO, _Output(sys.stdout))),
+        ):
             code = commands.main(arguments, prog_name="pyllamafile", standalone_mode=False)
         sys.exit(code)
     except PyllamafileError as error:
@@ -69,6 +77,30 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         _fail(f"{error.filename}: {reason}" if error.filename else reason)
     finally:
         _drop_unwritten()
+
+
+@contextlib.contextmanager
+def _ending_on_signals() -> Iterator[None]:
+    """Let those signals that would just end the program leave as little behind as Ctrl-C."""
+
+    def end(number: int, frame: object) -> NoReturn:
+        for other in before:
+            signal.signal(other, signal.SIG_IGN)  # one is enough: tidying up takes its time
+        sys.exit(128 + number)
+
+    ending = [number for name in _ENDING if (number := getattr(signal, name, None))]
+    # Not those that are ignored, as by nohup.
+    before = [number for number in ending if signal.getsignal(number) is signal.SIG_DFL]
+    for number in before:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in before:
+            signal.signal(number, signal.SIG_DFL)
+
+
+_ENDING = ("SIGTERM", "SIGHUP")  # Windows has no SIGHUP
 
 
 def _fail(message: str, hint: str | None = None) -> NoReturn:

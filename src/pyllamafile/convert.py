@@ -8,9 +8,9 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pyllamafile import native, quantize
 from pyllamafile.errors import PyllamafileError
@@ -20,9 +20,12 @@ from pyllamafile.weights import read, shards
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done and how much there is."""
 
-# By what is in a folder, the script in llama.cpp's source and the floats that it is asked for: a
-# model's own, and for an adapter, which is small, those that it always manages.
-_SCRIPTS = {"model": ("convert_hf_to_gguf.py", "auto"), "lora": ("convert_lora_to_gguf.py", "f32")}
+# By what is in a folder, the script in llama.cpp's source that converts it.
+_SCRIPTS = {"model": "convert_hf_to_gguf.py", "lora": "convert_lora_to_gguf.py"}
+# What it says when it gives up, but for advice on options that are its own.
+_REASON = r"(?:ERROR:[^:]*:|Error: |Exception: )(?!Please )(.+)"
+_BASE_HINT = "put the base model's folder beside the adapter's, or where adapter_config.json says"
+_LONGEST_HEADER = 100_000_000  # safetensors' own limit, in bytes
 _PACKAGES = ("torch", "transformers", "sentencepiece")  # of the extra `convert`
 
 
@@ -57,15 +60,30 @@ def convert(folder: Path, output: Path, tell: Progress) -> Path:
                 f"the Python package {package} is missing, which converting {folder} takes",
                 hint="pip install 'pyllamafile[convert]'",
             )
-    # Else a model is called after its folder, which in the hub's cache is a number.
-    more = _base(folder) if what == "lora" else ["--model-name", output.stem]
-    script, floats = _SCRIPTS[what]
-    command = [sys.executable, str(native.llama_source(progress=tell) / script), str(folder)]
-    command += ["--outfile", str(output), "--outtype", floats, *more]
+    files = sorted(folder.glob("*.safetensors"))
+    tensors = [tensor for path in files for tensor in _tensors(path)]
+    if what == "lora":
+        # An adapter is small; in F32 it always comes out.
+        more = ["--outtype", "f32", *_base(folder)]
+    else:
+        # Else a model is called after its folder, which in the hub's cache is a number.
+        more = ["--outtype", _floats(tensors), "--model-name", output.stem]
+    script = native.llama_source(progress=tell) / _SCRIPTS[what]
+    command = [sys.executable, str(script), str(folder), "--outfile", str(output), *more]
     label = f"converting {folder}"
+    size = sum(path.stat().st_size for path in files)
+
+    def step(line: str) -> None:
+        if match := re.match(r"Writing: +(\d+)%", line):  # the converter's own bar
+            tell(label, size * int(match[1]) // 100, size)
 
     tell(label, 0, 0)
-    _run(command, "convert", label, lambda line: None, r"(?:ERROR:[^:]*:|Error: |Exception: )(.+)")
+    try:
+        _run(command, "convert", label, step, _REASON)
+    except PyllamafileError as error:
+        if "Failed to load base model config" not in error.message:
+            raise
+        raise PyllamafileError(error.message, hint=_BASE_HINT) from error
     if not output.is_file():
         raise PyllamafileError(f"{label} brought no file", hint=tools.log_hint("convert"))
     return output
@@ -79,8 +97,43 @@ def _base(folder: Path) -> list[str]:
         candidates = [Path(base), folder.parent / Path(base).name]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise PyllamafileError(f"{path}: doesn't say what model it is for") from error
-    here = [candidate for candidate in candidates if (candidate / "config.json").is_file()]
-    return ["--base", str(here[0])] if here else []
+    for candidate in candidates:
+        if (candidate / "config.json").is_file():
+            return ["--base", str(candidate)]
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", base):  # no name on the hub
+        raise PyllamafileError(
+            f"{folder}: its base model is not here: {' or '.join(map(str, candidates))}",
+            hint=_BASE_HINT,
+        )
+    return []
+
+
+def _tensors(path: Path) -> list[dict[str, Any]]:
+    """What a file of safetensors says of each tensor in it."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(min(length, _LONGEST_HEADER)))
+        tensors = [tensor for name, tensor in header.items() if name != "__metadata__"]
+        end = 8 + length + max((tensor["data_offsets"][1] for tensor in tensors), default=0)
+    except OSError as error:
+        raise PyllamafileError(f"{path}: {error.strerror}") from error
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise PyllamafileError(
+            f"{path}: its header is none of safetensors", hint="download it again"
+        ) from error
+    if end > size:
+        raise PyllamafileError(
+            f"{path}: incomplete: {end - size} of {end} bytes are missing", hint="download it again"
+        )
+    return tensors
+
+
+def _floats(tensors: Sequence[Mapping[str, Any]]) -> str:
+    """The floats that a model is in; asked to guess, the converter makes F16 of F32."""
+    matrices = {t.get("dtype") for t in tensors if len(t.get("shape", ())) > 1}
+    return "f32" if matrices == {"F32"} else "auto"
 
 
 def quantized_name(name: str, format: str) -> str:

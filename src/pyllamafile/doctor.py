@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pyllamafile.inspect import Report, inspect
-from pyllamafile.targets import TARGETS, Target, host
+from pyllamafile.targets import TARGETS, TOO_LARGE, Target, host
 from pyllamafile.verify import verify
 
 TOOLS = ("dd", "gzip", "ls", "uname", "mktemp", "chmod", "mv", "mkdir", "rm", "wc")
@@ -27,9 +27,6 @@ BEHIND_PATH = ("/usr/bin", "/bin", "/usr/sbin", "/sbin")
 
 LOWEST = {"amd64": ("ssse3", "sse4_1", "sse4_2", "popcnt")}
 """What the lowest level of the kernels takes, as /proc/cpuinfo calls it."""
-
-TOO_LARGE = 4 << 30
-"""Windows starts no program of so many bytes or more."""
 
 
 @dataclass(frozen=True)
@@ -186,7 +183,7 @@ def _shell(file: Path, here: Machine) -> Iterator[Finding]:
         yield Finding(f"{shell} starts no file that begins with MZ", f"start it as `sh {file}`")
     elif shell in ("zsh", "fish"):
         yield Finding(
-            f"{shell} starts such a file only in newer versions (zsh from 5.9, fish from 3.2)",
+            f"{shell} starts such a file only in newer versions (zsh from 5.9, fish from 3.3)",
             f"start it as `sh {file}` if it says: exec format error",
             fatal=False,
         )

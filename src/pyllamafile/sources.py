@@ -102,8 +102,12 @@ def gguf_name(name: str) -> str:
 def _folder(path: Path, name: str | None = None) -> Source:
     kind = convert.kind(path)
     if kind is None:
+        lacks = {
+            (True, False): ", and has safetensors but no config.json",
+            (False, True): ", and has a config.json but no safetensors",
+        }.get((any(path.glob("*.safetensors")), (path / "config.json").is_file()), "")
         raise PyllamafileError(
-            f"{path} is a directory",
+            f"{path} is a directory{lacks}",
             "pass the .gguf file itself, or a folder with config.json and safetensors",
         )
     name = name or gguf_name(path.resolve().name)

@@ -12,6 +12,9 @@ from pathlib import Path
 
 from pyllamafile.errors import PyllamafileError
 
+TOO_LARGE = 4 << 30
+"""Windows starts no program of so many bytes or more."""
+
 
 @dataclass(frozen=True)
 class Level:

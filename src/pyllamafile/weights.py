@@ -1,8 +1,9 @@
 """Facts about a model, read from the header of its GGUF file.
 
-The header is walked in place in a memory map: what is not asked for is skipped, so a vocabulary
-of 150,000 tokens costs milliseconds. Nothing in the file is believed before it is checked, and
-what llama.cpp's own loader would refuse is refused here, before gigabytes are copied.
+The header is walked through a window on the file: what is not asked for is skipped, so a
+vocabulary of 150,000 tokens costs milliseconds. (In a memory map it would cost no more, but the
+whole program, if somebody else shortens the file.) Nothing in the file is believed before it is
+checked, and what llama.cpp's own loader would refuse is refused here, before gigabytes are copied.
 
 Where a fact about the format comes from: "GGUF" is the specification in ggml's docs/gguf.md,
 "gguf.cpp" is llama.cpp's loader (ggml/src/gguf.cpp).
@@ -10,7 +11,6 @@ Where a fact about the format comes from: "GGUF" is the specification in ggml's 
 
 from __future__ import annotations
 
-import mmap
 import re
 import stat
 import struct
@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Final, Literal, NamedTuple, TypeAlias
+from typing import BinaryIO, Final, Literal, NamedTuple, TypeAlias
 
 from pyllamafile.errors import PyllamafileError
 
@@ -181,6 +181,8 @@ _MOST_ENTRIES: Final = 1 << 20
 _MOST_STRINGS: Final = 1 << 24
 _LONGEST_STRING: Final = 1 << 30  # gguf.cpp, GGUF_MAX_STRING_LENGTH
 
+_WINDOW: Final = 1 << 18  # the bytes that are read at once
+
 # The least that an entry takes: key length, one byte of key, type, one byte of value; and name
 # length, dimension count, type, offset.
 _LEAST_ENTRY: Final = 8 + 1 + 4 + 1
@@ -337,16 +339,11 @@ def read(path: Path, offset: int = 0, size: int | None = None) -> Weights:
             )
         if not status.st_size:
             raise PyllamafileError(f"{path} is empty", _AGAIN)
-        with (
-            path.open("rb") as file,
-            mmap.mmap(file.fileno(), end, access=mmap.ACCESS_READ) as mapped,
-            memoryview(mapped) as whole,
-            whole[offset:end] as view,
-        ):
-            return _parse(_Cursor(view, str(path)), offset)
+        with path.open("rb") as file:
+            return _parse(_Cursor(file, offset, end - offset, str(path)), offset)
     except OSError as error:
         raise PyllamafileError(f"cannot read {path}: {error.strerror or error}") from error
-    except (ValueError, OverflowError) as error:  # a NUL in the path; more than can be mapped
+    except ValueError as error:  # a NUL in the path
         raise PyllamafileError(f"cannot read {path}: {error}") from error
 
 
@@ -405,11 +402,14 @@ class _Cursor:
         size: The bytes that there are.
     """
 
-    def __init__(self, view: memoryview, label: str) -> None:
-        self.view = view
-        self.size = len(view)
+    def __init__(self, file: BinaryIO, base: int, size: int, label: str) -> None:
+        self.size = size
         self.label = label
         self.position = 0
+        self._file = file
+        self._base = base
+        self._window = b""
+        self._start = 0
 
     def wrong(self, what: str, hint: str | None = None) -> PyllamafileError:
         return PyllamafileError(f"{self.label}: {what}", hint)
@@ -422,8 +422,26 @@ class _Cursor:
         self.position += count
         return start
 
+    def window(self, start: int, count: int) -> tuple[bytes, int]:
+        """A part of the file with these bytes in it, which have to exist, and where it begins."""
+        if not self._start <= start <= start + count <= self._start + len(self._window):
+            self._file.seek(self._base + start)
+            self._window = self._file.read(min(max(count, _WINDOW), self.size - start))
+            self._start = start
+            if len(self._window) < count:
+                raise self.wrong("became shorter while it was read", _AGAIN)
+        return self._window, self._start
+
+    def bytes(self, count: int) -> bytes:
+        """The next bytes."""
+        at = self.skip(count)
+        window, start = self.window(at, count)
+        return window[at - start : at - start + count]
+
     def number(self, form: struct.Struct) -> int:
-        value: int = form.unpack_from(self.view, self.skip(form.size))[0]
+        at = self.skip(form.size)
+        window, start = self.window(at, form.size)
+        value: int = form.unpack_from(window, at - start)[0]
         return value
 
     def text(self, what: str, longest: int = _LONGEST_STRING) -> str:
@@ -431,8 +449,7 @@ class _Cursor:
         length = self.number(_U64)
         if length > min(self.size - self.position, longest):
             raise self.wrong(f"{what} claims to be {length} bytes long", _AGAIN)
-        start = self.skip(length)
-        return str(self.view[start : start + length], "utf-8", "backslashreplace")
+        return str(self.bytes(length), "utf-8", "backslashreplace")
 
     def count(self, what: str, least: int, most: int) -> int:
         """A number of things, of which each takes at least `least` bytes."""
@@ -443,12 +460,15 @@ class _Cursor:
 
     def skip_strings(self, count: int, what: str) -> None:
         """Step over strings: the one loop here that runs 100,000 times."""
-        unpack, view, size, width = _U64.unpack_from, self.view, self.size, _U64.size
-        position, last = self.position, size - width
+        unpack, size, width, position = _U64.unpack_from, self.size, _U64.size, self.position
+        window, start, last = b"", 0, -1  # the last place in the window where a length may begin
         for _ in range(count):
             if position > last:
-                raise self.wrong(f"{what} reaches past the end of the file", _AGAIN)
-            position += width + unpack(view, position)[0]
+                if position > size - width:
+                    raise self.wrong(f"{what} reaches past the end of the file", _AGAIN)
+                window, start = self.window(position, width)
+                last = start + len(window) - width
+            position += width + unpack(window, position - start)[0]
         if position > size:
             raise self.wrong(f"{what} reaches past the end of the file", _AGAIN)
         self.position = position
@@ -509,10 +529,9 @@ def _parse(at: _Cursor, base: int) -> Weights:
 
 def _version(at: _Cursor) -> int:
     """Magic and version: the first 8 bytes."""
-    magic = bytes(at.view[:4])
-    if magic != b"GGUF":
-        start = bytes(at.view[:32])
-        hint = next((h for where, sign, h in _OTHERS if start.startswith(sign, where)), None)
+    first, _ = at.window(0, min(32, at.size))
+    if not first.startswith(b"GGUF"):
+        hint = next((h for where, sign, h in _OTHERS if first.startswith(sign, where)), None)
         raise at.wrong("not a GGUF file", hint)
     at.skip(4)
     version = at.number(_U32)

@@ -6,6 +6,7 @@ import contextlib
 import importlib.metadata
 import importlib.util
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import sysconfig
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 from platformdirs import user_cache_path
 
@@ -92,8 +94,7 @@ def run(
     ):
         assert process.stdout is not None
         try:
-            for line in process.stdout:
-                file.write(line)
+            for line in _lines(process.stdout, file):
                 if each_line:
                     each_line(line.decode(errors="replace"))
             code = process.wait()
@@ -107,6 +108,21 @@ def run(
             f"{what} failed ({Path(command[0]).name} ended with {code}):\n{tail}",
             hint=log_hint(log),
         )
+
+
+def _lines(output: IO[bytes], log: IO[bytes]) -> Iterator[bytes]:
+    """What a program says as soon as it says it, copied to the log.
+
+    A line ends where the next begins: a bar that is drawn over itself is many lines, which only
+    carriage returns part.
+    """
+    rest = b""
+    while block := os.read(output.fileno(), 1 << 16):
+        log.write(block)
+        *lines, rest = re.split(rb"[\r\n]+", rest + block)
+        yield from lines
+    if rest:
+        yield rest
 
 
 def environment() -> dict[str, str]:
