@@ -370,6 +370,16 @@ def test_killed_at_any_moment(old: Path, prebuilt: Path) -> None:
         assert pyllamafile.verify(old) == []
 
 
+def test_an_interrupted_upgrade_comes_first(old: Path) -> None:
+    for step in exchange(old).steps()[:4]:
+        step()
+    with pytest.raises(PyllamafileError, match="an upgrade of it was interrupted"):
+        care.add(old, [("notes.txt", "more.txt")])
+    pyllamafile.upgrade(old)
+    care.add(old, [("notes.txt", "more.txt")])
+    assert pyllamafile.verify(old) == []
+
+
 def test_in_use_it_is_copied(old: Path) -> None:
     expected = upgraded_by_copy(old)
     number = old.stat().st_ino

@@ -726,7 +726,7 @@ def upgrade(file: Path, engine: Path | None, targets: tuple[str, ...]) -> None:
     shell_complete=_complete_files,
 )
 def add(file: Path, what: tuple[str, ...]) -> None:
-    """Put more into a finished llamafile, in place.
+    """Put more into a llamafile, in place.
 
     WHAT is a file, NAME what it is called inside: weights as NAME.gguf, default arguments as .args.
     Entries of the same name are replaced. Nothing else moves, and `verify` holds afterwards.
@@ -748,7 +748,7 @@ def add(file: Path, what: tuple[str, ...]) -> None:
     "names", metavar="NAME...", nargs=-1, required=True, shell_complete=_complete_entries
 )
 def remove(file: Path, names: tuple[str, ...]) -> None:
-    """Take entries out of a finished llamafile, in place.
+    """Take entries out of a llamafile, in place.
 
     What is left stays where it is, weights above all; their room is given back when what stands
     behind them is little. `inspect --all` lists the names.
@@ -844,7 +844,10 @@ def _new_manifest(archive: Path, entries: list[zipalign.Entry]) -> list[zipalign
 
 @commands.command("man")
 def man_page() -> None:
-    """Print the manual page, for man or groff: pyllamafile man | man -l -."""
+    """Print the manual page.
+
+    It is troff: pyllamafile man | man -l -
+    """
     program = click.Context(commands, info_name="pyllamafile", **commands.context_settings)
     parts = [_described(click.Context(command, program)) for command in _all(commands, program)]
     whole = _described(program)
