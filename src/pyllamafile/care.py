@@ -17,7 +17,6 @@ from typing import Any
 import pyllamafile
 from pyllamafile import native, plan, shift, zipalign
 from pyllamafile.build import (
-    TOO_LARGE,
     Format,
     Progress,
     appearing,
@@ -35,7 +34,7 @@ from pyllamafile.inspect import content, extract, inspect
 from pyllamafile.launcher import Outer, pack
 from pyllamafile.plan import ARGS, GUI, LICENSES, MANIFEST
 from pyllamafile.sources import PathLike
-from pyllamafile.targets import TARGETS, Runtime, select
+from pyllamafile.targets import TARGETS, TOO_LARGE, Runtime, select
 from pyllamafile.verify import verify
 from pyllamafile.zipalign import Archive, Digest, Entry, Member
 
