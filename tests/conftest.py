@@ -54,7 +54,6 @@ def model() -> Path:
 
 def unpacked(target: str, folder: Path) -> Path:
     """The native program of a target."""
-    # Building waits for whoever builds, even when it is there already.
     built = native.find(TARGETS[target]) or native.build(TARGETS[target])
     path = folder / f"runtime-{target}"
     path.write_bytes(gzip.decompress(built.path.read_bytes()))

@@ -89,6 +89,8 @@ def build(target: Target, *, jobs: int | None = None, progress: Progress | None 
     tell = progress or tools.silent
     folder = cache() / "runtimes"
     name = f"{target.name}-{_key(target)}"
+    if found := _load(folder, name, "cache"):
+        return found  # without waiting for whoever builds another one
     with tools.lock(f"runtime-{target.name}", f"builds {target.name}", tell):
         if found := _load(folder, name, "cache"):
             return found
