@@ -34,6 +34,7 @@ class Terminal:
         self.modes = termios.tcgetattr(self.terminal)
 
     def type(self, keys: str) -> None:
+        time.sleep(0.3)  # as a person does, and not before the program waits for it
         os.write(self.terminal, keys.encode())
 
     def see(self, what: str, seconds: float = 120) -> str:
