@@ -269,7 +269,7 @@ def check_shared(path: Path) -> None:
     need("llvm-objdump", "llvm")
     command = ["llvm-objdump", "-d", "--no-show-raw-insn", str(path)]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    functions = re.findall(r"^\w+ <(.+)>:\n((?:\s+\w+:.*\n)+)", text, re.MULTILINE)
+    functions = re.findall(r"^\w+ <(.+)>:\n((?:\s*\w+:.*\n)+)", text, re.MULTILINE)
     above = {name for name, code in functions if re.search(r":\s+v(?!err|erw)\w+\s", code)}
     assert [name for name in above if name.endswith("__v3")]
     assert [name for name in above if re.match("__ZZ?N?K?St", name) and "__v3" not in name] == []
