@@ -302,6 +302,18 @@ def test_pictures_in_the_terminal(
         assert done.stderr.decode().startswith(f"error: {message}")
 
 
+def test_pictures_in_a_conversation(seeing: Path, pictures: list[Path], run: Run) -> None:
+    def look(picture: Path, *options: str | Path, said: str) -> bytes:
+        chat = ("--chat", "-n", "12", "--temp", "0", *options)
+        done = run(seeing, *chat, stdin=f"{said}What is it?\n".encode())
+        assert (done.returncode, done.stderr) == (0, b"")
+        return done.stdout
+
+    red, blue = (look(picture, said=f"/image {picture}\n") for picture in pictures)
+    assert red != blue
+    assert look(pictures[0], "--image", pictures[0], said="") == red
+
+
 def with_picture(path: Path) -> list[dict[str, Any]]:
     url = "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
     return [

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TextIO, cast
+from typing import Any, Literal, NoReturn, TextIO, TypeVar, cast
 
 import click
 from click.shell_completion import CompletionItem
@@ -44,6 +44,7 @@ from pyllamafile.targets import TARGETS, Runtime, Target, groups, host, select
 from pyllamafile.verify import work
 
 Tell = Callable[[str, int, int], None]
+_Command = TypeVar("_Command", bound=Callable[..., object])
 
 _PATH = click.Path(path_type=Path)
 
@@ -177,6 +178,17 @@ def _complete_targets(
     return [name for name in (*groups(), *TARGETS) if name.startswith(incomplete)]
 
 
+def _target_option(help: str) -> Callable[[_Command], _Command]:
+    return click.option(
+        "--target",
+        "targets",
+        multiple=True,
+        metavar="TARGET",
+        shell_complete=_complete_targets,
+        help=help,
+    )
+
+
 def _complete_entries(
     context: click.Context, parameter: click.Parameter, incomplete: str
 ) -> list[str]:
@@ -237,14 +249,7 @@ def _complete_entries(
     shell_complete=_complete_files,
     help="Another file to put in.",
 )
-@click.option(
-    "--target",
-    "targets",
-    multiple=True,
-    metavar="TARGET",
-    shell_complete=_complete_targets,
-    help="A system to run on, or a group; repeat it.  [default: every runtime at hand]",
-)
+@_target_option("A system to run on, or a group; repeat it.  [default: every runtime at hand]")
 @click.option("--gui/--no-gui", default=True, help="With or without the web GUI.")
 @click.option(
     "--format",
@@ -683,14 +688,7 @@ def extract(file: Path, names: tuple[str, ...], directory: Path, force: bool) ->
     metavar="WHEEL-or-FILE",
     help="Where it comes from.  [default: the runtimes at hand]",
 )
-@click.option(
-    "--target",
-    "targets",
-    multiple=True,
-    metavar="TARGET",
-    shell_complete=_complete_targets,
-    help="A system to run on, or a group; repeat it.  [default: those of FILE]",
-)
+@_target_option("A system to run on, or a group; repeat it.  [default: those of FILE]")
 def upgrade(file: Path, engine: Path | None, targets: tuple[str, ...]) -> None:
     """Put a new engine under the same weights.
 
@@ -922,14 +920,7 @@ def list_runtimes() -> None:
 
 
 @runtimes.command("build")
-@click.option(
-    "--target",
-    "targets",
-    multiple=True,
-    metavar="TARGET",
-    shell_complete=_complete_targets,
-    help="A target or a group; repeat it.",
-)
+@_target_option("A target or a group; repeat it.")
 @click.option("--all", "everything", is_flag=True, help="All targets.")
 @click.option(
     "-j",
