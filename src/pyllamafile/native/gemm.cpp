@@ -13,6 +13,7 @@
 
 #include "ggml-cpu-impl.h"
 #include "quants.h"
+#include "repack.h"
 #include "simd-mappings.h"
 
 #define GGML_COMMON_IMPL_CPP
@@ -149,6 +150,32 @@ inline void transpose(__m256i (&x)[8]) {
     }
 }
 
+// Where the columns' quants are: one column after the other, each four quants after the other, or
+// as repack.cpp has them: four columns in a block, eight quants of one, eight of the next.
+template <typename block> struct one_by_one {
+    const block * columns;
+    int64_t stride;
+
+    const int8_t * quants(int64_t column, int64_t b) const {
+        return columns[column * stride + b].qs;
+    }
+    static constexpr int place(int step) {
+        return 4 * step;
+    }
+};
+
+struct by_fours {
+    const block_q8_0x4 * columns;
+    int64_t stride;
+
+    const int8_t * quants(int64_t column, int64_t b) const {
+        return columns[column / 4 * stride + b].qs + column % 4 * 8;
+    }
+    static constexpr int place(int step) {
+        return step / 2 * 32 + step % 2 * 4;
+    }
+};
+
 inline int32_t four(const int8_t * p) {
     int32_t out;
     memcpy(&out, p, sizeof(out));
@@ -161,12 +188,13 @@ inline int32_t four(const int8_t * p) {
 
 const bool SIGNED = false; // wide quants stand in a panel with 128 added
 
-template <bool WIDE, int N>
+template <bool WIDE, typename order, int N>
 inline void dot(ints (&sums)[N], const uint8_t * q, const int8_t * const (&columns)[N]) {
     for (int step = 0; step < STEPS; step++) {
         const ints weights = _mm512_load_si512(q + step * sizeof(ints));
         for (int c = 0; c < N; c++) {
-            sums[c] = _mm512_dpbusd_epi32(sums[c], weights, all(four(columns[c] + 4 * step)));
+            const ints column = all(four(columns[c] + order::place(step)));
+            sums[c] = _mm512_dpbusd_epi32(sums[c], weights, column);
         }
     }
 }
@@ -175,7 +203,7 @@ inline void dot(ints (&sums)[N], const uint8_t * q, const int8_t * const (&colum
 
 const bool SIGNED = true; // two products of wide ones would not fit 16 bits otherwise
 
-template <bool WIDE, int N>
+template <bool WIDE, typename order, int N>
 inline void dot(ints (&sums)[N], const uint8_t * q, const int8_t * const (&columns)[N]) {
     const ints ones = _mm256_set1_epi16(1);
     const int together = WIDE ? 1 : 4; // steps whose sums fit 16 bits: 4 x 2 x 31 x 127
@@ -185,7 +213,7 @@ inline void dot(ints (&sums)[N], const uint8_t * q, const int8_t * const (&colum
             const ints weights = _mm256_load_si256((const ints *)(q + step * sizeof(ints)));
             const ints size = WIDE ? _mm256_abs_epi8(weights) : weights;
             for (int c = 0; c < N; c++) {
-                const ints column = all(four(columns[c] + 4 * step));
+                const ints column = all(four(columns[c] + order::place(step)));
                 const ints sign = WIDE ? _mm256_sign_epi8(column, weights) : column;
                 const ints more = _mm256_maddubs_epi16(size, sign);
                 pairs[c] = step == first ? more : _mm256_add_epi16(pairs[c], more);
@@ -297,6 +325,42 @@ void unpack_panel(panel_block * panel, const block * rows, int64_t stride, int c
     }
 }
 
+// The same from repack.cpp's form, in which eight rows stand together: eight bytes of one, eight of
+// the next, then the other eight of each. The lower halves of the bytes are the first 16 quants,
+// and each half is a number with a sign, which here gets its offset back.
+void unpack_panel(panel_block * panel, const block_q4_0x8 * rows, int64_t stride, int count,
+                  int64_t blocks) {
+    const __m256i half = _mm256_set1_epi8(15), offset = _mm256_set1_epi8(8);
+    for (int64_t b = 0; b < blocks; b++) {
+        panel_block & out = panel[b];
+        for (int first = 0; first < LANES; first += 8) {
+            const block_q4_0x8 & x = rows[(first < count ? first / 8 : 0) * stride + b];
+            for (int i = 0; i < 8; i++) {
+                out.scales[first + i] = GGML_CPU_FP16_TO_FP32(x.d[i]);
+            }
+            for (int part = 0; part < 2; part++) {
+                const __m256i * packed = (const __m256i *)x.qs + 2 * part;
+                __m256i low = _mm256_loadu_si256(packed), high = _mm256_loadu_si256(packed + 1);
+                for (int step = 2 * part; step < STEPS; step += 4) {
+                    const __m256 four = _mm256_castsi256_ps(low);
+                    const __m256 more = _mm256_castsi256_ps(high);
+                    const __m256 words[] = { _mm256_shuffle_ps(four, more, 0x88),
+                                             _mm256_shuffle_ps(four, more, 0xDD) };
+                    for (int i = 0; i < 2; i++) {
+                        const __m256i ordered = _mm256_permute4x64_epi64(
+                            _mm256_castps_si256(words[i]), 0xD8);
+                        const __m256i quants =
+                            _mm256_xor_si256(_mm256_and_si256(ordered, half), offset);
+                        _mm256_store_si256((__m256i *)out.quants[step + i][first], quants);
+                    }
+                    low = _mm256_srli_epi16(low, 4);
+                    high = _mm256_srli_epi16(high, 4);
+                }
+            }
+        }
+    }
+}
+
 // What a block of a column adds besides its quants: its scale, and the sum of its quants, which
 // weighs the offset or the minimum of the weights.
 struct column_block {
@@ -307,9 +371,9 @@ struct column_block {
     };
 };
 
-inline int32_t sum_of(const int8_t * quants) {
+template <int COUNT> int32_t sum_of(const int8_t * quants) {
     int32_t sum = 0;
-    for (int i = 0; i < QUANTS; i++) {
+    for (int i = 0; i < COUNT; i++) {
         sum += quants[i];
     }
     return sum;
@@ -317,7 +381,7 @@ inline int32_t sum_of(const int8_t * quants) {
 
 template <int OFFSET> column_block describe(const block_q8_0 & x) {
     column_block out = { GGML_CPU_FP16_TO_FP32(x.d), { 0 } };
-    out.start = OFFSET == 0 ? 0 : -OFFSET * sum_of(x.qs);
+    out.start = OFFSET == 0 ? 0 : -OFFSET * sum_of<QUANTS>(x.qs);
     return out;
 }
 template <int OFFSET> column_block describe(const block_q8_1 & x) {
@@ -335,10 +399,12 @@ void write(float * to, floats x, int count) {
     memcpy(to, values, count * sizeof(float));
 }
 
-// A panel times N columns.
-template <typename T, int N>
-void tile(const panel_block * panel, int64_t blocks, const typename T::column * columns,
-          int64_t stride, const column_block * facts, float * out, int64_t ldc, int count) {
+// A panel times N columns, beginning with `first`.
+template <typename T, int N, typename order>
+void tile(const panel_block * panel, int64_t blocks, const order & columns, int64_t first,
+          const column_block * facts, float * out, int64_t ldc, int count) {
+    facts += first * blocks;
+    out += first * ldc;
     floats totals[N];
     for (int c = 0; c < N; c++) {
         totals[c] = zero();
@@ -348,9 +414,9 @@ void tile(const panel_block * panel, int64_t blocks, const typename T::column * 
         const int8_t * quants[N];
         for (int c = 0; c < N; c++) {
             sums[c] = all(T::MIN ? 0 : facts[c * blocks + b].start);
-            quants[c] = columns[c * stride + b].qs;
+            quants[c] = columns.quants(first + c, b);
         }
-        dot<T::WIDE>(sums, panel[b].quants[0][0], quants);
+        dot<T::WIDE, order>(sums, panel[b].quants[0][0], quants);
         const floats scales = load(panel[b].scales);
         for (int c = 0; c < N; c++) {
             const column_block & fact = facts[c * blocks + b];
@@ -366,18 +432,14 @@ void tile(const panel_block * panel, int64_t blocks, const typename T::column * 
     }
 }
 
-template <typename T, int N>
-void tiles(const panel_block * panel, int64_t blocks, const typename T::column * columns,
-           int64_t stride, const column_block * facts, int64_t left, float * out, int64_t ldc,
-           int count) {
-    for (; left >= N; left -= N) {
-        tile<T, N>(panel, blocks, columns, stride, facts, out, ldc, count);
-        columns += N * stride;
-        facts += N * blocks;
-        out += N * ldc;
+template <typename T, int N, typename order>
+void tiles(const panel_block * panel, int64_t blocks, const order & columns, int64_t first,
+           int64_t end, const column_block * facts, float * out, int64_t ldc, int count) {
+    for (; first + N <= end; first += N) {
+        tile<T, N>(panel, blocks, columns, first, facts, out, ldc, count);
     }
     if constexpr (N > 1) {
-        tiles<T, N / 2>(panel, blocks, columns, stride, facts, left, out, ldc, count);
+        tiles<T, N / 2>(panel, blocks, columns, first, end, facts, out, ldc, count);
     }
 }
 
@@ -399,9 +461,34 @@ bool product(const ggml_compute_params * params, int64_t rows, int64_t columns, 
         const int64_t row = job * LANES;
         const int count = (int)std::min<int64_t>(LANES, rows - row);
         unpack_panel(panel, weights + row * lda, lda, count, blocks);
-        tiles<T, COLUMNS>(panel, blocks, values, ldb, facts, columns, out + row, ldc, count);
+        tiles<T, COLUMNS>(panel, blocks, one_by_one<typename T::column>{ values, ldb }, 0, columns,
+                          facts, out + row, ldc, count);
     });
     return true;
+}
+
+// The same for rows and columns as repack.cpp has them, by one thread.
+void repacked_product(int64_t rows, int64_t columns, int64_t blocks, const block_q4_0x8 * weights,
+                      const block_q8_0x4 * values, float * out, int64_t ldc) {
+    using T = traits<block_q4_0>;
+    auto * panel = scratch<panel_block>(panel_memory, blocks);
+    auto * facts = scratch<column_block>(column_memory, columns * blocks);
+    const by_fours order = { values, blocks };
+    for (int64_t c = 0; c < columns; c++) {
+        for (int64_t b = 0; b < blocks; b++) {
+            column_block & fact = facts[c * blocks + b];
+            fact.scale = GGML_CPU_FP16_TO_FP32(values[c / 4 * blocks + b].d[c % 4]);
+            fact.start = 0;
+            for (int step = 0; step < STEPS; step += 2) {
+                fact.start -= T::OFFSET * sum_of<8>(order.quants(c, b) + by_fours::place(step));
+            }
+        }
+    }
+    for (int64_t row = 0; row < rows; row += LANES) {
+        const int count = (int)std::min<int64_t>(LANES, rows - row);
+        unpack_panel(panel, weights + row / 8 * blocks, blocks, count, blocks);
+        tiles<T, COLUMNS>(panel, blocks, order, 0, columns, facts, out + row, ldc, count);
+    }
 }
 
 // Few columns. Two blocks, as many as a register holds, are a group. (With the half registers of
@@ -793,12 +880,23 @@ extern "C" bool our_sgemm(const ggml_compute_params * params, int64_t m, int64_t
 #endif
 }
 
+extern "C" void our_gemm_q4_0(int n, float * out, size_t ldc, const void * a, const void * b,
+                              int columns, int rows) {
+    repacked_product(rows, columns, n / QUANTS, (const block_q4_0x8 *)a, (const block_q8_0x4 *)b,
+                     out, (int64_t)ldc);
+}
+
 #else
 
 extern "C" bool our_sgemm(const ggml_compute_params * params, int64_t m, int64_t n, int64_t k,
                           const void * a, int64_t lda, const void * b, int64_t ldb, void * c,
                           int64_t ldc, int a_type, int b_type, int c_type) {
     return llamafile_sgemm(params, m, n, k, a, lda, b, ldb, c, ldc, a_type, b_type, c_type);
+}
+
+extern "C" void our_gemm_q4_0(int n, float * out, size_t ldc, const void * a, const void * b,
+                              int columns, int rows) {
+    ggml_gemm_q4_0_8x8_q8_0(n, out, ldc, a, b, columns, rows);
 }
 
 #endif

@@ -1,4 +1,5 @@
-// Included before ggml-cpu.c: its products of matrices come to gemm.cpp first.
+// Included before ggml-cpu.c and repack.cpp: their products of matrices come to gemm.cpp first.
 #pragma once
 
 #define llamafile_sgemm our_sgemm
+#define ggml_gemm_q4_0_8x8_q8_0 our_gemm_q4_0
