@@ -3,13 +3,18 @@
 
 The answers are compared, too: at temperature 0 they must be the same.
 
-    scripts/bench_draft.py --model FILE --draft FILE [--rounds N] [--tokens N]
+    scripts/bench_draft.py --model FILE --draft FILE [--layers N] [--rounds N] [--tokens N]
+
+A draft is for a model many times its size. Who has no such pair of one family says --layers: the
+model then gets as many more as make N, which cost what layers cost and change nothing, since what
+they add is multiplied by zero.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import signal
 import statistics
 import subprocess
@@ -20,6 +25,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import gguf
+import numpy as np
+
 import pyllamafile
 from pyllamafile.targets import host
 
@@ -29,6 +37,33 @@ QUESTIONS = (
     "Write a Python function that returns the n-th Fibonacci number.",
     "Tell me a story about a dragon who was afraid of mice.",
 )
+
+
+def deepened(source: Path, path: Path, layers: int) -> Path:
+    """The same model with further copies of its last layer, which add nothing."""
+    reader = gguf.GGUFReader(source)
+    arch = str(reader.fields["general.architecture"].contents())
+    count = f"{arch}.block_count"
+    last = int(reader.fields[count].contents()) - 1
+    writer = gguf.GGUFWriter(path, arch)
+    for field in reader.fields.values():
+        if field.name == count:
+            writer.add_block_count(layers)
+        elif not field.name.startswith("GGUF.") and field.name != "general.architecture":
+            kind, *items = field.types
+            writer.add_key_value(field.name, field.contents(), kind, *items[:1])
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+        if match := re.fullmatch(rf"blk\.{last}\.(.+)", tensor.name):
+            adds = match[1] in ("attn_output.weight", "ffn_down.weight")
+            data = np.zeros_like(tensor.data) if adds else tensor.data
+            for layer in range(last + 1, layers):
+                writer.add_tensor(f"blk.{layer}.{match[1]}", data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
 
 
 @contextmanager
@@ -66,6 +101,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--draft", type=Path, required=True)
+    parser.add_argument("--layers", type=int, help="make the model this deep")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=128)
     options = parser.parse_args()
@@ -75,12 +111,15 @@ def main() -> None:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         path = folder / "drafted.llamafile"
-        pyllamafile.build(options.model, path, draft=options.draft, gui=False, targets=[here.name])
+        model = options.model
+        if options.layers:
+            model = deepened(model, folder / f"{options.layers}-layers-{model.name}", options.layers)
+        pyllamafile.build(model, path, draft=options.draft, gui=False, targets=[here.name])
         urls = {
             "with": stack.enter_context(serving(path)),
             "without": stack.enter_context(serving(path, "--spec-type", "none")),
         }
-        print(f"{options.model.name} with {options.draft.name}; tokens per second")
+        print(f"{model.name} with {options.draft.name}; tokens per second")
         row = "{:>8} {:>8} {:>6} {:>10} {:>6}  {}"
         print(row.format("with", "without", "ratio", "accepted", "same", "question"))
         for question in QUESTIONS:

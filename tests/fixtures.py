@@ -256,3 +256,30 @@ def tiny_pe(machine: int = 0x8664, *, certificate: int = 0, symbols: int = 0) ->
         body += raw
     dos = b"MZ".ljust(60, b"\xee") + struct.pack("<I", 0x78)
     return (dos.ljust(0x78, b"\xdd") + headers).ljust(0x400, b"\0") + body
+
+
+def unrounded(source: Path, path: Path) -> Path:
+    """A model in F16, with noise as wide as a step where its weights had been rounded to Q4_1."""
+    reader = gguf.GGUFReader(source)
+    writer = gguf.GGUFWriter(path, str(reader.fields["general.architecture"].contents()))
+    for field in reader.fields.values():
+        if field.name == "general.file_type":
+            writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
+        elif not field.name.startswith("GGUF.") and field.name != "general.architecture":
+            kind, *items = field.types
+            writer.add_key_value(field.name, field.contents(), kind, *items[:1])
+    rng = np.random.default_rng(1)
+    for tensor in reader.tensors:
+        values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        if tensor.tensor_type == gguf.GGMLQuantizationType.Q4_1:
+            # ggml-common.h: scale and minimum in 16 bits each, 32 quants of four bits
+            blocks = tensor.data.reshape(-1, 20)
+            steps = np.ascontiguousarray(blocks[:, :2]).view(np.float16).astype(np.float32)
+            noise = rng.uniform(-0.5, 0.5, (len(blocks), 32)).astype(np.float32)
+            values = values + (noise * steps).reshape(values.shape)
+        writer.add_tensor(tensor.name, values.astype(np.float16 if values.ndim > 1 else np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path

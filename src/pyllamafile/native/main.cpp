@@ -127,6 +127,7 @@ const auto MODEL = { "-m", "--model" };
 const auto GPU_LAYERS = { "-ngl", "--gpu-layers", "--n-gpu-layers" };
 const auto MEDIA = { "--image", "--audio", "--video" };
 const auto TEXT = { "-p", "--prompt", "-f", "--file", "-bf", "--binary-file" };
+const auto TEXT_IN_LOGITS = { "--kl-divergence" }; // --perplexity finds it with what it compares
 
 // ggml maps tensors only at multiples of this (ggml-impl.h).
 const uint64_t TENSOR_ALIGNMENT = 32;
@@ -411,7 +412,7 @@ int run(const char * program, arguments own, arguments user) {
         return fail(
             "images and sound need a projector, and none goes with this model: --mmproj FILE");
     }
-    if (chosen.text && !flags.has(args, TEXT)) {
+    if (chosen.text && !flags.has(args, TEXT) && !flags.has(args, TEXT_IN_LOGITS)) {
         return fail(std::string(chosen.flag) + " needs a text: -f FILE or -p TEXT");
     }
     const bool browser = !flags.take(args, { "--nobrowser" });
