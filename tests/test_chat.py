@@ -34,7 +34,6 @@ class Terminal:
         self.modes = termios.tcgetattr(self.terminal)
 
     def type(self, keys: str) -> None:
-        time.sleep(0.3)  # as a person does, and not before the program waits for it
         os.write(self.terminal, keys.encode())
 
     def see(self, what: str, seconds: float = 120) -> str:
@@ -232,10 +231,22 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(llamafile: Path) -> None:
         assert termios.tcgetattr(at.terminal)[3] == at.modes[3]
 
 
+def test_ctrl_c_as_the_prompt_appears(llamafile: Path) -> None:
+    """It comes before the program waits for keys, now and then, and is heard all the same."""
+    with terminal(llamafile, *GREEDY) as at:
+        for _ in range(50):
+            at.see("> ")
+            at.type("\x03")
+            at.see("Ctrl-C again ends the program", 5)
+            at.see("> ")
+            at.type("/system\r")
+            at.see("(none)")
+
+
 def test_ctrl_c_while_it_loads(llamafile: Path) -> None:
-    for _ in range(3):
+    for pause in (0.1, 0.2, 0.4):
         with terminal(llamafile, "--chat") as at:
-            time.sleep(0.1)
+            time.sleep(pause)
             at.type("\x03")
             assert at.end() in (130, -signal.SIGINT)
 

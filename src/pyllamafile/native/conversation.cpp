@@ -30,6 +30,7 @@
 #include <io.h>
 #include <windows.h>
 #else
+#include <pthread.h>
 #include <termios.h>
 #include <unistd.h>
 #endif
@@ -41,9 +42,12 @@ namespace fs = std::filesystem;
 
 bool at_terminal = false; // somebody types, and sees what is written
 
-// Ctrl-C stops an answer; where there is none to stop, it ends the program.
-volatile sig_atomic_t answering = 0;
-volatile sig_atomic_t asking = 0;
+// Ctrl-C stops an answer. At a terminal it is heard at all times, at the next prompt if nowhere
+// before (but on Windows, while the model answers). Where nobody hears it, or the last one is not
+// yet heard, it ends the program.
+volatile sig_atomic_t answering = 0; // the model does
+volatile sig_atomic_t talking = 0;   // somebody at a terminal, to whom a prompt comes
+volatile sig_atomic_t asking = 0;    // the prompt is there
 volatile sig_atomic_t interrupted = 0;
 
 #ifdef _WIN32
@@ -64,14 +68,35 @@ void catch_interrupts() {
     SetConsoleCtrlHandler(on_interrupt, TRUE);
 }
 
+void stop_asking() {
+    asking = 0;
+}
+
 #else
 
 termios found_terminal; // as the program found it
+pthread_t reader;       // the thread that asks
+
+// A signal interrupts the thread that it comes to, if that reads already. So the one that asks is
+// interrupted again and again, until it hears.
+void interrupt_reader(int) {
+    if (asking && interrupted) {
+        if (!pthread_equal(pthread_self(), reader)) {
+            pthread_kill(reader, SIGALRM);
+        }
+        alarm(1);
+    }
+}
+
+void stop_asking() {
+    asking = 0;
+    alarm(0);
+}
 
 void on_interrupt(int number) {
-    const bool hears = (answering || asking) && !interrupted;
-    if (number == SIGINT && hears && (answering || at_terminal)) {
+    if (number == SIGINT && (answering || talking) && !interrupted) {
         interrupted = 1;
+        interrupt_reader(0);
         return;
     }
     if (at_terminal) {
@@ -83,10 +108,13 @@ void on_interrupt(int number) {
 
 void catch_interrupts() {
     tcgetattr(STDIN_FILENO, &found_terminal);
+    reader = pthread_self();
     struct sigaction action = {}; // without SA_RESTART: reading a line ends, too
     action.sa_handler = on_interrupt;
     sigaction(SIGINT, &action, nullptr);
     sigaction(SIGTERM, &action, nullptr);
+    action.sa_handler = interrupt_reader;
+    sigaction(SIGALRM, &action, nullptr);
 }
 
 #endif
@@ -486,7 +514,7 @@ heard listen(std::string & text, bool multiline) {
     for (bool more = true; more && !interrupted; text += line) {
         more = console::readline(line, multiline);
     }
-    asking = 0;
+    stop_asking();
     console::set_display(DISPLAY_TYPE_RESET);
     if (interrupted) {
         interrupted = 0;
@@ -567,6 +595,7 @@ int talk(cli_client & server, const common_params & params) {
         console::log("> %s\n", message.c_str());
     }
     bool warned = false;
+    talking = at_terminal;
     while (true) {
         const heard what = message.empty() ? listen(message, params.multiline_input) : heard::text;
         if (what == heard::end || (what == heard::interrupt && warned)) {
