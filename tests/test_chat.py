@@ -197,6 +197,12 @@ def test_at_a_terminal(llamafile: Path) -> None:
         at.see("> ")
         at.type("/sys\t\r")  # completed
         assert "Be brief.\r\n" in at.see("> ")
+        at.type("/system In /usr/\\\r")  # goes on
+        at.type("or /etc/\r")
+        assert at.see("\r\n").endswith("\b/\r\n")  # the slash, again
+        at.see("> ")
+        at.type("/system\r")
+        assert "\nIn /usr/\r\nor /etc/\r\n" in at.see("> ")
         at.type("Hello.\r")
         at.see("> ")
         at.type("\x1b[A\r")  # the line before, again

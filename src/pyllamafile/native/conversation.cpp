@@ -35,6 +35,8 @@
 #include <unistd.h>
 #endif
 
+bool console_fed_line = false; // for console-lines.h
+
 namespace {
 
 using json = nlohmann::ordered_json;
@@ -491,7 +493,7 @@ class conversation {
 enum class heard { text, interrupt, end };
 
 // One message: a line, or several where each but the last ends in a backslash.
-heard listen(std::string & text, bool multiline) {
+heard listen(std::string & text, const common_params & params) {
     text.clear();
     if (!at_terminal) {
         std::string line;
@@ -512,7 +514,13 @@ heard listen(std::string & text, bool multiline) {
     asking = 1;
     std::string line;
     for (bool more = true; more && !interrupted; text += line) {
-        more = console::readline(line, multiline);
+        console_fed_line = false;
+        more = console::readline(line, params.multiline_input);
+        const bool whole = console_fed_line || params.simple_io || params.multiline_input;
+        if (!whole && !line.empty() && line.back() == '\n') {
+            line.insert(line.size() - 1, "/"); // see console-lines.h
+            console::log("/\n");
+        }
     }
     stop_asking();
     console::set_display(DISPLAY_TYPE_RESET);
@@ -597,7 +605,7 @@ int talk(cli_client & server, const common_params & params) {
     bool warned = false;
     talking = at_terminal;
     while (true) {
-        const heard what = message.empty() ? listen(message, params.multiline_input) : heard::text;
+        const heard what = message.empty() ? listen(message, params) : heard::text;
         if (what == heard::end || (what == heard::interrupt && warned)) {
             return what == heard::end ? code : 130;
         }
