@@ -175,6 +175,23 @@ def test_more_than_the_context(llamafile: Path, run: Run) -> None:
     assert len(answer) > 3
 
 
+def test_only_the_named_file_is_written(llamafile: Path, run: Run, tmp_path: Path) -> None:
+    names = ("x.draft", ".x.draft-0", "y.draft", ".y.draft-0")
+    for name in names:
+        (tmp_path / name).write_text("mine")
+    (tmp_path / "y").mkdir()
+    (tmp_path / "errors").symlink_to("/dev/stderr")
+    said = lines("/save x", "/system Be brief.", "/dump errors", "/save y")
+    done = run(llamafile, *GREEDY, stdin=said, cwd=tmp_path)
+    assert done.returncode == 1
+    assert b"Be brief." in done.stderr
+    assert done.stderr.endswith(b"error: y: can't be written\n")
+    assert {path.name for path in tmp_path.iterdir()} == {*names, "x", "y", "errors"}
+    assert (tmp_path / "errors").is_symlink()
+    assert {(tmp_path / name).read_text() for name in names} == {"mine"}
+    assert json.loads((tmp_path / "x").read_text()) == {"messages": []}
+
+
 def test_a_path_is_no_command(llamafile: Path, run: Run) -> None:
     done = run(llamafile, *GREEDY, stdin=lines("/usr/bin is what?"))
     assert done.returncode == 0

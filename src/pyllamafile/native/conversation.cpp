@@ -18,6 +18,7 @@
 #include <nlohmann/json.hpp>
 
 #include <algorithm>
+#include <cerrno>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
@@ -27,8 +28,9 @@
 #include <signal.h>
 
 #ifdef _WIN32
+#include "wide.h"
+
 #include <io.h>
-#include <windows.h>
 #else
 #include <pthread.h>
 #include <termios.h>
@@ -145,19 +147,47 @@ std::string read_file(const std::string & path) {
     return { std::istreambuf_iterator<char>(file), {} };
 }
 
-// Nobody ever sees half of it, and what was there before stays until all of it is written.
-void write_file(const std::string & path, const std::string & text) {
-    const fs::path draft = fs::u8path(path + ".draft");
-    std::ofstream file(draft, std::ios::binary);
-    file << text;
-    file.close();
-    std::error_code error;
-    if (file) {
-        fs::rename(draft, fs::u8path(path), error);
+// Null and errno when it fails, which it does with "x" in the mode where something has that name.
+FILE * open_to_write(const fs::path & path, const char * mode) {
+#ifdef _WIN32
+    return _wfopen(path.c_str(), wide(mode).c_str());
+#else
+    return fopen(path.c_str(), mode);
+#endif
+}
+
+// A new file beside another one, under a name that nobody has.
+FILE * open_draft(const fs::path & beside, fs::path & draft) {
+    FILE * file = nullptr;
+    errno = EEXIST;
+    for (int i = 0; file == nullptr && errno == EEXIST; i++) {
+        draft = beside;
+        draft.replace_filename("." + beside.filename().u8string() + ".draft-" + std::to_string(i));
+        file = open_to_write(draft, "wbx");
     }
-    if (!file || error) {
-        std::error_code ignored;
-        fs::remove(draft, ignored);
+    return file;
+}
+
+// Nobody ever sees half of it, and what was there before stays until all of it is written. A link,
+// or what is no file, such as /dev/stderr, is written to and stays what it is.
+void write_file(const std::string & path, const std::string & text) {
+    const fs::path target = fs::u8path(path);
+    std::error_code error;
+    const fs::file_type kind = fs::symlink_status(target, error).type();
+    const bool replaced = kind == fs::file_type::regular || kind == fs::file_type::not_found;
+    fs::path draft;
+    FILE * file = replaced ? open_draft(target, draft) : open_to_write(target, "wb");
+    const bool complete =
+        file != nullptr && fwrite(text.data(), 1, text.size(), file) == text.size();
+    bool written = file != nullptr && fclose(file) == 0 && complete;
+    if (written && replaced) {
+        fs::rename(draft, target, error);
+        written = !error;
+    }
+    if (!written && replaced && file != nullptr) {
+        fs::remove(draft, error);
+    }
+    if (!written) {
         throw std::runtime_error(path + ": can't be written");
     }
 }
