@@ -169,10 +169,24 @@ def test_more_than_the_context(llamafile: Path, run: Run) -> None:
     said = lines("word " * 600, "/context", "Hi")
     done = run(llamafile, *GREEDY, "-c", "256", stdin=said)
     assert done.returncode == 1
-    assert b"(/forget drops the oldest messages, /clear all)" in done.stderr
+    assert done.stderr.endswith(
+        b"; the question was taken back (/forget drops the oldest messages, /clear all)\n"
+    )
     context, answer = done.stdout.decode().split("\n", 1)
     assert context == "0 of 256 tokens"
     assert len(answer) > 3
+
+
+def test_a_file_of_more_than_the_context(llamafile: Path, run: Run, tmp_path: Path) -> None:
+    """It goes with the question, so that the next one is answered."""
+    (tmp_path / "long.txt").write_text("word " * 600)
+    said = lines("/read long.txt", "What is it?", "/save kept", "Hi", "/save kept")
+    done = run(llamafile, *GREEDY, "-c", "256", stdin=said, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.count(b"\n") == 1
+    assert b"; the question was taken back, with all that was added to it (" in done.stderr
+    messages = json.loads((tmp_path / "kept").read_text())["messages"]
+    assert [(row["role"], row["content"]) for row in messages[:-1]] == [("user", "Hi")]
 
 
 def test_only_the_named_file_is_written(llamafile: Path, run: Run, tmp_path: Path) -> None:

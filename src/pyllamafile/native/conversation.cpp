@@ -291,14 +291,17 @@ class conversation {
             content = images;
             content.push_back({ { "type", "text" }, { "text", all } });
         }
+        const bool more = !texts.empty() || !images.empty();
         messages.push_back({ { "role", "user" }, { "content", content } });
-        answer();
         texts.clear();
         images = json::array();
+        answer(more ? ", with all that was added to it" : "");
     }
 
-    // Lets the model answer the last message, which is the user's. Without an answer it goes.
-    void answer() {
+    // Lets the model answer the last message, which is the user's. Without an answer it goes, with
+    // what it was made of: a file too long for the context would make the next one too long as
+    // well.
+    void answer(const std::string & with = "") {
         json body = { { "messages", messages }, { "stream", true }, { "timings_per_token", true } };
         if (!grammar.empty()) {
             body["grammar"] = grammar;
@@ -346,7 +349,8 @@ class conversation {
             console::log("\n");
             console::flush();
         }
-        if (said.empty() && thought.empty()) {
+        const bool nothing = said.empty() && thought.empty();
+        if (nothing) {
             messages.erase(messages.end() - 1);
         } else {
             messages.push_back({ { "role", "assistant" }, { "content", said } });
@@ -358,7 +362,8 @@ class conversation {
         if (!problem.empty()) {
             const bool full = problem.find("context") != std::string::npos;
             throw std::runtime_error(
-                problem + (full ? " (/forget drops the oldest messages, /clear all)" : ""));
+                problem + (nothing ? "; the question was taken back" + with : "") +
+                (full ? " (/forget drops the oldest messages, /clear all)" : ""));
         }
     }
 
