@@ -312,6 +312,8 @@ def test_pictures_in_a_conversation(seeing: Path, pictures: list[Path], run: Run
     red, blue = (look(picture, said=f"/image {picture}\n") for picture in pictures)
     assert red != blue
     assert look(pictures[0], "--image", pictures[0], said="") == red
+    done = run(seeing, "--chat", "-n", "2", stdin=f"/image {pictures[0]}\nHm\n/context\n".encode())
+    assert re.search(rb"\d+ of 8192 tokens, pictures not counted: 1\n$", done.stdout)
 
 
 def with_picture(path: Path) -> list[dict[str, Any]]:

@@ -410,7 +410,20 @@ class conversation {
             const json body = { { "content", written() }, { "parse_special", true } };
             used = json::parse(server.post("/tokenize", body.dump())).at("tokens").size();
         }
-        show(std::to_string(used) + " of " + std::to_string(context) + " tokens");
+        const size_t seen = pictures();
+        show(std::to_string(used) + " of " + std::to_string(context) + " tokens" +
+             (seen == 0 ? "" : ", pictures not counted: " + std::to_string(seen)));
+    }
+
+    // In what the template writes down they are marks; what they take is known to the projector.
+    size_t pictures() const {
+        size_t found = 0;
+        for (const json & message : messages) {
+            for (const json & part : message["content"]) {
+                found += part.is_object() && part.value("type", "") == "image_url";
+            }
+        }
+        return found;
     }
 
     void dump(const std::string & path) {
