@@ -416,6 +416,19 @@ def test_the_server_has_all_models_and_loads_them_on_demand(
 
 
 @pytest.mark.native
+def test_the_models_of_a_server_are_blind_if_wanted(
+    make: Callable[..., Path], seeing: Path, place: Path
+) -> None:
+    vocabulary = native.llama_source() / "models" / "ggml-vocab-phi-3.gguf"
+    phi3 = tiny_phi3(place / "beside.gguf", vocabulary)
+    file = make("seeing models", phi3, mmproj=seeing.parent / "eye.gguf")
+    for options, sees in ((), True), (("--no-mmproj",), False):
+        with serving(file, "--nobrowser", "-c", "512", *options) as url:
+            chat(url, model=SEVERAL[0])
+            assert call(url, f"props?model={SEVERAL[0]}")["modalities"]["vision"] is sees
+
+
+@pytest.mark.native
 def test_elsewhere_one_of_several_models_is_chosen(several: Path, run: Run) -> None:
     done = run(several, "-p", "x")
     assert (done.returncode, done.stdout) == (1, b"")
