@@ -183,7 +183,6 @@ def test_a_file_of_more_than_the_context(llamafile: Path, run: Run, tmp_path: Pa
     said = lines("/read long.txt", "What is it?", "/save kept", "Hi", "/save kept")
     done = run(llamafile, *GREEDY, "-c", "256", stdin=said, cwd=tmp_path)
     assert done.returncode == 1
-    assert done.stderr.count(b"\n") == 1
     assert b"; the question was taken back, with all that was added to it (" in done.stderr
     messages = json.loads((tmp_path / "kept").read_text())["messages"]
     assert [(row["role"], row["content"]) for row in messages[:-1]] == [("user", "Hi")]
