@@ -34,7 +34,6 @@ class Terminal:
         self.modes = termios.tcgetattr(self.terminal)
 
     def type(self, keys: str) -> None:
-        time.sleep(0.3)  # as a person does, and not before the program waits for it
         os.write(self.terminal, keys.encode())
 
     def see(self, what: str, seconds: float = 120) -> str:
@@ -170,10 +169,40 @@ def test_more_than_the_context(llamafile: Path, run: Run) -> None:
     said = lines("word " * 600, "/context", "Hi")
     done = run(llamafile, *GREEDY, "-c", "256", stdin=said)
     assert done.returncode == 1
-    assert b"(/forget drops the oldest messages, /clear all)" in done.stderr
+    assert done.stderr.endswith(
+        b"; the question was taken back (/forget drops the oldest messages, /clear all)\n"
+    )
     context, answer = done.stdout.decode().split("\n", 1)
     assert context == "0 of 256 tokens"
     assert len(answer) > 3
+
+
+def test_a_file_of_more_than_the_context(llamafile: Path, run: Run, tmp_path: Path) -> None:
+    """It goes with the question, so that the next one is answered."""
+    (tmp_path / "long.txt").write_text("word " * 600)
+    said = lines("/read long.txt", "What is it?", "/save kept", "Hi", "/save kept")
+    done = run(llamafile, *GREEDY, "-c", "256", stdin=said, cwd=tmp_path)
+    assert done.returncode == 1
+    assert b"; the question was taken back, with all that was added to it (" in done.stderr
+    messages = json.loads((tmp_path / "kept").read_text())["messages"]
+    assert [(row["role"], row["content"]) for row in messages[:-1]] == [("user", "Hi")]
+
+
+def test_only_the_named_file_is_written(llamafile: Path, run: Run, tmp_path: Path) -> None:
+    names = ("x.draft", ".x.draft-0", "y.draft", ".y.draft-0")
+    for name in names:
+        (tmp_path / name).write_text("mine")
+    (tmp_path / "y").mkdir()
+    (tmp_path / "errors").symlink_to("/dev/stderr")
+    said = lines("/save x", "/system Be brief.", "/dump errors", "/save y")
+    done = run(llamafile, *GREEDY, stdin=said, cwd=tmp_path)
+    assert done.returncode == 1
+    assert b"Be brief." in done.stderr
+    assert done.stderr.endswith(b"error: y: can't be written\n")
+    assert {path.name for path in tmp_path.iterdir()} == {*names, "x", "y", "errors"}
+    assert (tmp_path / "errors").is_symlink()
+    assert {(tmp_path / name).read_text() for name in names} == {"mine"}
+    assert json.loads((tmp_path / "x").read_text()) == {"messages": []}
 
 
 def test_a_path_is_no_command(llamafile: Path, run: Run) -> None:
@@ -198,6 +227,12 @@ def test_at_a_terminal(llamafile: Path) -> None:
         at.see("> ")
         at.type("/sys\t\r")  # completed
         assert "Be brief.\r\n" in at.see("> ")
+        at.type("/system In /usr/\\\r")  # goes on
+        at.type("or /etc/\r")
+        assert at.see("\r\n").endswith("\b/\r\n")  # the slash, again
+        at.see("> ")
+        at.type("/system\r")
+        assert "\nIn /usr/\r\nor /etc/\r\n" in at.see("> ")
         at.type("Hello.\r")
         at.see("> ")
         at.type("\x1b[A\r")  # the line before, again
@@ -232,10 +267,22 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(llamafile: Path) -> None:
         assert termios.tcgetattr(at.terminal)[3] == at.modes[3]
 
 
+def test_ctrl_c_as_the_prompt_appears(llamafile: Path) -> None:
+    """It comes before the program waits for keys, now and then, and is heard all the same."""
+    with terminal(llamafile, *GREEDY) as at:
+        for _ in range(50):
+            at.see("> ")
+            at.type("\x03")
+            at.see("Ctrl-C again ends the program", 5)
+            at.see("> ")
+            at.type("/system\r")
+            at.see("(none)")
+
+
 def test_ctrl_c_while_it_loads(llamafile: Path) -> None:
-    for _ in range(3):
+    for pause in (0.1, 0.2, 0.4):
         with terminal(llamafile, "--chat") as at:
-            time.sleep(0.1)
+            time.sleep(pause)
             at.type("\x03")
             assert at.end() in (130, -signal.SIGINT)
 

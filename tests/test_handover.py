@@ -130,25 +130,29 @@ def test_half_a_program_is_replaced(machine: Machine) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "damaged"),
     [
-        {"target": "windows-amd64"},
-        {"sha256": "0" * 64},
-        {"sha256": "../../escaped"},
-        {"size": 1},
-        {"offset": 1 << 40},
-        {"offset": BLOCK + 1},
-        {"packed_size": 1000},
-        {"packed_size": "many"},
+        ({"target": "windows-amd64"}, False),
+        ({"sha256": "0" * 64}, True),
+        ({"sha256": "../../escaped"}, False),
+        ({"size": 1}, True),
+        ({"size": 1 << 20}, True),
+        ({"size": 1 << 30}, False),  # more than so few bytes can be
+        ({"offset": 1 << 40}, True),
+        ({"offset": BLOCK + 1}, True),
+        ({"packed_size": 1000}, True),
+        ({"packed_size": 1 << 30}, True),
+        ({"packed_size": "many"}, False),
     ],
     ids=str,
 )
 def test_where_there_is_no_such_program_this_one_does_the_work(
-    machine: Machine, changes: dict[str, object]
+    machine: Machine, changes: dict[str, object], damaged: bool
 ) -> None:
     llamafile(machine.file, machine.child, **changes)
     done = machine.run()
     assert (done.returncode, done.stdout) == (99, "")
+    assert ("is damaged; this one goes on" in done.stderr) is damaged
     assert machine.unpacked == []
 
 

@@ -13,6 +13,8 @@ import time
 import urllib.error
 import urllib.request
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import lief
@@ -26,7 +28,6 @@ pytestmark = pytest.mark.native
 
 PROMPT = "The capital of France is"
 GREEDY = ("--temp", "0", "-n", "12")
-GROUPS = ("/sys/fs/cgroup/cpu", "/sys/fs/cgroup")  # of version 1, of version 2
 
 
 @pytest.fixture(scope="module")
@@ -175,26 +176,49 @@ def test_no_more_threads_than_the_affinity_allows(llamafile: Path, run: Run) -> 
     assert threads(run("taskset", "-c", str(cpu), *asked, "-t", "2")) == 2
 
 
-def test_no_more_threads_than_the_control_group_allows(llamafile: Path, run: Run) -> None:
-    """As in a container with a limit; a group is made where this machine lets us."""
-    group = next((Path(path) for path in GROUPS if Path(path, "cgroup.procs").exists()), None)
-    if group is None:
-        pytest.skip("no control groups of the processor to be had here")
-    group /= f"pyllamafile-{os.getpid()}"
+@contextmanager
+def limited(
+    controller: str, v2: tuple[str, str], v1: tuple[str, str]
+) -> Iterator[list[str | Path]]:
+    """The words in front of a command that put it into a control group of its own, in which a file
+    says what it may have. Where this machine lets us make none, the test is skipped.
+    """
+    roots = (Path("/sys/fs/cgroup", controller), Path("/sys/fs/cgroup"))
+    root = next((path for path in roots if (path / "cgroup.procs").exists()), None)
+    if root is None:
+        pytest.skip("no control groups to be had here")
+    group = root / f"pyllamafile-{os.getpid()}"
     try:
         group.mkdir()
-        if (group / "cpu.max").exists():
-            (group / "cpu.max").write_text("100000 100000")
-        else:
-            (group / "cpu.cfs_quota_us").write_text("100000")
+        name, value = v2 if (group / v2[0]).exists() else v1
+        (group / name).write_text(value)
     except OSError as error:
+        if group.exists():
+            group.rmdir()
         pytest.skip(f"control groups can't be made here: {error}")
     try:
-        inside = 'echo $$ >"$0/cgroup.procs" && exec "$@"'
-        done = run("sh", "-c", inside, group, llamafile, "-p", "A", "-n", "1", "-v")
-        assert threads(done) == 1
+        yield ["sh", "-c", 'echo $$ >"$0/cgroup.procs" && exec "$@"', group]
     finally:
         group.rmdir()
+
+
+def test_no_more_threads_than_the_control_group_allows(llamafile: Path, run: Run) -> None:
+    """As in a container with a limit."""
+    with limited("cpu", ("cpu.max", "100000 100000"), ("cpu.cfs_quota_us", "100000")) as inside:
+        assert threads(run(*inside, llamafile, "-p", "A", "-n", "1", "-v")) == 1
+
+
+def test_no_longer_context_than_the_control_group_has_memory_for(llamafile: Path, run: Run) -> None:
+    def context(*inside: str | Path, options: tuple[str, ...] = ()) -> int:
+        done = run(*inside, llamafile, "--chat", *options, stdin=b"/context\n")
+        assert (done.returncode, done.stderr) == (0, b"")
+        return int(done.stdout.split()[2])
+
+    limit = str(1280 << 20)  # upstream leaves a GiB to others
+    assert context() == 8192
+    with limited("memory", ("memory.max", limit), ("memory.limit_in_bytes", limit)) as inside:
+        assert 4096 <= context(*inside) < 8192
+        assert context(*inside, options=("-c", "8192")) == 8192
 
 
 def test_help_is_a_manual(llamafile: Path, run: Run) -> None:

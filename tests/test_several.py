@@ -312,6 +312,8 @@ def test_pictures_in_a_conversation(seeing: Path, pictures: list[Path], run: Run
     red, blue = (look(picture, said=f"/image {picture}\n") for picture in pictures)
     assert red != blue
     assert look(pictures[0], "--image", pictures[0], said="") == red
+    done = run(seeing, "--chat", "-n", "2", stdin=f"/image {pictures[0]}\nHm\n/context\n".encode())
+    assert re.search(rb"\d+ of 8192 tokens, pictures not counted: 1\n$", done.stdout)
 
 
 def with_picture(path: Path) -> list[dict[str, Any]]:
@@ -411,6 +413,19 @@ def test_the_server_has_all_models_and_loads_them_on_demand(
     while children(several) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert children(several) == []
+
+
+@pytest.mark.native
+def test_the_models_of_a_server_are_blind_if_wanted(
+    make: Callable[..., Path], seeing: Path, place: Path
+) -> None:
+    vocabulary = native.llama_source() / "models" / "ggml-vocab-phi-3.gguf"
+    phi3 = tiny_phi3(place / "beside.gguf", vocabulary)
+    file = make("seeing models", phi3, mmproj=seeing.parent / "eye.gguf")
+    for options, sees in ((), True), (("--no-mmproj",), False):
+        with serving(file, "--nobrowser", "-c", "512", *options) as url:
+            chat(url, model=SEVERAL[0])
+            assert call(url, f"props?model={SEVERAL[0]}")["modalities"]["vision"] is sees
 
 
 @pytest.mark.native

@@ -3,16 +3,22 @@
 #include "arg.h"
 #include "base64.hpp"
 #include "cli-client.h"
-#include "cli-server.h"
 #include "common.h"
 #include "console.h"
 #include "llama.h"
 #include "log.h"
 #include "system.h"
 
+// The server's class stands in a header whose own header has functions that are used elsewhere.
+#pragma clang diagnostic push
+#pragma clang diagnostic ignored "-Wunused-function"
+#include "cli-server.h"
+#pragma clang diagnostic pop
+
 #include <nlohmann/json.hpp>
 
 #include <algorithm>
+#include <cerrno>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
@@ -22,12 +28,16 @@
 #include <signal.h>
 
 #ifdef _WIN32
+#include "wide.h"
+
 #include <io.h>
-#include <windows.h>
 #else
+#include <pthread.h>
 #include <termios.h>
 #include <unistd.h>
 #endif
+
+bool console_fed_line = false; // for console-lines.h
 
 namespace {
 
@@ -36,9 +46,12 @@ namespace fs = std::filesystem;
 
 bool at_terminal = false; // somebody types, and sees what is written
 
-// Ctrl-C stops an answer; where there is none to stop, it ends the program.
-volatile sig_atomic_t answering = 0;
-volatile sig_atomic_t asking = 0;
+// Ctrl-C stops an answer. At a terminal it is heard at all times, at the next prompt if nowhere
+// before (but on Windows, while the model answers). Where nobody hears it, or the last one is not
+// yet heard, it ends the program.
+volatile sig_atomic_t answering = 0; // the model does
+volatile sig_atomic_t talking = 0;   // somebody at a terminal, to whom a prompt comes
+volatile sig_atomic_t asking = 0;    // the prompt is there
 volatile sig_atomic_t interrupted = 0;
 
 #ifdef _WIN32
@@ -59,14 +72,35 @@ void catch_interrupts() {
     SetConsoleCtrlHandler(on_interrupt, TRUE);
 }
 
+void stop_asking() {
+    asking = 0;
+}
+
 #else
 
 termios found_terminal; // as the program found it
+pthread_t reader;       // the thread that asks
+
+// A signal interrupts the thread that it comes to, if that reads already. So the one that asks is
+// interrupted again and again, until it hears.
+void interrupt_reader(int) {
+    if (asking && interrupted) {
+        if (!pthread_equal(pthread_self(), reader)) {
+            pthread_kill(reader, SIGALRM);
+        }
+        alarm(1);
+    }
+}
+
+void stop_asking() {
+    asking = 0;
+    alarm(0);
+}
 
 void on_interrupt(int number) {
-    const bool hears = (answering || asking) && !interrupted;
-    if (number == SIGINT && hears && (answering || at_terminal)) {
+    if (number == SIGINT && (answering || talking) && !interrupted) {
         interrupted = 1;
+        interrupt_reader(0);
         return;
     }
     if (at_terminal) {
@@ -78,10 +112,13 @@ void on_interrupt(int number) {
 
 void catch_interrupts() {
     tcgetattr(STDIN_FILENO, &found_terminal);
+    reader = pthread_self();
     struct sigaction action = {}; // without SA_RESTART: reading a line ends, too
     action.sa_handler = on_interrupt;
     sigaction(SIGINT, &action, nullptr);
     sigaction(SIGTERM, &action, nullptr);
+    action.sa_handler = interrupt_reader;
+    sigaction(SIGALRM, &action, nullptr);
 }
 
 #endif
@@ -110,19 +147,47 @@ std::string read_file(const std::string & path) {
     return { std::istreambuf_iterator<char>(file), {} };
 }
 
-// Nobody ever sees half of it, and what was there before stays until all of it is written.
-void write_file(const std::string & path, const std::string & text) {
-    const fs::path draft = fs::u8path(path + ".draft");
-    std::ofstream file(draft, std::ios::binary);
-    file << text;
-    file.close();
-    std::error_code error;
-    if (file) {
-        fs::rename(draft, fs::u8path(path), error);
+// Null and errno when it fails, which it does with "x" in the mode where something has that name.
+FILE * open_to_write(const fs::path & path, const char * mode) {
+#ifdef _WIN32
+    return _wfopen(path.c_str(), wide(mode).c_str());
+#else
+    return fopen(path.c_str(), mode);
+#endif
+}
+
+// A new file beside another one, under a name that nobody has.
+FILE * open_draft(const fs::path & beside, fs::path & draft) {
+    FILE * file = nullptr;
+    errno = EEXIST;
+    for (int i = 0; file == nullptr && errno == EEXIST; i++) {
+        draft = beside;
+        draft.replace_filename("." + beside.filename().u8string() + ".draft-" + std::to_string(i));
+        file = open_to_write(draft, "wbx");
     }
-    if (!file || error) {
-        std::error_code ignored;
-        fs::remove(draft, ignored);
+    return file;
+}
+
+// Nobody ever sees half of it, and what was there before stays until all of it is written. A link,
+// or what is no file, such as /dev/stderr, is written to and stays what it is.
+void write_file(const std::string & path, const std::string & text) {
+    const fs::path target = fs::u8path(path);
+    std::error_code error;
+    const fs::file_type kind = fs::symlink_status(target, error).type();
+    const bool replaced = kind == fs::file_type::regular || kind == fs::file_type::not_found;
+    fs::path draft;
+    FILE * file = replaced ? open_draft(target, draft) : open_to_write(target, "wb");
+    const bool complete =
+        file != nullptr && fwrite(text.data(), 1, text.size(), file) == text.size();
+    bool written = file != nullptr && fclose(file) == 0 && complete;
+    if (written && replaced) {
+        fs::rename(draft, target, error);
+        written = !error;
+    }
+    if (!written && replaced && file != nullptr) {
+        fs::remove(draft, error);
+    }
+    if (!written) {
         throw std::runtime_error(path + ": can't be written");
     }
 }
@@ -226,14 +291,17 @@ class conversation {
             content = images;
             content.push_back({ { "type", "text" }, { "text", all } });
         }
+        const bool more = !texts.empty() || !images.empty();
         messages.push_back({ { "role", "user" }, { "content", content } });
-        answer();
         texts.clear();
         images = json::array();
+        answer(more ? ", with all that was added to it" : "");
     }
 
-    // Lets the model answer the last message, which is the user's. Without an answer it goes.
-    void answer() {
+    // Lets the model answer the last message, which is the user's. Without an answer it goes, with
+    // what it was made of: a file too long for the context would make the next one too long as
+    // well.
+    void answer(const std::string & with = "") {
         json body = { { "messages", messages }, { "stream", true }, { "timings_per_token", true } };
         if (!grammar.empty()) {
             body["grammar"] = grammar;
@@ -281,7 +349,8 @@ class conversation {
             console::log("\n");
             console::flush();
         }
-        if (said.empty() && thought.empty()) {
+        const bool nothing = said.empty() && thought.empty();
+        if (nothing) {
             messages.erase(messages.end() - 1);
         } else {
             messages.push_back({ { "role", "assistant" }, { "content", said } });
@@ -293,7 +362,8 @@ class conversation {
         if (!problem.empty()) {
             const bool full = problem.find("context") != std::string::npos;
             throw std::runtime_error(
-                problem + (full ? " (/forget drops the oldest messages, /clear all)" : ""));
+                problem + (nothing ? "; the question was taken back" + with : "") +
+                (full ? " (/forget drops the oldest messages, /clear all)" : ""));
         }
     }
 
@@ -340,7 +410,20 @@ class conversation {
             const json body = { { "content", written() }, { "parse_special", true } };
             used = json::parse(server.post("/tokenize", body.dump())).at("tokens").size();
         }
-        show(std::to_string(used) + " of " + std::to_string(context) + " tokens");
+        const size_t seen = pictures();
+        show(std::to_string(used) + " of " + std::to_string(context) + " tokens" +
+             (seen == 0 ? "" : ", pictures not counted: " + std::to_string(seen)));
+    }
+
+    // In what the template writes down they are marks; what they take is known to the projector.
+    size_t pictures() const {
+        size_t found = 0;
+        for (const json & message : messages) {
+            for (const json & part : message["content"]) {
+                found += part.is_object() && part.value("type", "") == "image_url";
+            }
+        }
+        return found;
     }
 
     void dump(const std::string & path) {
@@ -458,7 +541,7 @@ class conversation {
 enum class heard { text, interrupt, end };
 
 // One message: a line, or several where each but the last ends in a backslash.
-heard listen(std::string & text, bool multiline) {
+heard listen(std::string & text, const common_params & params) {
     text.clear();
     if (!at_terminal) {
         std::string line;
@@ -479,9 +562,15 @@ heard listen(std::string & text, bool multiline) {
     asking = 1;
     std::string line;
     for (bool more = true; more && !interrupted; text += line) {
-        more = console::readline(line, multiline);
+        console_fed_line = false;
+        more = console::readline(line, params.multiline_input);
+        const bool whole = console_fed_line || params.simple_io || params.multiline_input;
+        if (!whole && !line.empty() && line.back() == '\n') {
+            line.insert(line.size() - 1, "/"); // see console-lines.h
+            console::log("/\n");
+        }
     }
-    asking = 0;
+    stop_asking();
     console::set_display(DISPLAY_TYPE_RESET);
     if (interrupted) {
         interrupted = 0;
@@ -562,8 +651,9 @@ int talk(cli_client & server, const common_params & params) {
         console::log("> %s\n", message.c_str());
     }
     bool warned = false;
+    talking = at_terminal;
     while (true) {
-        const heard what = message.empty() ? listen(message, params.multiline_input) : heard::text;
+        const heard what = message.empty() ? listen(message, params) : heard::text;
         if (what == heard::end || (what == heard::interrupt && warned)) {
             return what == heard::end ? code : 130;
         }

@@ -10,11 +10,15 @@
 #include <nlohmann/json.hpp>
 
 // stb_image.h, which llama.cpp links in to read PNG files
-extern "C" char * stbi_zlib_decode_noheader_malloc(const char * buffer, int size, int * size_out);
+extern "C" int stbi_zlib_decode_noheader_buffer(char * out, int out_size, const char * in,
+                                                int in_size);
 
 namespace {
 
 namespace fs = std::filesystem;
+
+// Deflate makes of a byte at most this many: 258 out of two bits (RFC 1951, 3.2.5).
+const size_t MOST_INFLATED = 1032;
 
 // A row of `runtimes` in llamafile.json (FORMAT.md, section 6).
 struct packed_program {
@@ -37,7 +41,9 @@ std::optional<packed_program> look_up(const container & llamafile, const std::st
                                          row.at("sha256") };
                 const bool hex =
                     found.sha256.find_first_not_of("0123456789abcdef") == std::string::npos;
-                return hex && found.packed_size <= INT_MAX ? std::optional(found) : std::nullopt;
+                const bool sane = found.packed_size <= INT_MAX && found.size <= INT_MAX &&
+                                  found.size / MOST_INFLATED <= found.packed_size;
+                return hex && sane ? std::optional(found) : std::nullopt;
             }
         }
     } catch (const nlohmann::json::exception &) {
@@ -47,18 +53,17 @@ std::optional<packed_program> look_up(const container & llamafile, const std::st
 }
 
 // Ten bytes, a comment ended by NUL, deflated data, checksum and length (FORMAT.md, section 3).
-std::string gunzip(const std::string & member) {
+// Empty where that is not as many bytes as the caller knows it to be.
+std::string gunzip(const std::string & member, size_t size) {
     const size_t start = member.find('\0', 10) + 1;
     if (member.compare(0, 4, "\x1f\x8b\x08\x10", 4) != 0 || start == 0 ||
         member.size() < start + 8) {
         return {};
     }
-    int size = 0;
-    char * inflated = stbi_zlib_decode_noheader_malloc(member.data() + start,
-                                                       (int)(member.size() - start - 8), &size);
-    std::string out(inflated != nullptr ? inflated : "", inflated != nullptr ? size : 0);
-    free(inflated);
-    return out;
+    std::string out(size, '\0');
+    const int inflated = stbi_zlib_decode_noheader_buffer(
+        out.data(), (int)size, member.data() + start, (int)(member.size() - start - 8));
+    return inflated == (int)size ? out : "";
 }
 
 std::string sha256(const std::string & bytes) {
@@ -76,13 +81,17 @@ std::string sha256(const std::string & bytes) {
 
 std::string unpack(const container & llamafile, const packed_program & program) {
     const file_ptr file = open_file(llamafile.path);
+    if (!file || !file_seek(file.get(), 0, SEEK_END) ||
+        file_tell(file.get()) < (int64_t)program.packed_size) {
+        return {};
+    }
     std::string member(program.packed_size, '\0');
-    if (!file || !file_seek(file.get(), program.offset) ||
+    if (!file_seek(file.get(), program.offset) ||
         fread(member.data(), 1, member.size(), file.get()) != member.size()) {
         return {};
     }
-    std::string out = gunzip(member);
-    return out.size() == program.size && sha256(out) == program.sha256 ? out : "";
+    const std::string out = gunzip(member, program.size);
+    return sha256(out) == program.sha256 ? out : "";
 }
 
 // Nobody ever sees half of it, however many start at once.
@@ -187,6 +196,9 @@ std::optional<int> hand_over(const container & llamafile, const std::string & ta
     if (fs::file_size(path, error) != program->size || error) {
         const std::string bytes = unpack(llamafile, *program);
         if (bytes.empty() || !write_file(path, bytes)) {
+            fprintf(stderr, "warning: %s: its program for %s %s; this one goes on, more slowly\n",
+                    llamafile.path.c_str(), target.c_str(),
+                    bytes.empty() ? "is damaged" : "can't be written to the cache");
             return {};
         }
     }

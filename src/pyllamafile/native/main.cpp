@@ -48,6 +48,8 @@ char completion_last = '\0';
 
 namespace {
 
+std::string own_program; // not the llamafile that it is in; the router starts it again
+
 using tool = int (*)(int, char **);
 
 // Tools with a table of flags of their own: what `.args` says is not for them.
@@ -427,7 +429,7 @@ int run(const char * program, arguments own, arguments user) {
     std::string called;
     const bool several = chosen.run == llama_server && offers_models(args, flags);
     if (several) {
-        called = offer_models(args);
+        called = offer_models(args, flags);
     } else if (chosen.model) {
         const std::string missing = choose_weights(args, flags, chosen, called);
         if (!missing.empty()) {
@@ -452,7 +454,7 @@ int run(const char * program, arguments own, arguments user) {
     }
     args.insert(args.begin(), chosen.first.begin(), chosen.first.end());
     const auto start = [&](const arguments & final_args) {
-        return call(chosen.run, program, final_args);
+        return call(chosen.run, several ? own_program.c_str() : program, final_args);
     };
     return chosen.run == llama_server ? serve(args, flags, called, browser, start) : start(args);
 }
@@ -488,6 +490,10 @@ int main(int argc, char ** argv) {
     if (user.size() == 1 && user[0] == "--probe") {
         return 0;
     }
+    own_program = own_path();
+    if (own_program.empty()) {
+        own_program = argv[0];
+    }
     if (is_routers_child(user)) {
         return call(llama_server, argv[0], user);
     }
@@ -496,8 +502,7 @@ int main(int argc, char ** argv) {
     const std::string file = told ? user[1] : own_llamafile();
     user.erase(user.begin(), user.begin() + (told ? 2 : 0));
     if (user == arguments{ "--clean-cache" }) {
-        const std::string self = own_path();
-        return clean_cache(self.empty() ? argv[0] : self);
+        return clean_cache(own_program);
     }
     if (!file.empty() && !read_container(file, own_container)) {
         return fail(file + ": damaged or cut off: its zip directory can't be read");

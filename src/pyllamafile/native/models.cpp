@@ -144,7 +144,7 @@ void settle_partners(arguments & own, const arguments & user, const flag_table &
 }
 
 std::string check_partners(arguments & args, const flag_table & flags) {
-    bool unaligned = false;
+    bool unaligned = false, drafts = false;
     std::string type;
     for (size_t i = 0; i + 1 < args.size(); i += 1 + flags.values(args[i])) {
         for (const partner_flag & flag : PARTNER_FLAGS) {
@@ -163,6 +163,7 @@ std::string check_partners(arguments & args, const flag_table & flags) {
                 }
                 if (flag.kind == weights_kind::MODEL) {
                     args[i + 1] = found.name();
+                    drafts = true;
                     type = draft_type(found);
                     unaligned = found.offset % TENSOR_ALIGNMENT != 0;
                 }
@@ -171,6 +172,10 @@ std::string check_partners(arguments & args, const flag_table & flags) {
     }
     if (unaligned) {
         args.insert(args.end(), { "--load-mode", "none" });
+    }
+    // While one of the two computes, the other's threads would keep a processor busy with waiting.
+    if (drafts && !flags.has(args, { "--poll" })) {
+        args.insert(args.end(), { "--poll", "0" });
     }
     if (!type.empty() && !flags.has(args, { "--spec-type" }) &&
         getenv("LLAMA_ARG_SPEC_TYPE") == nullptr) {
@@ -191,6 +196,8 @@ namespace {
 // In front of a child's arguments, where upstream has room for one word.
 const std::string CHILD = "--child-of=";
 
+bool offers_projectors = true;
+
 std::string name_of(const entry & model) {
     return without_gguf(model.name.substr(model.name.rfind('/') + 1));
 }
@@ -203,7 +210,8 @@ void add_partners(const common_preset_context & context, const container & zip,
         defaults != nullptr ? parse_args_file(zip.content(*defaults)) : arguments{};
     for (size_t i = 0; i + 1 < args.size(); i++) {
         for (const partner_flag & flag : PARTNER_FLAGS) {
-            if (args[i] != flag.name || args[i + 1].compare(0, 1, "@") != 0) {
+            const bool wanted = flag.kind != weights_kind::PROJECTOR || offers_projectors;
+            if (args[i] != flag.name || args[i + 1].compare(0, 1, "@") != 0 || !wanted) {
                 continue;
             }
             // in its process @ means the same, and a path may have what separates values
@@ -235,7 +243,8 @@ void set_variable(const char * name, const std::string & value) {
 
 } // namespace
 
-std::string offer_models(arguments & args) {
+std::string offer_models(arguments & args, const flag_table & flags) {
+    offers_projectors = !flags.has(args, NO_PROJECTOR);
     args.insert(args.end(), { "--models-dir", own_container.path });
     set_variable("LLAMA_APP_CMD", CHILD + own_container.path);
     std::string names;

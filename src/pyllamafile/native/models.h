@@ -19,7 +19,7 @@ bool offers_models(const arguments & args, const flag_table & flags);
 
 // Makes upstream's router offer them, each in a process of its own that is started when somebody
 // asks for it. Returns what to call them.
-std::string offer_models(arguments & args);
+std::string offer_models(arguments & args, const flag_table & flags);
 
 // Such a process: takes its mark out of the arguments; false if this is none.
 bool is_routers_child(arguments & args);

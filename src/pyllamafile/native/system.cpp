@@ -17,6 +17,12 @@
 #elif defined(__linux__)
 #include <limits.h>
 #include <unistd.h>
+#elif defined(__FreeBSD__) || defined(__NetBSD__)
+// clang-format off
+#include <sys/types.h>
+#include <sys/sysctl.h>
+// clang-format on
+#include <limits.h>
 #endif
 
 bool flushed() {
@@ -63,12 +69,22 @@ arguments command_line(int argc, char ** argv) {
     return arguments(argv + std::min(argc, 1), argv + argc);
 }
 
-// Elsewhere nothing is built where the program is its own llamafile.
+// OpenBSD can't tell, and on macOS nobody asks who couldn't do without: the launch script starts
+// the program by its whole path there.
 std::string own_path() {
 #ifdef __linux__
     char path[PATH_MAX];
     const ssize_t length = readlink("/proc/self/exe", path, sizeof(path));
     return std::string(path, length > 0 ? (size_t)length : 0);
+#elif defined(__FreeBSD__) || defined(__NetBSD__)
+#ifdef __FreeBSD__
+    const int name[] = { CTL_KERN, KERN_PROC, KERN_PROC_PATHNAME, -1 }; // -1 is this process
+#else
+    const int name[] = { CTL_KERN, KERN_PROC_ARGS, -1, KERN_PROC_PATHNAME };
+#endif
+    char path[PATH_MAX];
+    size_t size = sizeof(path);
+    return sysctl(name, 4, path, &size, nullptr, 0) == 0 ? path : "";
 #else
     return {};
 #endif

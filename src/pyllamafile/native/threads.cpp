@@ -2,6 +2,8 @@
 
 #ifdef __linux__
 
+#include "groups.h"
+
 #include <algorithm>
 #include <cmath>
 #include <fstream>
@@ -24,47 +26,12 @@ double quota(const std::string & folder) {
     return used > 0 && period > 0 ? used / period : 0;
 }
 
-// The least of a group and those above it.
-double least_quota(const std::string & root, std::string path) {
-    double least = 0;
-    for (;;) {
-        const double here = quota(root + path);
-        if (here > 0 && (least == 0 || here < least)) {
-            least = here;
-        }
-        if (path.empty()) {
-            return least;
-        }
-        path.resize(path.rfind('/') == std::string::npos ? 0 : path.rfind('/'));
-    }
-}
-
-double group_quota() {
-    std::ifstream groups("/proc/self/cgroup"); // ID:CONTROLLERS:PATH
-    for (std::string line; std::getline(groups, line);) {
-        const size_t first = line.find(':'), second = line.find(':', first + 1);
-        if (second == std::string::npos) {
-            continue;
-        }
-        const std::string controllers = "," + line.substr(first + 1, second - first - 1) + ",";
-        const bool v1 = controllers.find(",cpu,") != std::string::npos;
-        if (v1 || controllers == ",,") {
-            const std::string root = v1 ? "/sys/fs/cgroup/cpu" : "/sys/fs/cgroup";
-            const double least = least_quota(root, line.substr(second + 1));
-            if (least > 0) {
-                return least;
-            }
-        }
-    }
-    return 0;
-}
-
 } // namespace
 
 int threads_to_use(int upstreams) {
     cpu_set_t set;
     const int affinity = sched_getaffinity(0, sizeof(set), &set) == 0 ? CPU_COUNT(&set) : 0;
-    for (const int allowed : { affinity, (int)std::ceil(group_quota()) }) {
+    for (const int allowed : { affinity, (int)std::ceil(least_of_groups("cpu", quota)) }) {
         if (allowed > 0) {
             upstreams = std::min(upstreams, allowed);
         }
