@@ -183,7 +183,6 @@ def test_a_file_of_more_than_the_context(llamafile: Path, run: Run, tmp_path: Pa
     said = lines("/read long.txt", "What is it?", "/save kept", "Hi", "/save kept")
     done = run(llamafile, *GREEDY, "-c", "256", stdin=said, cwd=tmp_path)
     assert done.returncode == 1
-    assert done.stderr.count(b"\n") == 1
     assert b"; the question was taken back, with all that was added to it (" in done.stderr
     messages = json.loads((tmp_path / "kept").read_text())["messages"]
     assert [(row["role"], row["content"]) for row in messages[:-1]] == [("user", "Hi")]
@@ -229,11 +228,11 @@ def test_at_a_terminal(llamafile: Path) -> None:
         at.type("/sys\t\r")  # completed
         assert "Be brief.\r\n" in at.see("> ")
         at.type("/system In /usr/\\\r")  # goes on
+        at.see("\r\n")
         at.type("or /etc/\r")
-        assert at.see("\r\n").endswith("\b/\r\n")  # the slash, again
-        at.see("> ")
+        assert at.see("> ").count("\b/\r\n") == 1  # the slash, again
         at.type("/system\r")
-        assert "\nIn /usr/\r\nor /etc/\r\n" in at.see("> ")
+        assert "In /usr/\r\nor /etc/\r\n" in at.see("> ")
         at.type("Hello.\r")
         at.see("> ")
         at.type("\x1b[A\r")  # the line before, again
