@@ -75,10 +75,29 @@ def test_what_troff_would_take_for_its_own():
 # Completion
 
 
-@pytest.fixture
-def complete(folder):
-    """What bash makes of a line when the tab key is pressed, in a terminal of its own."""
-    shell = need("bash", "bash")
+# How a shell is started with nothing of the user's, and what it runs before the test.
+SHELLS = {
+    "bash": (
+        ["--norc", "--noprofile", "-i"],
+        'eval "$(_PYLLAMAFILE_COMPLETE=bash_source pyllamafile)"',
+    ),
+    "zsh": (
+        ["-f", "-i"],
+        "autoload -Uz compinit; compinit -u -D; "
+        'eval "$(_PYLLAMAFILE_COMPLETE=zsh_source pyllamafile)"',
+    ),
+    "fish": (
+        ["--no-config", "-i"],
+        "_PYLLAMAFILE_COMPLETE=fish_source pyllamafile | source",
+    ),
+}
+
+
+@pytest.fixture(params=SHELLS)
+def complete(request, folder):
+    """What a shell makes of a line when the tab key is pressed, in a terminal of its own."""
+    shell = need(request.param, request.param)
+    arguments, setup = SHELLS[request.param]
     bin = Path(sys.executable).parent
     if not shutil.which("pyllamafile", path=str(bin)):
         pytest.skip("pyllamafile is not installed")
@@ -88,9 +107,9 @@ def complete(folder):
         if process == 0:
             os.environ.update(PATH=f"{bin}:{os.environ['PATH']}", PS1="$ ", TERM="dumb")
             os.environ["INPUTRC"] = "/dev/null"
-            os.execv(shell, [shell, "--norc", "--noprofile", "-i"])
+            os.execv(shell, [shell, *arguments])
         try:
-            os.write(terminal, b'eval "$(_PYLLAMAFILE_COMPLETE=bash_source pyllamafile)"\n')
+            os.write(terminal, f"{setup}\n".encode())
             os.write(terminal, b"echo is'' ready\n")
             read_until(terminal, "is ready")
             os.write(terminal, f"{line}\t".encode())
@@ -123,7 +142,7 @@ def read_until(terminal: int, expected: str) -> None:
         ("pyllamafile remove a-file-to-try.llamafile notes-t", "notes-to-remove.txt "),
     ],
 )
-def test_bash_completes(complete, model, line, expected):
+def test_shells_complete(complete, model, line, expected):
     shutil.copy(model, "a-model-to-try.gguf")
     options = {"add": [(model, "notes-to-remove.txt")]}
     pyllamafile.build("a-model-to-try.gguf", "a-file-to-try.llamafile", **options)
