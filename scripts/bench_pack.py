@@ -87,6 +87,24 @@ def quiet(*command: str | Path, env: dict[str, str] | None = None) -> None:
     subprocess.run(command, check=True, capture_output=True, env=env)
 
 
+# A child's peak of memory begins with that of its parent (man 2 getrusage), so this starts it.
+RUN = """
+import os, sys, time
+start = time.perf_counter()
+silent = [(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
+process = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ, file_actions=silent)
+_, status, usage = os.wait4(process, 0)
+print(time.perf_counter() - start, usage.ru_maxrss / 1024, usage.ru_oublock / 2048)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+
+
+def costs(*command: str) -> tuple[float, ...]:
+    """Run a program: the seconds it took, its peak MiB, and the MiB that it wrote to disk."""
+    run = [sys.executable, "-I", "-S", "-c", RUN, *command]
+    return tuple(map(float, subprocess.run(run, check=True, stdout=subprocess.PIPE).stdout.split()))
+
+
 def report(goal: str, what: str, line: str) -> None:
     print(f"{what:28} {line:52} (goal: {GOALS[goal]})", flush=True)
 
@@ -94,11 +112,11 @@ def report(goal: str, what: str, line: str) -> None:
 def packing(folder: Path, size: int, rounds: int) -> None:
     model = gguf(folder / "model.gguf", size)
     packed, copied = folder / "packed", folder / "copied"
-    peaks = []
+    found = []
 
     def pack() -> None:
         command = [*COMMAND, "build", "--gguf", str(model), "-o", str(packed), "--no-gui"]
-        peaks.append(measured([*command, "--no-companion"])[2])
+        found.append(costs(*command, "--no-companion"))
 
     def copy() -> None:
         quiet("cp", "--reflink=auto", model, copied)
@@ -109,10 +127,11 @@ def packing(folder: Path, size: int, rounds: int) -> None:
         copied.unlink(missing_ok=True)
         os.sync()
 
-    ours, _, theirs, _ = taking_turns(rounds, pack, clean, copy, clean)
+    _, _, theirs, _ = taking_turns(rounds, pack, clean, copy, clean)
+    ours, peak, _ = map(statistics.median, zip(*found[1:], strict=True))
     line = f"{ours:.2f} s, cp and sync {theirs:.2f} s = {ours / theirs:.2f}"
     report("packing", f"build, {size / (1 << 30):g} GiB", line)
-    report("memory", "its memory at the most", f"{statistics.median(peaks):.0f} MiB")
+    report("memory", "its memory at the most", f"{peak:.0f} MiB")
     seconds = taking_turns(rounds, lambda: quiet(*COMMAND, "inspect", model))[0]
     report("inspect", f"inspect, {TOKENS:,} tokens", f"{seconds * 1e3:.0f} ms")
     model.unlink()
@@ -143,29 +162,18 @@ def starting(folder: Path, rounds: int, target: str) -> None:
     report("first", "start, first", more)
 
 
-def costs(command: list[str]) -> tuple[float, float, float]:
-    """Run a program: the seconds it took, its peak MiB, and the MiB that it wrote to disk."""
-    start = time.perf_counter()
-    silent = [(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
-    process = os.posix_spawn(command[0], command, os.environ, file_actions=silent)
-    _, status, usage = os.wait4(process, 0)
-    if status:
-        raise SystemExit(f"{' '.join(command)} ended with {os.waitstatus_to_exitcode(status)}")
-    return time.perf_counter() - start, usage.ru_maxrss / 1024, usage.ru_oublock / 2048
-
-
 def care(folder: Path, size: int, rounds: int, target: str) -> None:
     """Weights that stay where they are; `verify` reads all of them, with the same checksums."""
     if shift.unit(folder) is None:
         print("care: skipped, for files here can't be shifted")
         return
     model, file = gguf(folder / "model.gguf", size), folder / "model.llamafile"
-    found: dict[str, list[tuple[float, float, float]]] = {"in place": [], "upgrade": [], "read": []}
+    found: dict[str, list[tuple[float, ...]]] = {"in place": [], "upgrade": [], "read": []}
     for _ in range(rounds):
         command = [*COMMAND, "build", "--in-place", "--gguf", str(model), "--target", target]
-        found["in place"].append(costs([*command, "--no-companion"]))
-        found["read"].append(costs([*COMMAND, "verify", str(file)]))
-        found["upgrade"].append(costs([*COMMAND, "upgrade", str(file)]))
+        found["in place"].append(costs(*command, "--no-companion"))
+        found["read"].append(costs(*COMMAND, "verify", str(file)))
+        found["upgrade"].append(costs(*COMMAND, "upgrade", str(file)))
         whole = pyllamafile.inspect(file).entries[0]
         shift.collapse(file, 0, whole.offset)  # the GGUF again
         os.truncate(file, whole.size)

@@ -303,8 +303,8 @@ def failing(tmp_path_factory):
 @pytest.mark.parametrize(
     ("call", "file", "code", "moments"),
     [
-        ("read", "m.gguf", errno.EIO, (1, 2, 5)),
-        ("preadv64", "m.gguf", errno.EIO, (1, 2, 3)),
+        ("read", "m.gguf", errno.EIO, (1,)),  # the header
+        ("preadv64", "m.gguf", errno.EIO, (1, 2, 3)),  # who copies, and two who hash
         ("write", "/out/", errno.EIO, (1, 2, 3)),
         ("write", "/out/", errno.ENOSPC, (1, 2, 3)),
         ("fsync", "/out/", errno.EIO, (1,)),
