@@ -11,6 +11,7 @@ import contextlib
 import errno
 import functools
 import hashlib
+import mmap
 import os
 import shutil
 import stat
@@ -38,9 +39,9 @@ BLOCK = 65536  # serves 4K, 16K and 64K pages and Windows' mapping granularity
 Time = tuple[int, int, int, int, int, int]  # year, month, day, hour, minute, second
 Progress = Callable[[int], None]
 
-_CHUNK = 1 << 20
-_STRIDE = 16 << 20  # bytes that each thread reads, hashes or copies before it hears of more
-_DEPTH = 4  # strides that one of them may be behind, so that the page cache still has them
+_CHUNK = 512 << 10  # bytes at a time: what a core keeps at hand
+_STRIDE = 16 << 20  # bytes that one thread hashes while the other copies them
+_DEPTH = 4  # strides that it may be behind, so that the page cache still has them
 _CHEAP = 64 << 20  # bytes that may be copied once more to make the file compact
 _MOVE = 16 << 20  # bytes of kept entries that are moved to close a gap
 _PAGE = 4096
@@ -315,14 +316,14 @@ def _default_time() -> Time:
 
 
 def digest(path: Path, progress: Progress = lambda done: None) -> Digest:
-    """The digest of a whole file, computed on two threads.
+    """The digest of a whole file, its SHA-256 computed on a thread beside the rest.
 
     Raises:
         PyllamafileError: It cannot be read, or changes meanwhile.
     """
     entry = from_file(path, path.name)
-    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
-        hashes = _Hashes((one, other), entry)
+    with ThreadPoolExecutor(1) as thread:
+        hashes = _Hashes(thread, entry)
         with path.open("rb", buffering=0) as file:
             before = os.fstat(file.fileno())
             _copy(path, file.fileno(), 0, entry.full_size, None, 0, hashes, progress)
@@ -585,8 +586,8 @@ def write(
 ) -> dict[str, Digest]:
     """Write an archive in one pass. The file ends with it, `plan.start` bytes before it stay.
 
-    Memory is bounded whatever the sizes. CRC-32 and SHA-256 are computed on two threads
-    beside the copying; ranges of files are shared instead of copied where the file
+    Memory is bounded whatever the sizes. SHA-256, which takes the longest, is computed on
+    a thread beside the rest; ranges of files are shared instead of copied where the file
     system can do that, and their holes stay holes.
 
     Args:
@@ -649,7 +650,7 @@ def _write(target: _Target, plan: Layout, progress: Progress) -> dict[str, Diges
     when = _default_time()
     digests: dict[str, Digest] = {}
     end, done = plan.start, 0
-    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
+    with ThreadPoolExecutor(1) as thread:
         for item in plan.placed:
             entry = item.entry
             target.zero(end, item.header_offset)
@@ -657,7 +658,7 @@ def _write(target: _Target, plan: Layout, progress: Progress) -> dict[str, Diges
                 size = entry.end - entry.header_offset
                 _copy(target.path, target.fd, entry.header_offset, size, target, item.header_offset)
             else:
-                hashes = _Hashes((one, other), entry)
+                hashes = _Hashes(thread, entry)
                 report = functools.partial(_add_up, progress, done)
                 _fill(entry, target, item.data_offset, digests, hashes, report)
                 digests[entry.name] = hashes.digest()
@@ -722,23 +723,25 @@ def _copy(
         for start in range(offset, offset + size, _STRIDE)
     ]
     shared = _share(fd, offset, size, target, at) if target else size
+    buffer = _buffer(size)
     try:
         for stride in strides:
             if hashes:
                 hashes.read(stride)
+            for position, view, hole in stride.chunks(buffer):
+                done = position - offset
+                if hashes:
+                    hashes.count(view)
+                rest = view[max(shared - done, 0) :]
+                place = at + done + len(view) - len(rest)
+                if target and rest and not (hole and place >= target.blank):
+                    target.put(place, rest)
+                progress(done + len(view))
             if target:
-                _put(stride.behind(offset + shared), target, at - offset)
-            progress(stride.offset + stride.length - offset)
+                target.begin_writeback(at + stride.offset - offset, stride.length)
     finally:
         if hashes:
             hashes.finish()
-
-
-def _put(stride: _Stride, target: _Target, move: int) -> None:
-    for position, view, hole in stride.chunks():
-        if not (hole and position + move >= target.blank):
-            target.put(position + move, view)
-    target.begin_writeback(stride.offset + move, stride.length)
 
 
 class _Stride(NamedTuple):
@@ -750,14 +753,8 @@ class _Stride(NamedTuple):
     length: int
     end: int
 
-    def behind(self, offset: int) -> _Stride:
-        """What of it is not in front of an offset."""
-        start = min(max(self.offset, offset), self.offset + self.length)
-        return self._replace(offset=start, length=self.offset + self.length - start)
-
-    def chunks(self) -> Iterator[tuple[int, memoryview, bool]]:
+    def chunks(self, buffer: memoryview) -> Iterator[tuple[int, memoryview, bool]]:
         """Where each chunk is, its bytes until the next one is asked for, whether it is a hole."""
-        buffer = memoryview(bytearray(min(self.length, _CHUNK)))
         for position in range(self.offset, self.offset + self.length, _CHUNK):
             view = buffer[: self.offset + self.length - position]
             try:
@@ -772,6 +769,15 @@ class _Stride(NamedTuple):
 
 
 _ZEROS = bytes(_CHUNK)
+
+
+def _buffer(size: int) -> memoryview:
+    """Memory for the chunks of so many bytes.
+
+    It begins with a page, as what the page cache holds does. Zen 3 takes five times as long to copy
+    that to 16 bytes behind the beginning of one, and there is what a large bytearray holds.
+    """
+    return memoryview(mmap.mmap(-1, max(min(size, _CHUNK), 1)))
 
 
 def _read_into(fd: int, offset: int, view: memoryview) -> bool:
@@ -821,41 +827,43 @@ def _share(fd: int, offset: int, size: int, target: _Target, at: int) -> int:
     return length
 
 
-_Threads = tuple[ThreadPoolExecutor, ThreadPoolExecutor]  # of one thread: they keep the order
-
-
 class _Hashes:
     """Size, CRC-32 and SHA-256 of an entry's content, computed while it is copied.
 
-    Each thread reads a file for itself, and so does who copies: to hand bytes from one core to
-    another takes longer than to read them from the page cache.
+    SHA-256 takes as long as all the rest, so it has a thread to itself. Of a file that thread reads
+    its own copy, a long way at a time, for handing over takes longer than reading.
     """
 
-    def __init__(self, threads: _Threads, entry: Entry) -> None:
+    def __init__(self, thread: ThreadPoolExecutor, entry: Entry) -> None:
+        self._thread = thread  # one, which keeps the order
         self._entry = entry
         self._size = self._crc = 0
         self._sha256 = hashlib.sha256()
         self._inflate = zlib.decompressobj(-zlib.MAX_WBITS) if entry.method == DEFLATED else None
-        crc, sha = threads
-        plain = ((sha, self._sha256.update), (crc, self._count))
-        self._takers = ((crc, self._unpack),) if self._inflate else plain
+        self._buffer = _buffer(entry.stored_size)
         self._jobs: deque[Future[None]] = deque()
 
     def update(self, data: bytes) -> None:
         """Take the whole content at once, as stored."""
-        self._jobs += [thread.submit(take, data) for thread, take in self._takers]
+        self._jobs.append(self._thread.submit(self._take, data))
+        self.count(data)
 
     def read(self, stride: _Stride) -> None:
-        """Take more of a file, as stored."""
-        self._jobs += [thread.submit(_feed, stride, take) for thread, take in self._takers]
-        self._wait((_DEPTH - 1) * len(self._takers))
+        """Take more of a file, as stored, which is to be given to `count`, too."""
+        self._jobs.append(self._thread.submit(self._read, stride))
+        self._wait(_DEPTH - 1)
+
+    def count(self, data: memoryview | bytes) -> None:
+        """Do what of the hashing is left to who copies."""
+        if not self._inflate:
+            self._count(data)
 
     def finish(self) -> None:
-        """Wait until no thread reads any more."""
+        """Wait until the thread reads no more."""
         wait(self._jobs)
 
     def digest(self) -> Digest:
-        """Wait for the threads and compare with what the entry said."""
+        """Wait for the thread and compare with what the entry said."""
         self._wait(0)
         entry = self._entry
         if (
@@ -869,6 +877,16 @@ class _Hashes:
     def _wait(self, remaining: int) -> None:
         while len(self._jobs) > remaining:
             self._jobs.popleft().result()
+
+    def _read(self, stride: _Stride) -> None:
+        for _, view, _ in stride.chunks(self._buffer):
+            self._take(view)
+
+    def _take(self, data: memoryview | bytes) -> None:
+        if self._inflate:
+            self._unpack(data)
+        else:
+            self._sha256.update(data)
 
     def _count(self, view: memoryview | bytes) -> None:
         self._size += len(view)
@@ -885,11 +903,6 @@ class _Hashes:
                 packed = b"" if self._inflate.eof else self._inflate.unconsumed_tail
         except zlib.error as error:
             raise PyllamafileError(f"{self._entry.name}: not deflated: {error}") from error
-
-
-def _feed(stride: _Stride, take: Callable[[memoryview], None]) -> None:
-    for _, view, _ in stride.chunks():
-        take(view)
 
 
 def _failed(path: object, verb: str, error: OSError) -> PyllamafileError:
