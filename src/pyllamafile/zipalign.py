@@ -830,8 +830,8 @@ def _share(fd: int, offset: int, size: int, target: _Target, at: int) -> int:
 class _Hashes:
     """Size, CRC-32 and SHA-256 of an entry's content, computed while it is copied.
 
-    SHA-256 takes as long as all the rest, so it has a thread to itself. Of a file that thread reads
-    its own copy, a long way at a time, for handing over takes longer than reading.
+    SHA-256 takes about as long as all the rest, so it has a thread to itself. That thread reads a
+    file for itself, a long way at a time, so that the two seldom wait for each other.
     """
 
     def __init__(self, thread: ThreadPoolExecutor, entry: Entry) -> None:
