@@ -5,11 +5,12 @@
         [--parts start,token,pack,care]
 
 Packing: a GGUF of random bytes by `pyllamafile build`, and by `cp` and `sync`, since build does not
-say "done" before the file is on the disk either. They take turns, the model is in the page
-cache for both, and memory was touched before each. Starting: `./f --version` beside the unpacked runtime's. First token: the llamafile
-beside upstream's llama-completion on the bare GGUF, if bench_speed.py has compiled that. Care:
-`build --in-place` and `upgrade` beside reading the file once with checksums, as `verify` does it,
-and what they wrote (rusage's blocks); on ext4, or where else files can be shifted.
+say "done" before the file is on the disk either. They take turns, the model is in the page cache
+for both, and memory was touched before each. Starting: `./f --version` beside the unpacked
+runtime's. First token: the llamafile beside upstream's llama-completion on the bare GGUF, if
+bench_speed.py has compiled that. Care: `build --in-place` and `upgrade` beside reading the file
+once with checksums, as `verify` does it, and what they wrote (rusage's blocks); on ext4, or where
+else files can be shifted.
 """
 
 from __future__ import annotations
