@@ -654,6 +654,23 @@ def test_a_model_that_changes_while_it_is_copied(folder, model):
     fails(r"m\.gguf: changed while", model, progress=progress)
 
 
+def test_a_model_that_changes_behind_its_header(folder, model, monkeypatch):
+    """What was read of the header is used to the end, so the file has to be the same from there."""
+    module, walked = importlib.import_module("pyllamafile.build"), []
+    read = module.read
+
+    def then_change(path):
+        walked.append(path)
+        found = read(path)
+        with path.open("ab") as file:
+            file.write(b"more")
+        return found
+
+    monkeypatch.setattr(module, "read", then_change)
+    fails(r"m\.gguf: changed while", model)
+    assert walked == [model]  # once, for a large vocabulary takes its time
+
+
 def test_a_missing_part(folder, tmp_path):
     first, second = split_gguf(tmp_path)
     second.unlink()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
+import itertools
 import os
 import random
 import shutil
@@ -13,6 +14,7 @@ import struct
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 import zipfile
 import zlib
@@ -346,27 +348,84 @@ def test_blocks_are_shared_where_possible(tmp_path, model, monkeypatch):
     assert contents(path) == [("model.gguf", RANDOM)]
 
 
-@pytest.mark.skipif(not hasattr(os, "copy_file_range"), reason="copy_file_range is Linux")
-@pytest.mark.parametrize("stop", [None, errno.EXDEV, errno.ENOSPC])
-def test_the_kernel_copies_where_it_can(tmp_path, model, monkeypatch, stop):
-    real, copied = os.copy_file_range, []
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="not on this system")
+@pytest.mark.parametrize("error", [None, errno.EINVAL])
+def test_the_disk_begins_before_the_end(tmp_path, model, monkeypatch, error):
+    """Every byte that is copied is mentioned once; it is advice, so it may fail."""
+    advised = []
 
-    def copy(source, target, length, offset, at):
-        if stop and len(copied) == 2:
-            raise OSError(stop, "stop")
-        copied.append(real(source, target, min(length, 1000), offset, at))
-        return copied[-1]
+    def advise(fd, at, length, advice):
+        advised.append(range(at, at + length))
+        assert os.pread(fd, length, at) == RANDOM[at - BLOCK :][:length]
+        if error:
+            raise OSError(error, "no")
 
-    monkeypatch.setattr(os, "copy_file_range", copy)
+    monkeypatch.setattr(zipalign, "_STRIDE", 50_000)
     monkeypatch.setattr(zipalign, "_share", lambda *_: 0)
-    path = tmp_path / "a.zip"
-    if stop == errno.ENOSPC:
-        with pytest.raises(PyllamafileError, match="cannot write"):
-            packed(path, [gguf(model)])
-        return
-    packed(path, [gguf(model)])
+    monkeypatch.setattr(os, "posix_fadvise", advise)
+    path = packed(tmp_path / "a.zip", [gguf(model)])
     assert contents(path) == [("model.gguf", RANDOM)]
-    assert sum(copied) == (len(RANDOM) if stop is None else 2000)
+    assert [*itertools.chain(*advised)] == [*range(BLOCK, BLOCK + len(RANDOM))]
+    assert len(advised) == 4
+
+
+def test_reading_by_seeking(tmp_path, model, monkeypatch):
+    """As Windows reads, where a file that two threads read has one position."""
+    monkeypatch.delattr(os, "preadv", raising=False)
+    monkeypatch.setattr(zipalign, "_CHUNK", 100)
+    path = packed(tmp_path / "a.zip", some(model))
+    assert dict(contents(path))["model.gguf"] == RANDOM
+
+
+@pytest.mark.skipif(not hasattr(os, "preadv"), reason="not on this system")
+def test_reading_little_by_little(tmp_path, model, monkeypatch):
+    real = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda fd, views, at: real(fd, [views[0][:1000]], at))
+    path = packed(tmp_path / "a.zip", some(model))
+    assert dict(contents(path))["model.gguf"] == RANDOM
+
+
+def test_what_is_shared_is_not_written(tmp_path, model, monkeypatch):
+    """But for the rest behind the last whole block."""
+    shared = 2 * BLOCK
+    monkeypatch.setattr(zipalign, "_share", lambda *_: shared)
+    monkeypatch.setattr(zipalign, "_CHUNK", 1000)
+    path = packed(tmp_path / "a.zip", [Entry("m", Source(model, size=len(RANDOM)), align=BLOCK)])
+    [member] = read(path).members
+    raw = path.read_bytes()[member.data_offset : member.end]
+    assert raw == bytes(shared) + RANDOM[shared:]
+    assert member.crc == zlib.crc32(RANDOM)
+
+
+def test_nobody_reads_a_file_that_was_closed(tmp_path, model, monkeypatch):
+    """Not even when copying stops while threads still hash."""
+    closed, late = threading.Event(), []
+    real, fill = zipalign._read_into, zipalign._fill
+
+    def slowly(fd, offset, view):
+        if threading.current_thread() is not threading.main_thread():
+            time.sleep(0.01)
+            late.append(closed.is_set())
+        return real(fd, offset, view)
+
+    def stop(*_):
+        raise OSError(errno.ENOSPC, "stop")
+
+    def watched(*arguments):
+        try:
+            fill(*arguments)
+        finally:
+            closed.set()
+
+    monkeypatch.setattr(zipalign, "_CHUNK", 10_000)
+    monkeypatch.setattr(zipalign, "_share", lambda *_: 0)
+    monkeypatch.setattr(zipalign, "_read_into", slowly)
+    monkeypatch.setattr(zipalign, "_fill", watched)
+    monkeypatch.setattr(os, "write", stop)
+    with pytest.raises(PyllamafileError, match="cannot write"):
+        packed(tmp_path / "a.zip", [gguf(model)])
+    assert late
+    assert not any(late)
 
 
 # -------------------------------------------------------------------- zip64
@@ -636,10 +695,6 @@ def test_add_leaves_what_a_fresh_archive_has(tmp_path, monkeypatch, change, limi
     assert path.read_bytes() == fresh.read_bytes()
 
 
-def not_here(*_args):
-    raise OSError(errno.ENOSYS, "Function not implemented")
-
-
 class Spy:
     """Stands in for `os.write` and `os.ftruncate`: the file after every page written."""
 
@@ -649,7 +704,6 @@ class Spy:
         self.real = {name: getattr(os, name) for name in ("write", "ftruncate")}
         for name in self.real:
             monkeypatch.setattr(os, name, getattr(self, name))
-        monkeypatch.setattr(os, "copy_file_range", not_here, raising=False)
 
     def write(self, fd, data):
         room = 4096 - os.lseek(fd, 0, os.SEEK_CUR) % 4096

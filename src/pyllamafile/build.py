@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import gzip
 import hashlib
 import itertools
@@ -170,8 +171,15 @@ def build(
             # Now rather than after gigabytes were fetched or written.
             _check_output(destination, [s.path for s in everything if s.path], force)
             folder = scratch.enter_context(scratch_folder(folder))
-        groups = _models(found, folder, tell)
-        partners = [_models([partner.source], folder, tell)[0] for partner in beside]
+        before: dict[Path, tuple[int, ...] | None] = {}
+
+        @functools.cache  # to walk a large vocabulary takes a twentieth of a second
+        def header(path: Path) -> Weights:
+            before[path] = _stamp(path)
+            return read(path)
+
+        groups = _models(found, folder, header, tell)
+        partners = [_models([partner.source], folder, header, tell)[0] for partner in beside]
         extras = [_file(Path(path), entry) for path, entry in add]
         _check_names(extras, gui)
         added = [extra for extra in extras if extra.name.endswith(".gguf")]  # weights to a runtime
@@ -179,14 +187,15 @@ def build(
         files_in = [*itertools.chain(*groups, *partners), *extras]
         inputs = [file.path for file in files_in]
         inputs += [Path(args_file)] if args_file is not None else []
-        before = {file.path: _stamp(file.path) for file in files_in}
-        facts = {file.name: read(file.path) for file in (*itertools.chain(*groups), *added)}
+        before |= {f.path: _stamp(f.path) for f in files_in if f.path not in before}
+        facts = {file.name: header(file.path) for file in (*itertools.chain(*groups), *added)}
         lines = []
         template = chat_template(facts, text)
         if isinstance(template, str):
             lines.append(["--chat-template", template])
         for partner, files in zip(beside, partners, strict=True):
-            _check_fit(partner, files[0], [facts[file.name] for file in groups[0]])
+            own, others = header(files[0].path), [facts[file.name] for file in groups[0]]
+            _check_fit(partner, files[0], own, others)
             lines.append(partner_args(partner.role, files[0].name, partner.scale))
         if lines:
             text = "".join(" ".join(map(quote, line)) + "\n" for line in lines) + (text or "")
@@ -284,8 +293,8 @@ def _beside(
     ]
 
 
-def _check_fit(partner: _Partner, file: File, model: Sequence[Weights]) -> None:
-    if problem := misfit(partner.role, read(file.path), model):
+def _check_fit(partner: _Partner, file: File, own: Weights, model: Sequence[Weights]) -> None:
+    if problem := misfit(partner.role, own, model):
         raise PyllamafileError(f"{file.path}: {problem}")
     if partner.role == "lora" and re.search(r'[,:"]', file.name):
         raise PyllamafileError(
@@ -294,13 +303,15 @@ def _check_fit(partner: _Partner, file: File, model: Sequence[Weights]) -> None:
         )
 
 
-def _models(found: Sequence[Source], folder: Path, tell: Progress) -> list[list[File]]:
+def _models(
+    found: Sequence[Source], folder: Path, header: Callable[[Path], Weights], tell: Progress
+) -> list[list[File]]:
     """Of each model its files; those that have to be written first are in `folder`."""
     models: list[list[File]] = []
     for source in found:
         files = shards(source.fetch(folder, tell))
         for path in files:
-            if read(path).split and len(files) == 1:
+            if header(path).split and len(files) == 1:
                 raise PyllamafileError(
                     f"{path}: one part of a split model, under a name that doesn't say so",
                     hint="give it back its name, such as NAME-00001-of-00003.gguf",

@@ -11,16 +11,18 @@ import contextlib
 import errno
 import functools
 import hashlib
+import mmap
 import os
 import shutil
 import stat
 import struct
 import sys
+import threading
 import time
 import zlib
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path, PureWindowsPath
 from typing import BinaryIO, NamedTuple
@@ -37,8 +39,9 @@ BLOCK = 65536  # serves 4K, 16K and 64K pages and Windows' mapping granularity
 Time = tuple[int, int, int, int, int, int]  # year, month, day, hour, minute, second
 Progress = Callable[[int], None]
 
-_CHUNK = 1 << 20
-_DEPTH = 4  # chunks in flight
+_CHUNK = 512 << 10  # bytes at a time: what a core keeps at hand
+_STRIDE = 16 << 20  # bytes that one thread hashes while the other copies them
+_DEPTH = 4  # strides that it may be behind, so that the page cache still has them
 _CHEAP = 64 << 20  # bytes that may be copied once more to make the file compact
 _MOVE = 16 << 20  # bytes of kept entries that are moved to close a gap
 _PAGE = 4096
@@ -47,9 +50,6 @@ _MAX_16 = 0xFFFF  # from here on a value goes into a zip64 record
 _MAX_32 = 0xFFFFFFFF
 _MAX_COMMENT = 0xFFFF
 _EPOCHS = (315532800, 4354819198)  # 1980-01-01 and 2107-12-31 23:59:58: what DOS time can say
-
-# Another file system, or one that lacks it; an old kernel.
-_NOT_BY_KERNEL = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM}
 
 _LOCAL = struct.Struct("<4s5H3L2H")  # 4.3.7
 _CENTRAL = struct.Struct("<4s6H3L5H2L")  # 4.3.12
@@ -316,14 +316,14 @@ def _default_time() -> Time:
 
 
 def digest(path: Path, progress: Progress = lambda done: None) -> Digest:
-    """The digest of a whole file, computed on two threads beside the reading.
+    """The digest of a whole file, its SHA-256 computed on a thread beside the rest.
 
     Raises:
         PyllamafileError: It cannot be read, or changes meanwhile.
     """
     entry = from_file(path, path.name)
-    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
-        hashes = _Hashes((one, other), entry)
+    with ThreadPoolExecutor(1) as thread:
+        hashes = _Hashes(thread, entry)
         with path.open("rb", buffering=0) as file:
             before = os.fstat(file.fileno())
             _copy(path, file.fileno(), 0, entry.full_size, None, 0, hashes, progress)
@@ -586,8 +586,8 @@ def write(
 ) -> dict[str, Digest]:
     """Write an archive in one pass. The file ends with it, `plan.start` bytes before it stay.
 
-    Memory is bounded whatever the sizes. CRC-32 and SHA-256 are computed on two threads
-    beside the copying; ranges of files are shared instead of copied where the file
+    Memory is bounded whatever the sizes. SHA-256, which takes the longest, is computed on
+    a thread beside the rest; ranges of files are shared instead of copied where the file
     system can do that, and their holes stay holes.
 
     Args:
@@ -628,21 +628,15 @@ class _Target:
         while view:
             view = view[os.write(self.fd, view) :]
 
-    def take(self, at: int, fd: int, offset: int, length: int) -> bool:
-        """Let the kernel copy from another file; False where it doesn't (man copy_file_range)."""
-        if fd == self.fd or not hasattr(os, "copy_file_range"):
-            return False
-        try:
-            while length:
-                count = os.copy_file_range(fd, self.fd, length, offset, at)
-                if not count:
-                    return False
-                at, offset, length = at + count, offset + count, length - count
-        except OSError as error:
-            if error.errno in _NOT_BY_KERNEL:
-                return False
-            raise
-        return True
+    def begin_writeback(self, at: int, length: int) -> None:
+        """Let the disk begin now, for whoever calls fsync waits until all is there.
+
+        The advice is that nobody needs these bytes in the page cache. What Linux does about it
+        to bytes just written is no more than that: they can't be dropped before they are written.
+        """
+        if hasattr(os, "posix_fadvise"):
+            with contextlib.suppress(OSError):
+                os.posix_fadvise(self.fd, at, length, os.POSIX_FADV_DONTNEED)
 
     def zero(self, start: int, end: int) -> None:
         """Make the bytes from `start` to `end` zero; a hole already is."""
@@ -656,7 +650,7 @@ def _write(target: _Target, plan: Layout, progress: Progress) -> dict[str, Diges
     when = _default_time()
     digests: dict[str, Digest] = {}
     end, done = plan.start, 0
-    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
+    with ThreadPoolExecutor(1) as thread:
         for item in plan.placed:
             entry = item.entry
             target.zero(end, item.header_offset)
@@ -664,7 +658,7 @@ def _write(target: _Target, plan: Layout, progress: Progress) -> dict[str, Diges
                 size = entry.end - entry.header_offset
                 _copy(target.path, target.fd, entry.header_offset, size, target, item.header_offset)
             else:
-                hashes = _Hashes((one, other), entry)
+                hashes = _Hashes(thread, entry)
                 report = functools.partial(_add_up, progress, done)
                 _fill(entry, target, item.data_offset, digests, hashes, report)
                 digests[entry.name] = hashes.digest()
@@ -708,11 +702,9 @@ def _fill(
         if len(content) != data.size:
             raise ValueError(f"{entry.name}: {len(content)} bytes made, {data.size} announced")
         data = content
-    for done in range(0, len(data), _CHUNK):
-        view = memoryview(data)[done : done + _CHUNK]
-        hashes.update(view)
-        target.put(at + done, view)
-        progress(done + len(view))
+    hashes.update(data)
+    target.put(at, data)
+    progress(len(data))
 
 
 def _copy(
@@ -725,47 +717,85 @@ def _copy(
     hashes: _Hashes | None = None,
     progress: Progress = lambda done: None,
 ) -> None:
-    """Copy a range of an open file to offset `at`, hashing it on the way; or only hash it.
-
-    The kernel copies where it can, at best by letting both files share blocks; the hashes
-    are made of the same bytes, which the page cache then holds.
-    """
+    """Copy a range of an open file to offset `at`, hashing it on the way; or only hash it."""
+    strides = [
+        _Stride(path, fd, start, min(_STRIDE, offset + size - start), offset + size)
+        for start in range(offset, offset + size, _STRIDE)
+    ]
     shared = _share(fd, offset, size, target, at) if target else size
-    by_kernel = True
-    buffers = [memoryview(bytearray(min(size, _CHUNK))) for _ in range(_DEPTH)]
-    for turn, done in enumerate(range(0, size, _CHUNK)):
-        view = buffers[turn % _DEPTH][: size - done]
-        try:
-            hole = _is_hole(fd, offset + done, len(view))
-            if hole:
-                view = memoryview(_ZEROS)[: len(view)]
-            elif not _read_into(fd, offset + done, view):
-                raise PyllamafileError(f"{path}: has less than {offset + size} bytes")
-        except OSError as error:
-            raise _failed(path, "read", error) from error
+    buffer = _buffer(size)
+    try:
+        for stride in strides:
+            if hashes:
+                hashes.read(stride)
+            for position, view, hole in stride.chunks(buffer):
+                done = position - offset
+                if hashes:
+                    hashes.count(view)
+                rest = view[max(shared - done, 0) :]
+                place = at + done + len(view) - len(rest)
+                if target and rest and not (hole and place >= target.blank):
+                    target.put(place, rest)
+                progress(done + len(view))
+            if target:
+                target.begin_writeback(at + stride.offset - offset, stride.length)
+    finally:
         if hashes:
-            hashes.update(view)
-        rest = done + len(view) > shared
-        if target and rest and not (hole and at + done >= target.blank):
-            by_kernel = by_kernel and target.take(at + done, fd, offset + done, len(view))
-            if not by_kernel:
-                target.put(at + done, view)
-        progress(done + len(view))
+            hashes.finish()
+
+
+class _Stride(NamedTuple):
+    """A part of a range of an open file, which ends at `end`."""
+
+    path: Path
+    fd: int
+    offset: int
+    length: int
+    end: int
+
+    def chunks(self, buffer: memoryview) -> Iterator[tuple[int, memoryview, bool]]:
+        """Where each chunk is, its bytes until the next one is asked for, whether it is a hole."""
+        for position in range(self.offset, self.offset + self.length, _CHUNK):
+            view = buffer[: self.offset + self.length - position]
+            try:
+                hole = _is_hole(self.fd, position, len(view))
+                if hole:
+                    view = memoryview(_ZEROS)[: len(view)]
+                elif not _read_into(self.fd, position, view):
+                    raise PyllamafileError(f"{self.path}: has less than {self.end} bytes")
+            except OSError as error:
+                raise _failed(self.path, "read", error) from error
+            yield position, view, hole
 
 
 _ZEROS = bytes(_CHUNK)
 
 
+def _buffer(size: int) -> memoryview:
+    """Memory for the chunks of so many bytes.
+
+    It begins with a page, as what the page cache holds does. Zen 3 takes five times as long to copy
+    that to 16 bytes behind the beginning of one, and there is what a large bytearray holds.
+    """
+    return memoryview(mmap.mmap(-1, max(min(size, _CHUNK), 1)))
+
+
 def _read_into(fd: int, offset: int, view: memoryview) -> bool:
-    """Fill `view`; False if the file ends before."""
-    os.lseek(fd, offset, os.SEEK_SET)
-    with open(fd, "rb", buffering=0, closefd=False) as file:
-        while view:
-            count = file.readinto(view)
-            if not count:
-                return False
-            view = view[count:]
+    """Fill `view`; False if the file ends before. Two threads may read the same file."""
+    while view:
+        if hasattr(os, "preadv"):
+            count = os.preadv(fd, [view], offset)
+        else:
+            with _SEEKING, open(fd, "rb", buffering=0, closefd=False) as file:
+                file.seek(offset)
+                count = file.readinto(view)
+        if not count:
+            return False
+        view, offset = view[count:], offset + count
     return True
+
+
+_SEEKING = threading.Lock()  # for a file has one position
 
 
 def _is_hole(fd: int, offset: int, length: int) -> bool:
@@ -773,7 +803,8 @@ def _is_hole(fd: int, offset: int, length: int) -> bool:
     if not hasattr(os, "SEEK_DATA") or offset + length > os.fstat(fd).st_size:
         return False
     try:
-        return os.lseek(fd, offset, os.SEEK_DATA) >= offset + length
+        with _SEEKING:
+            return os.lseek(fd, offset, os.SEEK_DATA) >= offset + length
     except OSError as error:
         return error.errno == errno.ENXIO  # no data up to the end of the file
 
@@ -796,31 +827,43 @@ def _share(fd: int, offset: int, size: int, target: _Target, at: int) -> int:
     return length
 
 
-_Threads = tuple[ThreadPoolExecutor, ThreadPoolExecutor]  # of one thread: they keep the order
-
-
 class _Hashes:
-    """Size, CRC-32 and SHA-256 of an entry's content, computed while it is copied."""
+    """Size, CRC-32 and SHA-256 of an entry's content, computed while it is copied.
 
-    def __init__(self, threads: _Threads, entry: Entry) -> None:
-        self._crc_thread, self._sha_thread = threads
+    SHA-256 takes about as long as all the rest, so it has a thread to itself. That thread reads a
+    file for itself, a long way at a time, so that the two seldom wait for each other.
+    """
+
+    def __init__(self, thread: ThreadPoolExecutor, entry: Entry) -> None:
+        self._thread = thread  # one, which keeps the order
         self._entry = entry
         self._size = self._crc = 0
         self._sha256 = hashlib.sha256()
         self._inflate = zlib.decompressobj(-zlib.MAX_WBITS) if entry.method == DEFLATED else None
-        self._jobs: deque[tuple[Future[None], ...]] = deque()
+        self._buffer = _buffer(entry.stored_size)
+        self._jobs: deque[Future[None]] = deque()
 
-    def update(self, view: memoryview) -> None:
-        """Take more data, as stored. It must not change until `_DEPTH` - 1 more was taken."""
-        if self._inflate:
-            self._jobs.append((self._crc_thread.submit(self._unpack, view),))
-        else:
-            crc = self._crc_thread.submit(self._count, view)
-            self._jobs.append((crc, self._sha_thread.submit(self._sha256.update, view)))
+    def update(self, data: bytes) -> None:
+        """Take the whole content at once, as stored."""
+        self._jobs.append(self._thread.submit(self._take, data))
+        self.count(data)
+
+    def read(self, stride: _Stride) -> None:
+        """Take more of a file, as stored, which is to be given to `count`, too."""
+        self._jobs.append(self._thread.submit(self._read, stride))
         self._wait(_DEPTH - 1)
 
+    def count(self, data: memoryview | bytes) -> None:
+        """Do what of the hashing is left to who copies."""
+        if not self._inflate:
+            self._count(data)
+
+    def finish(self) -> None:
+        """Wait until the thread reads no more."""
+        wait(self._jobs)
+
     def digest(self) -> Digest:
-        """Wait for the threads and compare with what the entry said."""
+        """Wait for the thread and compare with what the entry said."""
         self._wait(0)
         entry = self._entry
         if (
@@ -833,8 +876,17 @@ class _Hashes:
 
     def _wait(self, remaining: int) -> None:
         while len(self._jobs) > remaining:
-            for job in self._jobs.popleft():
-                job.result()
+            self._jobs.popleft().result()
+
+    def _read(self, stride: _Stride) -> None:
+        for _, view, _ in stride.chunks(self._buffer):
+            self._take(view)
+
+    def _take(self, data: memoryview | bytes) -> None:
+        if self._inflate:
+            self._unpack(data)
+        else:
+            self._sha256.update(data)
 
     def _count(self, view: memoryview | bytes) -> None:
         self._size += len(view)
