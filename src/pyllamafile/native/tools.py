@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.metadata
 import importlib.util
 import os
@@ -173,6 +174,7 @@ def script(path: Path, *command: str | Path, before: str = "") -> Path:
     return path
 
 
+@functools.cache  # every target's key has them
 def version(package: str) -> str:
     """The version of an installed package, or ``missing``."""
     try:
