@@ -113,7 +113,9 @@ def main() -> None:
         path = folder / "drafted.llamafile"
         model = options.model
         if options.layers:
-            model = deepened(model, folder / f"{options.layers}-layers-{model.name}", options.layers)
+            model = deepened(
+                model, folder / f"{options.layers}-layers-{model.name}", options.layers
+            )
         pyllamafile.build(model, path, draft=options.draft, gui=False, targets=[here.name])
         urls = {
             "with": stack.enter_context(serving(path)),

@@ -60,7 +60,13 @@ def probabilities(
 @pytest.mark.parametrize("columns", COLUMNS)
 @pytest.mark.parametrize(("kind", "flags"), CASES)
 def test_all_levels_compute_the_same(
-    kind: str, flags: list[str], columns: int, odd_phi3: Path, runtime: Path, run: Run, tmp_path: Path
+    kind: str,
+    flags: list[str],
+    columns: int,
+    odd_phi3: Path,
+    runtime: Path,
+    run: Run,
+    tmp_path: Path,
 ) -> None:
     model = tmp_path / "model.gguf"
     done = run(runtime, "--quantize", "--pure", odd_phi3, model, kind)
