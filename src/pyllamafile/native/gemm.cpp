@@ -347,8 +347,8 @@ void unpack_panel(panel_block * panel, const block_q4_0x8 * rows, int64_t stride
                     const __m256 words[] = { _mm256_shuffle_ps(four, more, 0x88),
                                              _mm256_shuffle_ps(four, more, 0xDD) };
                     for (int i = 0; i < 2; i++) {
-                        const __m256i ordered = _mm256_permute4x64_epi64(
-                            _mm256_castps_si256(words[i]), 0xD8);
+                        const __m256i ordered =
+                            _mm256_permute4x64_epi64(_mm256_castps_si256(words[i]), 0xD8);
                         const __m256i quants =
                             _mm256_xor_si256(_mm256_and_si256(ordered, half), offset);
                         _mm256_store_si256((__m256i *)out.quants[step + i][first], quants);
