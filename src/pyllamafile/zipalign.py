@@ -29,6 +29,11 @@ from typing import BinaryIO, NamedTuple
 
 from pyllamafile.errors import PyllamafileError
 
+try:
+    from isal.isal_zlib import crc32  # several times as fast as zlib's
+except ImportError:  # no wheel for this system
+    from zlib import crc32
+
 if sys.platform.startswith("linux"):
     import fcntl
 
@@ -259,7 +264,7 @@ def deflate(
     packer = zlib.compressobj(level, zlib.DEFLATED, -zlib.MAX_WBITS)
     packed = packer.compress(content) + packer.flush()
     method, data = (DEFLATED, packed) if len(packed) < len(content) else (STORED, content)
-    crc = zlib.crc32(content)
+    crc = crc32(content)
     return Entry(name, data, method, len(content), crc, align, mode, date_time)
 
 
@@ -890,7 +895,7 @@ class _Hashes:
 
     def _count(self, view: memoryview | bytes) -> None:
         self._size += len(view)
-        self._crc = zlib.crc32(view, self._crc)
+        self._crc = crc32(view, self._crc)
 
     def _unpack(self, packed: memoryview | bytes) -> None:
         assert self._inflate is not None
