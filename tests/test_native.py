@@ -308,7 +308,7 @@ def test_chat_over_a_pipe(llamafile: Path, run: Run) -> None:
         stdin=b"Name three colors.\n/exit\n",
     )
     assert done.returncode == 0
-    assert b"Blue" in done.stdout
+    assert b"blue" in done.stdout.lower()  # in which words depends on the processor's level
 
 
 def test_interrupt_while_chat_loads(llamafile: Path) -> None:
