@@ -241,7 +241,7 @@ def test_bos_stands_once_in_front(tiny: Path, phi3_server: str, run: Run) -> Non
 
 # "system" and "few shots" are as in a copy of the card that somebody had published (release of
 # June 2024), but that what the assistant says is shorter, and without the stray quotation mark
-# behind it. "single turn" is what others' code has; the card that it is from was not found.
+# behind it. "single turn" is as the card of a model made from Phi-3 quotes the first release's.
 KNIGHT = "How to explain Internet for a medieval knight?"
 CONVERSATIONS = {
     "single turn": (
