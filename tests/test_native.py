@@ -130,6 +130,7 @@ WRONG = {
     ("-p", "x", "--tmep", "0"): "unknown argument: --tmep",
     ("-p", "x", "--port", "80"): "--port means nothing in this mode",
     ("--perplexity",): "--perplexity needs a text",
+    ("--perplexity", "--kl-divergence"): "--perplexity needs a text",
     ("--tokenize",): "--tokenize needs a text",
     ("-hf", "somebody/something"): "-hf: there is no HTTPS",
     ("--nobrowser", "--host", "192.0.2.1"): "can't listen on 192.0.2.1:8080",

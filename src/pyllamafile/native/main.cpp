@@ -129,7 +129,8 @@ const auto MODEL = { "-m", "--model" };
 const auto GPU_LAYERS = { "-ngl", "--gpu-layers", "--n-gpu-layers" };
 const auto MEDIA = { "--image", "--audio", "--video" };
 const auto TEXT = { "-p", "--prompt", "-f", "--file", "-bf", "--binary-file" };
-const auto TEXT_IN_LOGITS = { "--kl-divergence" }; // --perplexity finds it with what it compares
+const auto COMPARISON = { "--kl-divergence" }; // its text is in the file of logits
+const auto LOGITS = { "--kl-divergence-base", "--save-all-logits" };
 
 // ggml maps tensors only at multiples of this (ggml-impl.h).
 const uint64_t TENSOR_ALIGNMENT = 32;
@@ -414,7 +415,8 @@ int run(const char * program, arguments own, arguments user) {
         return fail(
             "images and sound need a projector, and none goes with this model: --mmproj FILE");
     }
-    if (chosen.text && !flags.has(args, TEXT) && !flags.has(args, TEXT_IN_LOGITS)) {
+    const bool compares = flags.has(args, COMPARISON) && flags.has(args, LOGITS);
+    if (chosen.text && !flags.has(args, TEXT) && !compares) {
         return fail(std::string(chosen.flag) + " needs a text: -f FILE or -p TEXT");
     }
     const bool browser = !flags.take(args, { "--nobrowser" });
