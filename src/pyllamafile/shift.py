@@ -2,8 +2,9 @@
 
 Linux's fallocate puts whole blocks into a file of ext4 or XFS, or takes some out, and moves no
 data for it (man 2 fallocate: FALLOC_FL_INSERT_RANGE, FALLOC_FL_COLLAPSE_RANGE). Each such call
-happens as a whole or not at all, as far as a signal can tell. What is done with it here goes in
-steps, and between any two of them, and within each, the process may be killed.
+happens as a whole or not at all, as far as a signal can tell, if the file ends with a whole block
+(`zipalign.Layout.moves` sees to that). What is done with it here goes in steps, and between any
+two of them, and within each, the process may be killed.
 """
 
 from __future__ import annotations

@@ -208,7 +208,9 @@ class Layout:
         kept: Members before `start` that stay as they are.
         comment: The archive's comment.
         moves: By how many bytes everything may have been moved, right up to the end of the file,
-            when somebody reads it. It is all right for each of these; see `_blocks`.
+            when somebody reads it. It is all right for each of these; see `_blocks`. Then it ends
+            where a block of the disk does, for XFS may be killed between moving and cutting off
+            what is no whole block, and leave the archive far from the end of the file.
     """
 
     placed: tuple[Placed, ...]
@@ -413,7 +415,14 @@ def layout(
         placed.append(Placed(entry, data - header, data, stored))
         end = data + stored
     at = end + max(moves)
-    plan = Layout(tuple(placed), at, end, start, tuple(kept), comment, tuple(moves))
+    plan = _sized(Layout(tuple(placed), at, end, start, tuple(kept), comment, tuple(moves)))
+    if len(moves) > 1:
+        plan = _sized(replace(plan, directory_offset=at + -plan.size % BLOCK))
+    return plan
+
+
+def _sized(plan: Layout) -> Layout:
+    """The same with the length of the file that it makes."""
     last, directory = _blocks(plan, {}, _NO_TIME)[-1]
     return replace(plan, size=last + len(directory))
 
