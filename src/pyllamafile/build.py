@@ -223,10 +223,12 @@ def build(
         starter = companion_path(destination) if too_large and companion else None
         if starter:
             _check_output(starter, inputs, force)
+        program = outer.program if starter and outer else None
+        del outer  # as many bytes again as the head has; writing needs memory of its own
         with contextlib.ExitStack() as undo:
             if in_place:
-                if starter and outer:
-                    put_beside(starter, outer.program, force, undo)
+                if starter and program:
+                    put_beside(starter, program, force, undo)
                 beside_it = [*models[1:], *itertools.chain(*partners), *extras]
                 _convert(layout, models[0].path, destination, beside_it, tell)
                 undo.pop_all()
@@ -239,8 +241,8 @@ def build(
                     for given, stamp in before.items():
                         if _stamp(given) != stamp:
                             raise PyllamafileError(f"{given}: changed while it was being packed")
-                    if starter and outer:
-                        put_beside(starter, outer.program, force, undo)
+                    if starter and program:
+                        put_beside(starter, program, force, undo)
                 undo.pop_all()
 
     included = tuple(runtime.target for runtime in runtimes)

@@ -83,17 +83,18 @@ def graft(program: bytes, script: bytes) -> bytes:
     """
     headers = _headers(program)
     start = min(section.offset for section in headers.sections)
-    out = bytearray(program[:start].ljust(SCRIPT, b"\0")[:SCRIPT])
-    out[:_LFANEW] = FIRST_LINE
-    out += script.ljust(BODY - SCRIPT, b"\n")
-    out += program[start:]
-    struct.pack_into("<I", out, headers.checksum, 0)
+    head = bytearray(program[:start].ljust(SCRIPT, b"\0")[:SCRIPT])
+    head[:_LFANEW] = FIRST_LINE
+    head += script.ljust(BODY - SCRIPT, b"\n")
+    struct.pack_into("<I", head, headers.checksum, 0)
     for section in headers.sections:
-        _add(out, section.header + 20, headers.shift)  # PointerToRawData
-    at, size = headers.debug
-    for entry in range(at + headers.shift, at + headers.shift + size, _DEBUG.size):
-        _add(out, entry + 24, headers.shift)  # PointerToRawData
-    return bytes(out)
+        _add(head, section.header + 20, headers.shift)  # PointerToRawData
+    at, size = headers.debug if headers.debug[1] else (start, 0)
+    debug = bytearray(program[at : at + size])
+    for entry in range(0, size, _DEBUG.size):
+        _add(debug, entry + 24, headers.shift)  # PointerToRawData
+    body = memoryview(program)  # a copy of 12 MB less at the moment when memory is fullest
+    return b"".join((head, body[start:at], debug, body[at + size :]))
 
 
 def _add(out: bytearray, at: int, more: int) -> None:

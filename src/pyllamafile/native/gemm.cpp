@@ -66,6 +66,19 @@ inline floats multiply_add(floats a, floats b, floats sum) {
 inline void store(float * p, floats x) {
     _mm512_storeu_ps(p, x);
 }
+inline floats widen(const float * x) {
+    return _mm512_loadu_ps(x);
+}
+inline floats widen(const ggml_fp16_t * x) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)x));
+}
+inline floats widen(const ggml_bf16_t * x) {
+    const ints words = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)x));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(words, 16));
+}
+inline float sum_of(floats x) {
+    return _mm512_reduce_add_ps(x);
+}
 
 #else
 
@@ -97,6 +110,21 @@ inline floats multiply_add(floats a, floats b, floats sum) {
 }
 inline void store(float * p, floats x) {
     _mm256_storeu_ps(p, x);
+}
+inline floats widen(const float * x) {
+    return _mm256_loadu_ps(x);
+}
+inline floats widen(const ggml_fp16_t * x) {
+    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)x));
+}
+inline floats widen(const ggml_bf16_t * x) {
+    const ints words = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)x));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(words, 16));
+}
+inline float sum_of(floats x) {
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
 
 #endif
@@ -546,7 +574,7 @@ template <typename block> float dot_row(const block * row, const group * column,
             total = multiply_add(spread(x.m, y.m), load(column->sums[0]), total);
         }
     }
-    return _mm512_reduce_add_ps(total);
+    return sum_of(total);
 }
 
 // Threads share the rows once for all: between so small products, waiting for each other costs
@@ -728,26 +756,13 @@ bool product_of_numbers(const ggml_compute_params * params, int64_t rows, int64_
 
 // Few columns of numbers: as with quants, every thread takes its rows one after the other.
 
-#ifdef WITH_VNNI
-
-inline floats widen(const float * x) {
-    return _mm512_loadu_ps(x);
-}
-inline floats widen(const ggml_fp16_t * x) {
-    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)x));
-}
-inline floats widen(const ggml_bf16_t * x) {
-    const ints words = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)x));
-    return _mm512_castsi512_ps(_mm512_slli_epi32(words, 16));
-}
-
 template <typename type> struct widened {
     using number = type;
     using column = float;
     static constexpr int AT_ONCE = LANES;
 
     static floats multiply_add(const number * a, const column * b, floats sum) {
-        return ::multiply_add(widen(a), _mm512_loadu_ps(b), sum);
+        return ::multiply_add(widen(a), widen(b), sum);
     }
     static const column * prepare(const float * columns, int64_t, int64_t, int64_t &) {
         return columns;
@@ -794,9 +809,9 @@ float dot_row(const typename T::number * row, const typename T::column * column,
     }
     floats total = sums[0];
     for (int i = 1; i < CHAINS; i++) {
-        total = _mm512_add_ps(total, sums[i]);
+        total += sums[i];
     }
-    return _mm512_reduce_add_ps(total);
+    return sum_of(total);
 }
 
 template <typename T>
@@ -817,8 +832,6 @@ bool numbers_of_few(const ggml_compute_params * params, int64_t rows, int64_t co
     }
     return true;
 }
-
-#endif
 
 using product_of = decltype(&product<block_q8_0>);
 
@@ -841,7 +854,7 @@ template <typename block> row quants(ggml_type weights, ggml_type columns) {
 
 template <typename number> row numbers(ggml_type weights) {
     return { weights, GGML_TYPE_F32, product_of_numbers<singly<number>>,
-             WHERE_IT_PAYS(numbers_of_few<widened<number>>) };
+             numbers_of_few<widened<number>> };
 }
 
 const row PRODUCTS[] = {
