@@ -25,11 +25,15 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import gguf
-import numpy as np
+import in_venv
 
-import pyllamafile
-from pyllamafile.targets import host
+in_venv.ensure("pyllamafile", "runtimes")
+
+import gguf  # noqa: E402
+import numpy as np  # noqa: E402
+
+import pyllamafile  # noqa: E402
+from pyllamafile.targets import host  # noqa: E402
 
 QUESTIONS = (
     "Write down the numbers from one to thirty, in words, separated by commas.",

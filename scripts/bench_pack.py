@@ -29,11 +29,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import in_venv
 from bench_speed import machine, measured
 
-import pyllamafile
-from pyllamafile import native, shift
-from pyllamafile.targets import host
+in_venv.ensure("pyllamafile", "runtimes")
+
+import pyllamafile  # noqa: E402
+from pyllamafile import native, shift  # noqa: E402
+from pyllamafile.targets import host  # noqa: E402
 
 GOALS = {
     "packing": "at most 1.15 times",

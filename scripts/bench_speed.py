@@ -25,12 +25,15 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import in_venv
 import numpy as np
 
-import pyllamafile
-from pyllamafile import native, weights
-from pyllamafile.native import tools
-from pyllamafile.targets import host
+in_venv.ensure("pyllamafile", "runtimes")
+
+import pyllamafile  # noqa: E402
+from pyllamafile import native, weights  # noqa: E402
+from pyllamafile.native import tools  # noqa: E402
+from pyllamafile.targets import host  # noqa: E402
 
 TYPES = "F16,BF16,Q8_0,Q5_K_M,Q4_K_M,Q4_0,Q2_K"
 PROMPT, GENERATED = 512, 128  # tokens
