@@ -305,6 +305,9 @@ def test_killed_behind_each_step_it_starts_and_the_next_time_is_whole(
     assert runs(old)
     assert contents(old) == (before if count < 4 else expected)
     assert absolute(old)["m.gguf"] == before["m.gguf"]
+    command = [sys.executable, "-m", "pyllamafile", "verify", old]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert ("an upgrade of it was interrupted" in done.stderr) == (1 < count < 5)
     if 0 < count < 5:
         assert old.stat().st_size % 4096 == 0  # see test_a_shift_is_killed
     assert pyllamafile.inspect(old).models[0].name == "Tiny"

@@ -430,6 +430,13 @@ def remove(path: PathLike, names: Sequence[str]) -> None:
     zipalign.add(path, [_updated(path, archive, [], names)], remove=set(names))
 
 
+def half_upgraded(path: PathLike) -> bool:
+    """Whether an upgrade was killed before it had shifted what its new directory speaks of."""
+    with contextlib.suppress(PyllamafileError):  # no archive: then it is something else
+        return zipalign.read(Path(path)).base != 0
+    return False
+
+
 def _of_ours(path: Path) -> Archive:
     archive = zipalign.read(path)
     if archive.base:

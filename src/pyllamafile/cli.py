@@ -637,7 +637,8 @@ def verify(file: Path) -> None:
         _out.print(_shown(f"{problem.where}: {problem.what}"))
     if problems:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        _fail(f"{file}: {count}")
+        killed = f"an upgrade of it was interrupted: pyllamafile upgrade {file} ends it"
+        _fail(f"{file}: {count}", killed if care.half_upgraded(file) else None)
     _out.print(_shown(f"{file}: sound"))
 
 
