@@ -49,6 +49,7 @@ GOALS = {
     "upgrade": "nothing read or written but the engine",
 }
 TOKENS = 150_000
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed package has its bytecode
 COMMAND = [sys.executable, "-c", "from pyllamafile_start import main; main()"]
 
 
@@ -134,8 +135,9 @@ def packing(folder: Path, size: int, rounds: int) -> None:
         packed.unlink(missing_ok=True)
         copied.unlink(missing_ok=True)
         os.sync()
-        # A virtual machine may give back to its host what was freed two seconds ago, and who takes
-        # it next waits for that. So both find memory that was just used.
+        # A virtual machine gives back to its host what was freed two seconds ago, and who takes it
+        # next waits for that. So what is free now goes, and both find memory that was just used.
+        time.sleep(3)
         touch = f"import mmap; mmap.mmap(-1, {2 * size}, flags={TOUCHED})"
         quiet(sys.executable, "-I", "-S", "-c", touch)
 

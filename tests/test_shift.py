@@ -218,6 +218,10 @@ def absolute(path: Path) -> dict[str, bytes]:
     raw = path.read_bytes()
     end = raw.rindex(b"PK\5\6")
     count, at = struct.unpack_from("<10xH4xL", raw, end)
+    if raw[end - 20 :].startswith(b"PK\6\7"):
+        (wide,) = struct.unpack_from("<8xQ", raw, end - 20)
+        assert raw[wide : wide + 4] == b"PK\6\6"
+        count, at = struct.unpack_from("<32xQ8xQ", raw, wide)
     found = {}
     for _ in range(count):
         assert raw[at : at + 4] == b"PK\1\2"
@@ -231,6 +235,11 @@ def absolute(path: Path) -> dict[str, bytes]:
             found[text] = raw[data : data + stored]
         at += 46 + name + extra + comment
     return found
+
+
+def started(path: Path) -> tuple[bytes, dict[str, bytes]]:
+    """What counts for who starts the file: its script, and what is read then."""
+    return path.read_bytes()[:BLOCK].rstrip(b"\0"), absolute(path)
 
 
 def upgraded_by_copy(path: Path) -> dict[str, bytes]:
@@ -298,13 +307,15 @@ def test_killed_behind_each_step_it_starts_and_the_next_time_is_whole(
     old: Path, count: int
 ) -> None:
     before, expected = contents(old), upgraded_by_copy(old)
+    first = started(old)
+    assert first[0] != started(Path("by-copy"))[0]
     steps = exchange(old).steps()
     assert len(steps) == 6
     for step in steps[:count]:
         step()
     assert runs(old)
     assert contents(old) == (before if count < 4 else expected)
-    assert absolute(old)["m.gguf"] == before["m.gguf"]
+    assert started(old) == (first if count < 5 else started(Path("by-copy")))
     command = [sys.executable, "-m", "pyllamafile", "verify", old]
     done = subprocess.run(command, capture_output=True, text=True)
     assert ("an upgrade of it was interrupted" in done.stderr) == (1 < count < 5)
@@ -318,6 +329,26 @@ def test_killed_behind_each_step_it_starts_and_the_next_time_is_whole(
     assert contents(old) == expected
     assert pyllamafile.verify(old) == []
     assert runs(old)
+
+
+def test_what_is_nearly_done_is_finished_first(old: Path) -> None:
+    """For nothing else makes the new file of the old one at once."""
+    expected = upgraded_by_copy(old)
+    for step in exchange(old).steps()[:4]:
+        step()
+    exchange(old)  # what it would do then is not done
+    assert contents(old) == expected
+    assert started(old) == started(Path("by-copy"))
+    assert pyllamafile.verify(old) == []
+
+
+def test_what_others_put_in_front_is_not_taken_for_that(old: Path) -> None:
+    raw = bytearray(bytes(BLOCK) + old.read_bytes())
+    raw[BLOCK + 100] ^= 1
+    old.write_bytes(raw)
+    with pytest.raises(PyllamafileError, match="came out wrong"):  # for nothing was done
+        exchange(old)
+    assert old.read_bytes() == raw
 
 
 @pytest.mark.parametrize("count", range(6))
@@ -348,6 +379,7 @@ def test_an_upgrade_that_fails_is_undone_or_done(old: Path, count: int, after: b
 def test_killed_at_any_moment(old: Path, prebuilt: Path) -> None:
     """By SIGKILL, in a process of its own: whatever it was doing."""
     before, expected = contents(old), upgraded_by_copy(old)
+    states = started(old), started(Path("by-copy"))
     original = old.read_bytes()
     code = (
         "import pathlib, sys; from pyllamafile import care, native\n"
@@ -372,7 +404,7 @@ def test_killed_at_any_moment(old: Path, prebuilt: Path) -> None:
         process.communicate()
         assert runs(old), moment
         assert contents(old) in (before, expected), moment
-        assert absolute(old)["m.gguf"] == before["m.gguf"], moment
+        assert started(old) in states, moment
         assert pyllamafile.upgrade(old).shifted
         assert contents(old) == expected
         assert pyllamafile.verify(old) == []

@@ -139,11 +139,11 @@ class Exchange:
     """Another engine for a llamafile, under weights that are not copied.
 
     The new engine is put behind the old one, where nobody looks, then the new directory behind
-    everything, and last the old engine is taken out. Before everything moves, the directory is
-    written so that it is right before and after (`zipalign.Layout.moves`). So the file starts at
-    any moment: as the old one, as the new one, or, between the new directory and the end of the
-    old engine, as what is in the new one, run by the old engine. If it ends there, the same again
-    goes on from there: it is just another file with something in front of its weights.
+    everything, and last the old engine is taken out. Before something moves, the directory is
+    written twice, so that who starts the file finds the one that was right before as long as
+    nothing has moved, and then the other (`zipalign.Layout.moves`). So at any moment the file is
+    the old one or the new one. If it ends there, the same again goes on from there: it is just
+    another file with something in front of its weights.
 
     Attributes:
         path: The file.
@@ -239,7 +239,7 @@ def exchange(
             kept = [member for member in members if member.name not in remove]
             gone = {entry.name for entry in entries}
             kept = [member for member in kept if member.name not in gone]
-            zipalign.layout(entries, members[-1].end, kept=kept, moves=(0, move))
+            zipalign.layout(entries, members[-1].end, kept=kept, moves=(0, move), former=members)
     except PyllamafileError:
         return None
     return Exchange(path, engine, entries, remove, pieces, old, new)

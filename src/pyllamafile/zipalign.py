@@ -46,7 +46,7 @@ Progress = Callable[[int], None]
 
 _CHUNK = 512 << 10  # bytes at a time: what a core keeps at hand
 _STRIDE = 16 << 20  # bytes that one thread hashes while the other copies them
-_DEPTH = 4  # strides that it may be behind, so that the page cache still has them
+_DEPTH = 32  # strides that it may be behind, which the page cache still has
 _CHEAP = 64 << 20  # bytes that may be copied once more to make the file compact
 _MOVE = 16 << 20  # bytes of kept entries that are moved to close a gap
 _PAGE = 4096
@@ -202,24 +202,27 @@ class Layout:
 
     Attributes:
         placed: The entries to write, in file order.
-        directory_offset: Where the central directory begins, as its end record says.
+        directory_end: Where the central directory ends, as its end records say.
         size: Length of the whole file.
         start: Where writing begins; what is before is not touched.
         kept: Members before `start` that stay as they are.
         comment: The archive's comment.
         moves: By how many bytes everything may have been moved, right up to the end of the file,
-            when somebody reads it. It is all right for each of these; see `_blocks`. Then it ends
-            where a block of the disk does, for XFS may be killed between moving and cutting off
-            what is no whole block, and leave the archive far from the end of the file.
+            when somebody reads it. It is all right for each of these; see `_blocks`. If there are
+            several, it ends where a block of the disk does, for XFS may be killed between moving
+            and cutting off what is no whole block, and leave the archive far from the end of the
+            file.
+        former: The members that it has, if `moves` are several, as long as it was not moved.
     """
 
     placed: tuple[Placed, ...]
-    directory_offset: int
+    directory_end: int
     size: int
     start: int = 0
     kept: tuple[Member, ...] = ()
     comment: bytes = b""
     moves: tuple[int, ...] = (0,)
+    former: tuple[Member, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -384,6 +387,7 @@ def layout(
     kept: Sequence[Member] = (),
     comment: bytes = b"",
     moves: Sequence[int] = (0,),
+    former: Sequence[Member] = (),
 ) -> Layout:
     """Decide where everything goes. Pure.
 
@@ -396,6 +400,7 @@ def layout(
         kept: Members before `start` that stay, in file order.
         comment: The archive's comment.
         moves: As `Layout` has it.
+        former: As `Layout` has it.
 
     Raises:
         PyllamafileError: A name is empty, absolute, doubled, not portable, or leads
@@ -414,10 +419,21 @@ def layout(
         data = -(-(end + header) // entry.align) * entry.align
         placed.append(Placed(entry, data - header, data, stored))
         end = data + stored
-    at = end + max(moves)
-    plan = _sized(Layout(tuple(placed), at, end, start, tuple(kept), comment, tuple(moves)))
+    plan = Layout(
+        placed=tuple(placed),
+        directory_end=0,
+        size=0,
+        start=start,
+        kept=tuple(kept),
+        comment=comment,
+        moves=tuple(moves),
+        former=tuple(former),
+    )
+    bodies = {move: b"".join(_records(plan, {}, _NO_TIME, move)) for move in moves}
+    at = max(end + len(body) + move for move, body in bodies.items())
+    plan = _sized(replace(plan, directory_end=at))
     if len(moves) > 1:
-        plan = _sized(replace(plan, directory_offset=at + -plan.size % BLOCK))
+        plan = _sized(replace(plan, directory_end=at + -plan.size % BLOCK))
     return plan
 
 
@@ -522,6 +538,8 @@ def _moved_record(member: Member, at: int) -> bytes:
 
 
 def _records(plan: Layout, digests: Mapping[str, Digest], when: Time, move: int = 0) -> list[bytes]:
+    if len(plan.moves) > 1 and not move:
+        return [_moved_record(member, member.header_offset) for member in plan.former]
     records = [_moved_record(member, member.header_offset + move) for member in plan.kept]
     for item in plan.placed:
         at = item.header_offset + move
@@ -537,20 +555,21 @@ def _records(plan: Layout, digests: Mapping[str, Digest], when: Time, move: int 
 def _blocks(plan: Layout, digests: Mapping[str, Digest], when: Time) -> list[tuple[int, bytes]]:
     """The central directory, once for each of a plan's moves, and where it goes, in file order.
 
-    The end record names one offset. What is found there is the directory written for no move; or,
-    once all has moved by so many bytes, the one written that far in front of it or behind it. And
-    readers that take what stands right before the end record, whatever offset that names, find
-    one whose offsets are wrong by as much as its own: the archive, to them, has so many bytes in
-    front of it.
+    One place is named at the end of the file, that of a zip64 end record if there are several. What
+    is found there is the one of the directory written for no move; or, once all has moved by so
+    many bytes, the one written that far in front of it or behind it. So moving everything makes
+    one archive of another, at once. And readers that take what stands right before the end of the
+    file, whatever place that names, find a directory whose offsets are wrong by as much as its
+    own: the archive, to them, has so many bytes in front of it.
     """
-    at = plan.directory_offset
-    blocks = [
-        (at - move, _directory(_records(plan, digests, when, move), at, plan.comment))
-        for move in sorted(plan.moves, reverse=True)
-    ]
+    several = len(plan.moves) > 1
+    blocks = []
+    for move in sorted(plan.moves, reverse=True):
+        body = b"".join(records := _records(plan, digests, when, move))
+        at = plan.directory_end - len(body)
+        end = _end_records(len(records), len(body), at, plan.comment, wide=several)
+        blocks.append((at - move, body + end))
     ends = [start + len(directory) for start, directory in blocks]
-    if len({len(directory) for _, directory in blocks}) > 1:
-        raise PyllamafileError("cannot be moved past 4 GiB")  # where offsets need more room
     if any(end > start for end, (start, _) in zip(ends, blocks[1:], strict=False)):
         raise PyllamafileError("cannot be moved by less than the length of its directory")
     return blocks
@@ -559,16 +578,20 @@ def _blocks(plan: Layout, digests: Mapping[str, Digest], when: Time) -> list[tup
 def _directory(records: Sequence[bytes], at: int, comment: bytes) -> bytes:
     """The central directory and what ends the file, to be placed at offset `at`."""
     body = b"".join(records)
-    count, size = len(records), len(body)
+    return body + _end_records(len(records), len(body), at, comment)
+
+
+def _end_records(count: int, size: int, at: int, comment: bytes, *, wide: bool = False) -> bytes:
+    """What ends the file behind a directory of so many entries and bytes at offset `at`."""
     zip64 = b""
-    if count >= _MAX_16 or size >= _MAX_32 or at >= _MAX_32:
+    if wide or count >= _MAX_16 or size >= _MAX_32 or at >= _MAX_32:
         zip64 = _END64.pack(
             b"PK\6\6", _END64.size - 12, _UNIX << 8 | 45, 45, 0, 0, count, count, size, at
         )
         zip64 += _LOCATOR.pack(b"PK\6\7", 0, at + size, 1)
-    count = count if count < _MAX_16 else 0xFFFF
-    (size, at), _ = _split64(size, at)
-    return body + zip64 + _END.pack(b"PK\5\6", 0, 0, count, count, size, at, len(comment)) + comment
+    count = 0xFFFF if wide or count >= _MAX_16 else count
+    size, at = (0xFFFFFFFF if wide or value >= _MAX_32 else value for value in (size, at))
+    return zip64 + _END.pack(b"PK\5\6", 0, 0, count, count, size, at, len(comment)) + comment
 
 
 def _variable(raw: bytes, at: int, *lengths: int) -> list[bytes]:
@@ -641,6 +664,19 @@ class _Target:
         view = memoryview(data)
         while view:
             view = view[os.write(self.fd, view) :]
+
+    def take(self, fd: int, offset: int, length: int, at: int) -> int:
+        """Let the kernel copy from another file. Returns for how many bytes it did."""
+        done = 0
+        if hasattr(os, "copy_file_range"):
+            with contextlib.suppress(OSError):
+                while done < length:
+                    left = length - done
+                    count = os.copy_file_range(fd, self.fd, left, offset + done, at + done)
+                    if not count:
+                        break
+                    done += count
+        return done
 
     def begin_writeback(self, at: int, length: int) -> None:
         """Let the disk begin now, for whoever calls fsync waits until all is there.
@@ -731,28 +767,19 @@ def _copy(
     hashes: _Hashes | None = None,
     progress: Progress = lambda done: None,
 ) -> None:
-    """Copy a range of an open file to offset `at`, hashing it on the way; or only hash it."""
-    strides = [
-        _Stride(path, fd, start, min(_STRIDE, offset + size - start), offset + size)
-        for start in range(offset, offset + size, _STRIDE)
-    ]
-    shared = _share(fd, offset, size, target, at) if target else size
+    """Copy a range of an open file to offset `at`, hashing it beside; or only hash it."""
+    shared = _share(fd, offset, size, target, at) if target else 0
     buffer = _buffer(size)
     try:
-        for stride in strides:
+        for start in range(offset, offset + size, _STRIDE):
+            length = min(_STRIDE, offset + size - start)
+            stride = _Stride(path, fd, start, length, offset + size)
             if hashes:
                 hashes.read(stride)
-            for position, view, hole in stride.chunks(buffer):
-                done = position - offset
-                if hashes:
-                    hashes.count(view)
-                rest = view[max(shared - done, 0) :]
-                place = at + done + len(view) - len(rest)
-                if target and rest and not (hole and place >= target.blank):
-                    target.put(place, rest)
-                progress(done + len(view))
             if target:
-                target.begin_writeback(at + stride.offset - offset, stride.length)
+                stride.copy(target, at + start - offset, offset + shared, buffer)
+                target.begin_writeback(at + start - offset, length)
+            progress(start + length - offset)
     finally:
         if hashes:
             hashes.finish()
@@ -767,19 +794,45 @@ class _Stride(NamedTuple):
     length: int
     end: int
 
-    def chunks(self, buffer: memoryview) -> Iterator[tuple[int, memoryview, bool]]:
-        """Where each chunk is, its bytes until the next one is asked for, whether it is a hole."""
+    def chunks(self) -> Iterator[tuple[int, int, bool]]:
+        """Where each chunk is, its length, and whether it is a hole."""
         for position in range(self.offset, self.offset + self.length, _CHUNK):
-            view = buffer[: self.offset + self.length - position]
-            try:
-                hole = _is_hole(self.fd, position, len(view))
-                if hole:
-                    view = memoryview(_ZEROS)[: len(view)]
-                elif not _read_into(self.fd, position, view):
-                    raise PyllamafileError(f"{self.path}: has less than {self.end} bytes")
-            except OSError as error:
-                raise _failed(self.path, "read", error) from error
-            yield position, view, hole
+            length = min(_CHUNK, self.offset + self.length - position)
+            yield position, length, _is_hole(self.fd, position, length)
+
+    def read(self, buffer: memoryview) -> Iterator[memoryview]:
+        """The bytes of each chunk, there until the next one is asked for."""
+        for position, length, hole in self.chunks():
+            if hole:
+                yield memoryview(_ZEROS)[:length]
+                continue
+            self._read_into(position, buffer[:length])
+            yield buffer[:length]
+
+    def copy(self, target: _Target, at: int, skip: int, buffer: memoryview) -> None:
+        """Copy what is behind `skip` to offset `at`; holes stay holes.
+
+        The kernel copies where it can. Where it can't, or something is wrong, reading and writing
+        say what it is.
+        """
+        for position, length, hole in self.chunks():
+            begin = max(position, skip)
+            there = at + begin - self.offset
+            rest = position + length - begin
+            if rest <= 0 or (hole and there >= target.blank):
+                continue
+            if done := target.take(self.fd, begin, rest, there):
+                begin, there, rest = begin + done, there + done, rest - done
+            if rest:
+                self._read_into(begin, buffer[:rest])
+                target.put(there, buffer[:rest])
+
+    def _read_into(self, position: int, view: memoryview) -> None:
+        try:
+            if not _read_into(self.fd, position, view):
+                raise PyllamafileError(f"{self.path}: has less than {self.end} bytes")
+        except OSError as error:
+            raise _failed(self.path, "read", error) from error
 
 
 _ZEROS = bytes(_CHUNK)
@@ -844,8 +897,8 @@ def _share(fd: int, offset: int, size: int, target: _Target, at: int) -> int:
 class _Hashes:
     """Size, CRC-32 and SHA-256 of an entry's content, computed while it is copied.
 
-    SHA-256 takes about as long as all the rest, so it has a thread to itself. That thread reads a
-    file for itself, a long way at a time, so that the two seldom wait for each other.
+    That takes about as long as all the rest, so it has a thread to itself, which reads a file for
+    itself, a long way at a time, so that the two seldom wait for each other.
     """
 
     def __init__(self, thread: ThreadPoolExecutor, entry: Entry) -> None:
@@ -860,17 +913,11 @@ class _Hashes:
     def update(self, data: bytes) -> None:
         """Take the whole content at once, as stored."""
         self._jobs.append(self._thread.submit(self._take, data))
-        self.count(data)
 
     def read(self, stride: _Stride) -> None:
-        """Take more of a file, as stored, which is to be given to `count`, too."""
+        """Take more of a file, as stored."""
         self._jobs.append(self._thread.submit(self._read, stride))
         self._wait(_DEPTH - 1)
-
-    def count(self, data: memoryview | bytes) -> None:
-        """Do what of the hashing is left to who copies."""
-        if not self._inflate:
-            self._count(data)
 
     def finish(self) -> None:
         """Wait until the thread reads no more."""
@@ -893,18 +940,19 @@ class _Hashes:
             self._jobs.popleft().result()
 
     def _read(self, stride: _Stride) -> None:
-        for _, view, _ in stride.chunks(self._buffer):
+        for view in stride.read(self._buffer):
             self._take(view)
 
     def _take(self, data: memoryview | bytes) -> None:
         if self._inflate:
             self._unpack(data)
         else:
-            self._sha256.update(data)
+            self._count(data)
 
-    def _count(self, view: memoryview | bytes) -> None:
-        self._size += len(view)
-        self._crc = crc32(view, self._crc)
+    def _count(self, content: memoryview | bytes) -> None:
+        self._size += len(content)
+        self._crc = crc32(content, self._crc)
+        self._sha256.update(content)
 
     def _unpack(self, packed: memoryview | bytes) -> None:
         assert self._inflate is not None
@@ -912,7 +960,6 @@ class _Hashes:
             while packed:  # in steps: a few bytes can unpack to very many
                 content = self._inflate.decompress(packed, _CHUNK)
                 self._count(content)
-                self._sha256.update(content)
                 # At the end zlib leaves the tail as it was, for ever.
                 packed = b"" if self._inflate.eof else self._inflate.unconsumed_tail
         except zlib.error as error:
@@ -1289,7 +1336,9 @@ def _change(
     if behind:
         first, last = behind[0].header_offset, behind[-1].end
     start = kept[-1].end if kept else first
-    replan = functools.partial(layout, kept=kept, comment=archive.comment, moves=moves)
+    replan = functools.partial(
+        layout, kept=kept, comment=archive.comment, moves=moves, former=archive.members
+    )
     plan = layout(tail, start, kept=kept, comment=archive.comment)
     here = replan(tail, start)
     if not behind or here.size <= first:  # it covers no member of the old archive
