@@ -138,7 +138,8 @@ def packing(folder: Path, size: int, rounds: int) -> None:
         # A virtual machine gives back to its host what was freed two seconds ago, and who takes it
         # next waits for that. So what is free now goes, and both find memory that was just used.
         time.sleep(3)
-        touch = f"import mmap; mmap.mmap(-1, {2 * size}, flags={TOUCHED})"
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * 9 // 10
+        touch = f"import mmap; mmap.mmap(-1, {free}, flags={TOUCHED})"
         quiet(sys.executable, "-I", "-S", "-c", touch)
 
     _, _, _, theirs = taking_turns(rounds, clean, pack, clean, copy)
