@@ -12,6 +12,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fixtures import tiny_phi3
@@ -155,6 +156,30 @@ def ready(process: subprocess.Popen[bytes]) -> str:
         if b" is ready: " in line:
             return line.split(b" is ready: ")[1].split()[0].decode()
     raise AssertionError(f"the server ended with {process.wait()}")
+
+
+@contextmanager
+def browsing(url: str) -> Iterator[Any]:
+    """The GUI of a server, in a browser; it may ask nobody else for anything."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    chromium = need("chromium")
+    ARTIFACTS.mkdir(exist_ok=True)
+    elsewhere: list[str] = []
+
+    def asked(request: Any) -> None:
+        if not request.url.startswith((url, "data:", "blob:")):
+            elsewhere.append(request.url)
+
+    with playwright.sync_playwright() as p:
+        flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        browser = p.chromium.launch(executable_path=chromium, args=flags)
+        page = browser.new_page(viewport={"width": 1280, "height": 800})
+        page.on("request", asked)
+        page.goto(url)
+        page.get_by_role("textbox").first.wait_for()
+        yield page
+        browser.close()
+    assert elsewhere == []
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import math
 import struct
+import wave
 import zlib
 from pathlib import Path
 
@@ -193,6 +196,80 @@ def tiny_projector(path: Path, *, width: int, scale: float = 0.1) -> Path:
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def tiny_ear(path: Path, *, width: int, scale: float = 0.1) -> Path:
+    """An Ultravox projector with random weights, which makes 375 embeddings of 30 seconds.
+
+    Args:
+        path: The file to write.
+        width: Of the language model's embeddings.
+        scale: Their standard deviation, about.
+    """
+    inner, layers, bins, stack, middle = 32, 2, 80, 4, 64
+    writer = gguf.GGUFWriter(path, "clip")
+    writer.add_type(gguf.GGUFType.MMPROJ)
+    writer.add_clip_has_audio_encoder(True)
+    writer.add_clip_projector_type("ultravox")
+    writer.add_audio_embedding_length(inner)
+    writer.add_audio_feed_forward_length(2 * inner)
+    writer.add_audio_block_count(layers)
+    writer.add_audio_head_count(2)
+    writer.add_audio_projection_dim(width)
+    writer.add_audio_attention_layernorm_eps(1e-5)
+    writer.add_audio_num_mel_bins(bins)
+    writer.add_audio_stack_factor(stack)
+    shapes: dict[str, tuple[int, ...]] = {
+        "a.conv1d.1.weight": (inner, bins, 3),
+        "a.conv1d.2.weight": (inner, inner, 3),
+        "a.position_embd.weight": (1500, inner),
+        "mm.a.mlp.1.weight": (2 * middle, stack * inner),
+        "mm.a.mlp.2.weight": (width, middle),
+    }
+    ones = {"mm.a.norm_pre.weight": stack * inner, "mm.a.norm_mid.weight": middle}
+    ones["a.post_ln.weight"] = inner
+    zeros: dict[str, tuple[int, ...]] = {"a.post_ln.bias": (inner,)}
+    for name in ("a.conv1d.1.bias", "a.conv1d.2.bias"):
+        zeros[name] = (inner, 1)
+    for layer in range(layers):
+        block = f"a.blk.{layer}"
+        for name in ("attn_q", "attn_k", "attn_v", "attn_out"):
+            shapes[f"{block}.{name}.weight"] = (inner, inner)
+        shapes[f"{block}.ffn_up.weight"] = (2 * inner, inner)
+        shapes[f"{block}.ffn_down.weight"] = (inner, 2 * inner)
+        for name in ("attn_q", "attn_v", "attn_out", "ln1", "ln2", "ffn_down"):
+            zeros[f"{block}.{name}.bias"] = (inner,)
+        zeros[f"{block}.ffn_up.bias"] = (2 * inner,)
+        ones[f"{block}.ln1.weight"] = ones[f"{block}.ln2.weight"] = inner
+    rng = np.random.default_rng(13)
+    for name, shape in shapes.items():
+        values = rng.normal(0, math.prod(shape[1:]) ** -0.5, shape)
+        if name == "mm.a.mlp.2.weight":
+            values *= scale
+        # The kernels of convolutions are halves, for that is what ggml_conv_1d takes.
+        writer.add_tensor(name, values.astype(np.float16 if "conv1d" in name else np.float32))
+    for name, length in ones.items():
+        writer.add_tensor(name, np.ones(length, np.float32))
+    for name, shape in zeros.items():
+        writer.add_tensor(name, np.zeros(shape, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def wav(hertz: float, seconds: float = 1, rate: int = 16000) -> bytes:
+    """A tone."""
+    moments = np.arange(int(seconds * rate)) / rate
+    samples = (np.sin(2 * np.pi * hertz * moments) * 20000).astype("<i2").tobytes()
+    file = io.BytesIO()
+    with wave.open(file, "wb") as out:
+        out.setnchannels(1)
+        out.setsampwidth(2)
+        out.setframerate(rate)
+        out.writeframes(samples)
+    return file.getvalue()
 
 
 def png(colour: tuple[int, int, int], size: int = 32) -> bytes:

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Run, serving
-from fixtures import png, tiny_gguf, tiny_lora, tiny_phi3, tiny_projector
+from conftest import ARTIFACTS, Run, browsing, serving
+from fixtures import png, tiny_ear, tiny_gguf, tiny_lora, tiny_phi3, tiny_projector, wav
 from test_build import COMMAND, folder, prebuilt
 
 import pyllamafile
@@ -189,7 +189,7 @@ def make(model: Path, runtime: Path, place: Path) -> Callable[..., Path]:
     def make(name: str, *more: Path, **options: Any) -> Path:
         path = place / f"{name}.llamafile"
         return pyllamafile.build(
-            [model, *more], path, targets=["linux-amd64"], gui=False, **options
+            [model, *more], path, targets=["linux-amd64"], **options
         ).path
 
     return make
@@ -339,6 +339,79 @@ def test_pictures_over_the_api(seeing: Path, pictures: list[Path]) -> None:
 
 
 @pytest.mark.native
+@pytest.mark.browser
+def test_pictures_in_the_gui(seeing: Path, pictures: list[Path]) -> None:
+    with serving(seeing, "--nobrowser", "-n", "12") as url, browsing(url) as page:
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.post_data or ""))
+        page.locator("input[type=file]").set_input_files(pictures[0])
+        box = page.get_by_role("textbox").first
+        page.get_by_role("img", name="red.png").wait_for()
+        box.fill("What is in the picture?")
+        box.press("Enter")
+        page.get_by_text(re.compile(r"\d tokens$")).last.wait_for(timeout=60_000)
+        page.screenshot(path=ARTIFACTS / "gui-picture.png")
+        [question] = [text for text in asked if '"messages"' in text]
+        parts = json.loads(question)["messages"][-1]["content"]
+        assert {part["type"] for part in parts} == {"image_url", "text"}
+        assert page.get_by_text("error").count() == 0
+
+
+@pytest.fixture(scope="module")
+def hearing(make: Callable[..., Path], place: Path) -> Path:
+    return make("hearing", mmproj=tiny_ear(place / "ear.gguf", width=576))
+
+
+@pytest.fixture(scope="module")
+def tones(place: Path) -> list[Path]:
+    paths = [place / "low.wav", place / "high.wav"]
+    for path, hertz in zip(paths, (200, 3000), strict=True):
+        path.write_bytes(wav(hertz))
+    return paths
+
+
+@pytest.mark.native
+def test_sounds_in_the_terminal(
+    hearing: Path, seeing: Path, tones: list[Path], pictures: list[Path], run: Run
+) -> None:
+    def hear(tone: Path) -> bytes:
+        question = ("-p", "What is to be heard?", "--audio", tone)
+        done = run(hearing, *question, "-n", "12", "--temp", "0")
+        assert (done.returncode, done.stderr) == (0, b"")
+        return done.stdout
+
+    low, high = map(hear, tones)
+    assert low != high == hear(tones[1])
+    for file, what, option in (
+        (hearing, b"vision", ("--image", pictures[0])),
+        (seeing, b"audio", ("--audio", tones[0])),
+    ):
+        done = run(file, "-p", "x", *option)
+        assert (done.returncode, done.stdout) == (1, b"")
+        assert b"does not support %b input" % what in done.stderr
+
+
+def with_sound(path: Path) -> list[dict[str, Any]]:
+    data = base64.b64encode(path.read_bytes()).decode()
+    return [
+        {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}},
+        {"type": "text", "text": "What is to be heard?"},
+    ]
+
+
+@pytest.mark.native
+def test_sounds_over_the_api(hearing: Path, tones: list[Path], pictures: list[Path]) -> None:
+    with serving(hearing, "--nobrowser") as url:
+        assert call(url, "props")["modalities"]["audio"] is True
+        low, high = (chat(url, with_sound(path)) for path in tones)
+        assert said(low) != said(high)
+        deaf = chat(url, "What is to be heard?")
+        # The projector makes 375 embeddings of one, which is filled up with silence.
+        assert low["usage"]["prompt_tokens"] >= deaf["usage"]["prompt_tokens"] + 375
+        assert "image input is not supported" in refusal(url, with_picture(pictures[0]))[1]
+
+
+@pytest.mark.native
 def test_a_draft_changes_nothing_but_the_time(
     make: Callable[..., Path], model: Path, runtime: Path, place: Path, run: Run
 ) -> None:
@@ -413,6 +486,27 @@ def test_the_server_has_all_models_and_loads_them_on_demand(
     while children(several) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert children(several) == []
+
+
+@pytest.mark.native
+@pytest.mark.browser
+def test_the_gui_offers_all_models(several: Path) -> None:
+    def loaded() -> list[str]:
+        rows = call(url, "v1/models")["data"]
+        return [row["id"] for row in rows if row["status"]["value"] == "loaded"]
+
+    with serving(several, "--nobrowser", "-c", "512", "-n", "12") as url, browsing(url) as page:
+        page.get_by_role("button", name="SmolLM2").click()
+        offered = page.get_by_role("option")
+        offered.first.wait_for()
+        assert [row.split("\n")[0] for row in offered.all_inner_texts()] == ["SmolLM2", *SEVERAL[1:]]
+        page.get_by_role("option", name="phi3").click()
+        box = page.get_by_role("textbox").first
+        box.fill("Hello")
+        box.press("Enter")
+        page.get_by_text(re.compile(r"\d tokens$")).last.wait_for(timeout=60_000)
+        page.screenshot(path=ARTIFACTS / "gui-models.png")
+        assert loaded() == ["phi3"]
 
 
 @pytest.mark.native
