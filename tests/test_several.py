@@ -188,9 +188,7 @@ def make(model: Path, runtime: Path, place: Path) -> Callable[..., Path]:
 
     def make(name: str, *more: Path, **options: Any) -> Path:
         path = place / f"{name}.llamafile"
-        return pyllamafile.build(
-            [model, *more], path, targets=["linux-amd64"], **options
-        ).path
+        return pyllamafile.build([model, *more], path, targets=["linux-amd64"], **options).path
 
     return make
 
