@@ -6,6 +6,7 @@ import contextlib
 import signal
 import socket
 import subprocess
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -237,3 +238,49 @@ def test_the_server_answers_and_ctrl_c_ends_it(server: subprocess.Popen[bytes]) 
         assert answer.usage.completion_tokens == 4
     server.send_signal(signal.SIGINT)  # which Wine makes Ctrl-C
     assert server.wait(timeout=30) in (0, 130)
+
+
+def test_a_server_of_two_models_loads_them_on_demand(
+    wine: dict[str, str], phi3: Path, tmp_path: Path
+) -> None:
+    """Each in a process of its own, which ends with the server's."""
+    (tmp_path / "other.gguf").symlink_to(phi3)
+    file = pyllamafile.build(
+        [phi3, tmp_path / "other.gguf"],
+        tmp_path / "two.exe",
+        targets=["windows-amd64"],
+        gui=False,
+    ).path
+
+    def children() -> int:
+        lines = (path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline"))
+        with contextlib.suppress(OSError):  # one that ends just now
+            return sum(b"--child-of=" in line and b"two.exe" in line for line in lines)
+        return -1
+
+    process = subprocess.Popen(
+        command(file, "--nobrowser", "-c", "512"),
+        env=wine,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+    )
+    try:
+        with openai.OpenAI(base_url=f"{ready(process)}v1", api_key="none") as client:
+            assert sorted(model.id for model in client.models.list()) == ["other", "phi3-tiny"]
+            assert children() == 0
+            for count, name in enumerate(("other", "phi3-tiny"), 1):
+                answer = client.chat.completions.create(
+                    model=name, messages=[{"role": "user", "content": "Hello!"}], max_tokens=4
+                )
+                assert (answer.model, answer.usage.completion_tokens) == (name, 4)
+                assert children() == count
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) in (0, 130)
+        deadline = time.monotonic() + 30
+        while children() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert children() == 0
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
