@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import httpx
 import pytest
 from conftest import serving
 from pydantic import BaseModel
@@ -298,13 +299,14 @@ def test_llamaindex_chats(llamaindex: Any) -> None:
 
 
 # What LlamaIndex and LangChain have for a llamafile's embeddings wants an object from /embedding;
-# this llama.cpp answers with a list. /v1/embeddings, as OpenAI has it, is there.
+# this llama.cpp answers with a list. Below /llamafile there is what they want.
 
 
-def test_llamaindex_embeddings_are_of_another_server(equipped: str) -> None:
-    client = package("llama_index.embeddings.llamafile").LlamafileEmbedding(base_url=equipped)
-    with pytest.raises(TypeError, match="list indices"):
-        client.get_text_embedding(ALIKE[0])
+def test_llamaindex_makes_embeddings(equipped: str) -> None:
+    module = package("llama_index.embeddings.llamafile")
+    client = module.LlamafileEmbedding(base_url=f"{equipped}/llamafile")
+    check_vectors([client.get_text_embedding(text) for text in ALIKE])
+    check_vectors(client.get_text_embedding_batch(ALIKE))
 
 
 # LangChain
@@ -324,10 +326,26 @@ def test_langchain_completes(langchain: Any) -> None:
     assert "".join(pieces).startswith(" Paris")
 
 
-def test_langchain_embeddings_are_of_another_server(equipped: str) -> None:
-    embeddings = package("langchain_community.embeddings.llamafile")
-    with pytest.raises(KeyError, match="Unexpected output from /embedding"):
-        embeddings.LlamafileEmbeddings(base_url=equipped).embed_query(ALIKE[0])
+def test_langchain_makes_embeddings(equipped: str) -> None:
+    module = package("langchain_community.embeddings.llamafile")
+    client = module.LlamafileEmbeddings(base_url=f"{equipped}/llamafile")
+    check_vectors(client.embed_documents(ALIKE))
+    check_vectors([client.embed_query(text) for text in ALIKE])
+
+
+def test_embeddings_of_older_llamafiles_are_those_of_today(
+    equipped: str, openai_equipped: Any
+) -> None:
+    def made(content: object) -> Any:
+        answer = httpx.post(f"{equipped}/llamafile/embedding", json={"content": content})
+        return answer.json()
+
+    [row] = openai_equipped.embeddings.create(model="any", input=ALIKE[:1]).data
+    assert made(ALIKE[0]) == {"embedding": pytest.approx(row.embedding, abs=1e-5)}
+    [one] = made(ALIKE[:1])["results"]
+    assert one == made(ALIKE[0])
+    assert [*made(ALIKE)] == ["results"]
+    assert "must be a string" in made(None)["error"]["message"]
 
 
 # Ollama
