@@ -59,7 +59,7 @@ def test_the_parts_stand_in_order_and_do_not_overlap():
         assert item.header_offset >= end
         assert item.data_offset > item.header_offset
         end = item.data_offset + item.stored_size
-    assert made.layout.directory_offset >= end
+    assert made.layout.directory_end >= end
     assert made.size == made.layout.size > end > 5 << 30
 
 

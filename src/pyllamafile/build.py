@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
-import gzip
-import hashlib
 import itertools
 import math
 import os
@@ -337,7 +335,7 @@ def _quantized(
     name = convert.quantized_name(first.name, format)
     runtime = _host_runtime(tell)
     path = convert.to_format(
-        first.path, folder / name, format, _unpacked(runtime), again=again, tell=tell
+        first.path, folder / name, format, runtime.program(), again=again, tell=tell
     )
     return [_file(path, name)]
 
@@ -451,7 +449,7 @@ def outer_program(runtimes: Sequence[Runtime], format: Format) -> Outer | None:
     system = "linux" if format == "elf" else "windows"
     for runtime in runtimes:
         if TARGETS[runtime.target].os == system:
-            return Outer(runtime, _unpacked(runtime))
+            return Outer(runtime, runtime.program())
     return None
 
 
@@ -651,31 +649,7 @@ def pieces(head: bytes, programs: Sequence[Program]) -> Iterator[tuple[int, byte
     """
     yield 0, head
     for program in programs:
-        yield program.offset, _packed(program.runtime)
-
-
-def _packed(runtime: Runtime) -> bytes:
-    try:
-        packed = runtime.path.read_bytes()
-    except OSError as error:
-        raise PyllamafileError(f"{runtime.path}: {error.strerror}") from error
-    if hashlib.sha256(packed).hexdigest() != runtime.packed_sha256:
-        raise _damaged(runtime)
-    return packed
-
-
-def _damaged(runtime: Runtime) -> PyllamafileError:
-    return PyllamafileError(
-        f"{runtime.path}: damaged: its SHA-256 is another",
-        hint="delete it, then `pyllamafile runtimes build` makes it again",
-    )
-
-
-def _unpacked(runtime: Runtime) -> bytes:
-    program = gzip.decompress(_packed(runtime))
-    if hashlib.sha256(program).hexdigest() != runtime.sha256:
-        raise _damaged(runtime)
-    return program
+        yield program.offset, program.runtime.packed()
 
 
 def check_written(path: Path, destination: Path) -> None:

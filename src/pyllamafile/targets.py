@@ -5,6 +5,8 @@ A new target is a row in `TARGETS`; a new instruction set is a row in `LEVELS`.
 
 from __future__ import annotations
 
+import gzip
+import hashlib
 import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -90,6 +92,33 @@ class Runtime:
     levels: tuple[str, ...]
     origin: str
     licenses: Mapping[str, str] = field(default_factory=dict)
+
+    def packed(self) -> bytes:
+        """The gzip member.
+
+        Raises:
+            PyllamafileError: It can't be read, or isn't what it was.
+        """
+        try:
+            return self._checked(self.path.read_bytes(), self.packed_sha256)
+        except OSError as error:
+            raise PyllamafileError(f"{self.path}: {error.strerror}") from error
+
+    def program(self) -> bytes:
+        """The program itself.
+
+        Raises:
+            PyllamafileError: As `packed`.
+        """
+        return self._checked(gzip.decompress(self.packed()), self.sha256)
+
+    def _checked(self, content: bytes, sha256: str) -> bytes:
+        if hashlib.sha256(content).hexdigest() != sha256:
+            raise PyllamafileError(
+                f"{self.path}: damaged: its SHA-256 is another",
+                hint="delete it, then `pyllamafile runtimes build` makes it again",
+            )
+        return content
 
 
 def _level(name: str, flags: str, below: Level | None = None) -> Level:
