@@ -22,8 +22,8 @@ from fixtures import tiny_gguf
 from test_build import PROGRAM, folder, model, prebuilt, put_runtime
 
 import pyllamafile
-from pyllamafile import PyllamafileError, care, shift
-from pyllamafile.zipalign import BLOCK
+from pyllamafile import PyllamafileError, care, shift, zipalign
+from pyllamafile.zipalign import BLOCK, Entry
 
 __all__ = ["folder", "model", "prebuilt"]  # fixtures
 
@@ -329,6 +329,64 @@ def test_killed_behind_each_step_it_starts_and_the_next_time_is_whole(
     assert contents(old) == expected
     assert pyllamafile.verify(old) == []
     assert runs(old)
+
+
+def test_what_is_dead_is_left_to_the_old_file(
+    old: Path, prebuilt: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The new directory would fit in there, but then what is behind would be cut off."""
+    monkeypatch.setattr(zipalign, "_MOVE", 0)
+    put_runtime(prebuilt, PROGRAM)
+    Path("big").write_bytes(bytes(4 << 20))
+    files = [("big", "big")]
+    pyllamafile.build("m.gguf", old, add=files, name="Model", force=True)
+    care.remove(old, ["big"])
+    put_runtime(prebuilt, NEW)
+    first = started(old)
+    expected = upgraded_by_copy(old)
+    for step in exchange(old).steps()[:4]:
+        step()
+    assert started(old) == first
+    assert pyllamafile.upgrade(old).shifted
+    assert contents(old) == expected
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_shift_makes_one_archive_of_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """Whatever is added, replaced and removed, and whatever gaps there are."""
+    rng = random.Random(seed)
+    monkeypatch.setattr(zipalign, "_MOVE", rng.choice([0, 5000, 16 << 20]))
+    path, front = tmp_path / "a.zip", rng.randint(1, 3) * BLOCK
+    path.write_bytes(bytes(front))
+
+    def some(count: int) -> list[Entry]:
+        names = rng.sample("abcdefghij", count)
+        sizes = [rng.choice([0, 10, 3000, 300_000, 3_000_000]) for _ in names]
+        return [
+            Entry(name, rng.randbytes(size), align=rng.choice([1, BLOCK]))
+            for name, size in zip(names, sizes, strict=True)
+        ]
+
+    with path.open("r+b") as file:
+        zipalign.write(file, zipalign.layout(some(6), front))
+    for _ in range(rng.randint(0, 2)):
+        names = [member.name for member in zipalign.read(path).members]
+        zipalign.add(path, some(1), remove=rng.sample(names, 2))
+    before = contents(path)
+    new = some(rng.randint(0, 4))
+    gone = {name for name in before if rng.random() < 0.4}
+    after = {name: content for name, content in before.items() if name not in gone}
+    after |= {entry.name: entry.data for entry in new}
+
+    zipalign.add(path, new, remove=gone, moves=(0, -front))
+    assert absolute(path) == before
+    assert contents(path) == after  # by who takes what stands at the end
+    path.write_bytes(path.read_bytes()[front:])
+    assert absolute(path) == contents(path) == after
+    zipalign.compact(path)
+    assert absolute(path) == contents(path) == after
 
 
 def test_what_is_nearly_done_is_finished_first(old: Path) -> None:

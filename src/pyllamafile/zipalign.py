@@ -1341,7 +1341,8 @@ def _change(
     )
     plan = layout(tail, start, kept=kept, comment=archive.comment)
     here = replan(tail, start)
-    if not behind or here.size <= first:  # it covers no member of the old archive
+    # If it covers no member of the old archive, nor cuts off one that is to be found there still.
+    if not behind or (here.size <= first and len(moves) == 1):
         _commit(fd, path, archive, here, progress)
         return lost
 
