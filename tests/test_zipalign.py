@@ -372,7 +372,6 @@ def test_the_disk_begins_before_the_end(tmp_path, model, monkeypatch, error):
 def test_reading_by_seeking(tmp_path, model, monkeypatch):
     """As Windows reads, where a file that two threads read has one position."""
     monkeypatch.delattr(os, "preadv", raising=False)
-    monkeypatch.delattr(os, "copy_file_range", raising=False)
     monkeypatch.setattr(zipalign, "_CHUNK", 100)
     path = packed(tmp_path / "a.zip", some(model))
     assert dict(contents(path))["model.gguf"] == RANDOM
@@ -381,42 +380,14 @@ def test_reading_by_seeking(tmp_path, model, monkeypatch):
 @pytest.mark.skipif(not hasattr(os, "preadv"), reason="not on this system")
 def test_reading_little_by_little(tmp_path, model, monkeypatch):
     real = os.preadv
-    monkeypatch.delattr(os, "copy_file_range", raising=False)
     monkeypatch.setattr(os, "preadv", lambda fd, views, at: real(fd, [views[0][:1000]], at))
     path = packed(tmp_path / "a.zip", some(model))
     assert dict(contents(path))["model.gguf"] == RANDOM
 
 
-@pytest.mark.skipif(not hasattr(os, "copy_file_range"), reason="not on this system")
-@pytest.mark.parametrize("most", [1000, 0, -1])
-def test_the_kernel_copies_as_much_as_it_does(tmp_path, model, monkeypatch, most):
-    """A little each time; nothing, without saying why; half of a chunk, and then an error."""
-    real, copied = os.copy_file_range, []
-
-    def take(source, target, count, *offsets):
-        count = min(count, most) if most >= 0 else count // 2
-        if not count or (most < 0 and len(copied) % 2):
-            copied.append(0)
-            if most < 0:
-                raise OSError(errno.EIO, "broken")
-            return 0
-        copied.append(real(source, target, count, *offsets))
-        return copied[-1]
-
-    monkeypatch.setattr(os, "copy_file_range", take)
-    monkeypatch.setattr(zipalign, "_CHUNK", 5000)
-    path = packed(tmp_path / "a.zip", some(model))
-    assert dict(contents(path))["model.gguf"] == RANDOM
-    assert sum(copied) == {1000: len(RANDOM), 0: 0}.get(most, sum(copied))
-    assert len(copied) > len(RANDOM) // 5000
-
-
-@pytest.mark.parametrize("kernel", [True, False])
-def test_what_is_shared_is_not_written(tmp_path, model, monkeypatch, kernel):
+def test_what_is_shared_is_not_written(tmp_path, model, monkeypatch):
     """But for the rest behind the last whole block."""
     shared = 2 * BLOCK
-    if not kernel:
-        monkeypatch.delattr(os, "copy_file_range", raising=False)
     monkeypatch.setattr(zipalign, "_share", lambda *_: shared)
     monkeypatch.setattr(zipalign, "_CHUNK", 1000)
     path = packed(tmp_path / "a.zip", [Entry("m", Source(model, size=len(RANDOM)), align=BLOCK)])
@@ -450,7 +421,6 @@ def test_nobody_reads_a_file_that_was_closed(tmp_path, model, monkeypatch):
     monkeypatch.setattr(zipalign, "_share", lambda *_: 0)
     monkeypatch.setattr(zipalign, "_read_into", slowly)
     monkeypatch.setattr(zipalign, "_fill", watched)
-    monkeypatch.delattr(os, "copy_file_range", raising=False)
     monkeypatch.setattr(os, "write", stop)
     with pytest.raises(PyllamafileError, match="cannot write"):
         packed(tmp_path / "a.zip", [gguf(model)])

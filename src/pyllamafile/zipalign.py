@@ -46,7 +46,7 @@ Progress = Callable[[int], None]
 
 _CHUNK = 512 << 10  # bytes at a time: what a core keeps at hand
 _STRIDE = 16 << 20  # bytes that one thread hashes while the other copies them
-_DEPTH = 32  # strides that it may be behind, which the page cache still has
+_DEPTH = 4  # strides that it may be behind, so that the page cache still has them
 _CHEAP = 64 << 20  # bytes that may be copied once more to make the file compact
 _MOVE = 16 << 20  # bytes of kept entries that are moved to close a gap
 _PAGE = 4096
@@ -665,19 +665,6 @@ class _Target:
         while view:
             view = view[os.write(self.fd, view) :]
 
-    def take(self, fd: int, offset: int, length: int, at: int) -> int:
-        """Let the kernel copy from another file. Returns for how many bytes it did."""
-        done = 0
-        if hasattr(os, "copy_file_range"):
-            with contextlib.suppress(OSError):
-                while done < length:
-                    left = length - done
-                    count = os.copy_file_range(fd, self.fd, left, offset + done, at + done)
-                    if not count:
-                        break
-                    done += count
-        return done
-
     def begin_writeback(self, at: int, length: int) -> None:
         """Let the disk begin now, for whoever calls fsync waits until all is there.
 
@@ -767,19 +754,28 @@ def _copy(
     hashes: _Hashes | None = None,
     progress: Progress = lambda done: None,
 ) -> None:
-    """Copy a range of an open file to offset `at`, hashing it beside; or only hash it."""
-    shared = _share(fd, offset, size, target, at) if target else 0
+    """Copy a range of an open file to offset `at`, hashing it on the way; or only hash it."""
+    strides = [
+        _Stride(path, fd, start, min(_STRIDE, offset + size - start), offset + size)
+        for start in range(offset, offset + size, _STRIDE)
+    ]
+    shared = _share(fd, offset, size, target, at) if target else size
     buffer = _buffer(size)
     try:
-        for start in range(offset, offset + size, _STRIDE):
-            length = min(_STRIDE, offset + size - start)
-            stride = _Stride(path, fd, start, length, offset + size)
+        for stride in strides:
             if hashes:
                 hashes.read(stride)
+            for position, view, hole in stride.chunks(buffer):
+                done = position - offset
+                if hashes:
+                    hashes.count(view)
+                rest = view[max(shared - done, 0) :]
+                place = at + done + len(view) - len(rest)
+                if target and rest and not (hole and place >= target.blank):
+                    target.put(place, rest)
+                progress(done + len(view))
             if target:
-                stride.copy(target, at + start - offset, offset + shared, buffer)
-                target.begin_writeback(at + start - offset, length)
-            progress(start + length - offset)
+                target.begin_writeback(at + stride.offset - offset, stride.length)
     finally:
         if hashes:
             hashes.finish()
@@ -794,45 +790,19 @@ class _Stride(NamedTuple):
     length: int
     end: int
 
-    def chunks(self) -> Iterator[tuple[int, int, bool]]:
-        """Where each chunk is, its length, and whether it is a hole."""
+    def chunks(self, buffer: memoryview) -> Iterator[tuple[int, memoryview, bool]]:
+        """Where each chunk is, its bytes until the next one is asked for, whether it is a hole."""
         for position in range(self.offset, self.offset + self.length, _CHUNK):
-            length = min(_CHUNK, self.offset + self.length - position)
-            yield position, length, _is_hole(self.fd, position, length)
-
-    def read(self, buffer: memoryview) -> Iterator[memoryview]:
-        """The bytes of each chunk, there until the next one is asked for."""
-        for position, length, hole in self.chunks():
-            if hole:
-                yield memoryview(_ZEROS)[:length]
-                continue
-            self._read_into(position, buffer[:length])
-            yield buffer[:length]
-
-    def copy(self, target: _Target, at: int, skip: int, buffer: memoryview) -> None:
-        """Copy what is behind `skip` to offset `at`; holes stay holes.
-
-        The kernel copies where it can. Where it can't, or something is wrong, reading and writing
-        say what it is.
-        """
-        for position, length, hole in self.chunks():
-            begin = max(position, skip)
-            there = at + begin - self.offset
-            rest = position + length - begin
-            if rest <= 0 or (hole and there >= target.blank):
-                continue
-            if done := target.take(self.fd, begin, rest, there):
-                begin, there, rest = begin + done, there + done, rest - done
-            if rest:
-                self._read_into(begin, buffer[:rest])
-                target.put(there, buffer[:rest])
-
-    def _read_into(self, position: int, view: memoryview) -> None:
-        try:
-            if not _read_into(self.fd, position, view):
-                raise PyllamafileError(f"{self.path}: has less than {self.end} bytes")
-        except OSError as error:
-            raise _failed(self.path, "read", error) from error
+            view = buffer[: self.offset + self.length - position]
+            try:
+                hole = _is_hole(self.fd, position, len(view))
+                if hole:
+                    view = memoryview(_ZEROS)[: len(view)]
+                elif not _read_into(self.fd, position, view):
+                    raise PyllamafileError(f"{self.path}: has less than {self.end} bytes")
+            except OSError as error:
+                raise _failed(self.path, "read", error) from error
+            yield position, view, hole
 
 
 _ZEROS = bytes(_CHUNK)
@@ -897,8 +867,8 @@ def _share(fd: int, offset: int, size: int, target: _Target, at: int) -> int:
 class _Hashes:
     """Size, CRC-32 and SHA-256 of an entry's content, computed while it is copied.
 
-    That takes about as long as all the rest, so it has a thread to itself, which reads a file for
-    itself, a long way at a time, so that the two seldom wait for each other.
+    SHA-256 takes about as long as all the rest, so it has a thread to itself. That thread reads a
+    file for itself, a long way at a time, so that the two seldom wait for each other.
     """
 
     def __init__(self, thread: ThreadPoolExecutor, entry: Entry) -> None:
@@ -913,11 +883,17 @@ class _Hashes:
     def update(self, data: bytes) -> None:
         """Take the whole content at once, as stored."""
         self._jobs.append(self._thread.submit(self._take, data))
+        self.count(data)
 
     def read(self, stride: _Stride) -> None:
-        """Take more of a file, as stored."""
+        """Take more of a file, as stored, which is to be given to `count`, too."""
         self._jobs.append(self._thread.submit(self._read, stride))
         self._wait(_DEPTH - 1)
+
+    def count(self, data: memoryview | bytes) -> None:
+        """Do what of the hashing is left to who copies."""
+        if not self._inflate:
+            self._count(data)
 
     def finish(self) -> None:
         """Wait until the thread reads no more."""
@@ -940,19 +916,18 @@ class _Hashes:
             self._jobs.popleft().result()
 
     def _read(self, stride: _Stride) -> None:
-        for view in stride.read(self._buffer):
+        for _, view, _ in stride.chunks(self._buffer):
             self._take(view)
 
     def _take(self, data: memoryview | bytes) -> None:
         if self._inflate:
             self._unpack(data)
         else:
-            self._count(data)
+            self._sha256.update(data)
 
-    def _count(self, content: memoryview | bytes) -> None:
-        self._size += len(content)
-        self._crc = crc32(content, self._crc)
-        self._sha256.update(content)
+    def _count(self, view: memoryview | bytes) -> None:
+        self._size += len(view)
+        self._crc = crc32(view, self._crc)
 
     def _unpack(self, packed: memoryview | bytes) -> None:
         assert self._inflate is not None
@@ -960,6 +935,7 @@ class _Hashes:
             while packed:  # in steps: a few bytes can unpack to very many
                 content = self._inflate.decompress(packed, _CHUNK)
                 self._count(content)
+                self._sha256.update(content)
                 # At the end zlib leaves the tail as it was, for ever.
                 packed = b"" if self._inflate.eof else self._inflate.unconsumed_tail
         except zlib.error as error:
