@@ -13,6 +13,14 @@ import gguf
 import numpy as np
 
 
+def _written(writer: gguf.GGUFWriter, path: Path) -> Path:
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
 def tiny_gguf(
     path: Path,
     *,
@@ -36,11 +44,7 @@ def tiny_gguf(
     rng = np.random.default_rng(7)
     writer.add_tensor("token_embd.weight", rng.random((tokens, 32), dtype=np.float32))
     writer.add_tensor("output_norm.weight", rng.random(32, dtype=np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+    return _written(writer, path)
 
 
 def tiny_phi3(
@@ -106,11 +110,7 @@ def tiny_phi3(
         "blk.0.ffn_down.weight": (width, inner),
     }.items():
         writer.add_tensor(name, rng.normal(0, 0.05, shape).astype(np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+    return _written(writer, path)
 
 
 def tiny_lora(
@@ -138,11 +138,7 @@ def tiny_lora(
     for side, shape in shapes.items():
         values = rng.normal(0, size, shape).astype(np.float32)
         writer.add_tensor(f"{tensor}.lora_{side}", values)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+    return _written(writer, path)
 
 
 def tiny_projector(path: Path, *, width: int, scale: float = 0.1) -> Path:
@@ -191,11 +187,7 @@ def tiny_projector(path: Path, *, width: int, scale: float = 0.1) -> Path:
         writer.add_tensor(name, values.astype(np.float32))
     for name, length in {"mm.0.bias": inner, "mm.2.bias": width}.items():
         writer.add_tensor(name, np.zeros(length, np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+    return _written(writer, path)
 
 
 def tiny_ear(path: Path, *, width: int, scale: float = 0.1) -> Path:
@@ -252,11 +244,7 @@ def tiny_ear(path: Path, *, width: int, scale: float = 0.1) -> Path:
         writer.add_tensor(name, np.ones(length, np.float32))
     for name, shape in zeros.items():
         writer.add_tensor(name, np.zeros(shape, np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+    return _written(writer, path)
 
 
 def wav(hertz: float, seconds: float = 1, rate: int = 16000) -> bytes:
@@ -355,8 +343,4 @@ def unrounded(source: Path, path: Path) -> Path:
             noise = rng.uniform(-0.5, 0.5, (len(blocks), 32)).astype(np.float32)
             values = values + (noise * steps).reshape(values.shape)
         writer.add_tensor(tensor.name, values.astype(np.float16 if values.ndim > 1 else np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+    return _written(writer, path)
