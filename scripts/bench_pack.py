@@ -115,6 +115,7 @@ def report(goal: str, what: str, line: str) -> None:
     print(f"{what:28} {line:52} (goal: {GOALS[goal]})", flush=True)
 
 
+MOST_TOUCHED = 32 << 30  # bytes: a machine with more is no small virtual one
 TOUCHED = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_POPULATE", 0)
 
 
@@ -139,7 +140,7 @@ def packing(folder: Path, size: int, rounds: int) -> None:
         # next waits for that. So what is free now goes, and both find memory that was just used.
         time.sleep(3)
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * 9 // 10
-        touch = f"import mmap; mmap.mmap(-1, {free}, flags={TOUCHED})"
+        touch = f"import mmap; mmap.mmap(-1, {min(free, MOST_TOUCHED)}, flags={TOUCHED})"
         quiet(sys.executable, "-I", "-S", "-c", touch)
 
     _, _, _, theirs = taking_turns(rounds, clean, pack, clean, copy)

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -156,6 +157,27 @@ def ready(process: subprocess.Popen[bytes]) -> str:
         if b" is ready: " in line:
             return line.split(b" is ready: ")[1].split()[0].decode()
     raise AssertionError(f"the server ended with {process.wait()}")
+
+
+def children(server: str | Path) -> list[str]:
+    """The command lines of the processes that the router of a llamafile has started."""
+    lines = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = path.read_bytes().decode(errors="replace")
+        except OSError:
+            continue
+        if f"--child-of={server}" in line:
+            lines.append(line)
+    return lines
+
+
+def childless(server: str | Path) -> bool:
+    """Whether they all end, in half a minute."""
+    deadline = time.monotonic() + 30
+    while children(server) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return not children(server)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ARTIFACTS, Run, browsing, serving
+from conftest import ARTIFACTS, Run, browsing, childless, children, serving
 from fixtures import png, tiny_ear, tiny_gguf, tiny_lora, tiny_phi3, tiny_projector, wav
 from test_build import COMMAND, folder, prebuilt
 
@@ -441,19 +441,6 @@ def several(make: Callable[..., Path], adapter: Path, place: Path) -> Path:
 SEVERAL = ["SmolLM2-135M-Instruct.Q4_1", "embed", "phi3"]
 
 
-def children(llamafile: Path) -> list[str]:
-    """The command lines of the processes that a server of it has started."""
-    lines = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            line = path.read_bytes().decode(errors="replace")
-        except OSError:
-            continue
-        if f"--child-of={llamafile}" in line:
-            lines.append(line)
-    return lines
-
-
 @pytest.mark.native
 def test_the_server_has_all_models_and_loads_them_on_demand(
     several: Path, adapted: Path, server: str
@@ -480,10 +467,7 @@ def test_the_server_has_all_models_and_loads_them_on_demand(
         code, message = refusal(url, model="nix")
         assert code == 400
         assert "model 'nix' not found" in message
-    deadline = time.monotonic() + 30
-    while children(several) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert children(several) == []
+    assert childless(several)
 
 
 @pytest.mark.native

@@ -15,6 +15,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import gguf
 import pytest
@@ -398,6 +399,46 @@ def test_what_is_nearly_done_is_finished_first(old: Path) -> None:
     assert contents(old) == expected
     assert started(old) == started(Path("by-copy"))
     assert pyllamafile.verify(old) == []
+
+
+def test_what_is_half_written_is_not_taken_for_that(old: Path, prebuilt: Path) -> None:
+    """Not even where the engine is the same again, and its head is there already."""
+    put_runtime(prebuilt, PROGRAM)
+    pyllamafile.upgrade(old)
+    started_over = exchange(old)
+    assert started_over.old == started_over.new
+    for step in started_over.steps()[:2]:
+        step()
+    head, _ = started_over.pieces()
+    with old.open("r+b") as file:
+        file.seek(started_over.old + head[0])
+        file.write(head[1])
+    raw = old.read_bytes()
+    with pytest.raises(PyllamafileError, match="came out wrong"):  # for nothing was done
+        exchange(old)
+    assert old.read_bytes() == raw
+    started_over.steps()[2]()
+    exchange(old)  # all of it stands there now: to take out one or the other is the same
+    assert pyllamafile.verify(old) == []
+    assert runs(old)
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        {},
+        {"head": None, "runtimes": []},
+        {"head": {"size": -1, "sha256": ""}, "runtimes": []},
+        {"head": {"size": 1 << 60, "sha256": ""}, "runtimes": []},
+        {"head": {"size": "1", "sha256": ""}, "runtimes": []},
+        {"head": {"size": 1.5, "sha256": ""}, "runtimes": []},
+        {"head": {"size": 1, "sha256": 0}, "runtimes": [0]},
+    ],
+)
+def test_no_engine_is_like_a_manifest_that_says_nonsense(old: Path, manifest: Any) -> None:
+    old.write_bytes(raw := bytes(BLOCK) + old.read_bytes())
+    shift.finish(old, manifest)
+    assert old.read_bytes() == raw
 
 
 def test_what_others_put_in_front_is_not_taken_for_that(old: Path) -> None:

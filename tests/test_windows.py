@@ -6,14 +6,13 @@ import contextlib
 import signal
 import socket
 import subprocess
-import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import openai
 import pytest
-from conftest import Run, ready, unpacked, windows_path
+from conftest import Run, childless, children, ready, unpacked, windows_path
 
 import pyllamafile
 
@@ -252,12 +251,6 @@ def test_a_server_of_two_models_loads_them_on_demand(
         gui=False,
     ).path
 
-    def children() -> int:
-        lines = (path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline"))
-        with contextlib.suppress(OSError):  # one that ends just now
-            return sum(b"--child-of=" in line and b"two.exe" in line for line in lines)
-        return -1
-
     process = subprocess.Popen(
         command(file, "--nobrowser", "-c", "512"),
         env=wine,
@@ -267,19 +260,16 @@ def test_a_server_of_two_models_loads_them_on_demand(
     try:
         with openai.OpenAI(base_url=f"{ready(process)}v1", api_key="none") as client:
             assert sorted(model.id for model in client.models.list()) == ["other", "phi3-tiny"]
-            assert children() == 0
+            assert children(windows_path(file)) == []
             for count, name in enumerate(("other", "phi3-tiny"), 1):
                 answer = client.chat.completions.create(
                     model=name, messages=[{"role": "user", "content": "Hello!"}], max_tokens=4
                 )
                 assert (answer.model, answer.usage.completion_tokens) == (name, 4)
-                assert children() == count
+                assert len(children(windows_path(file))) == count
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=30) in (0, 130)
-        deadline = time.monotonic() + 30
-        while children() and time.monotonic() < deadline:
-            time.sleep(0.1)
-        assert children() == 0
+        assert childless(windows_path(file))
     finally:
         process.kill()
         process.wait()

@@ -101,8 +101,11 @@ def upgrade(
     tell = progress or (lambda what, done, total: None)
     path = Path(path)
     path = path.resolve() if path.is_symlink() else path  # which stays one
-    _finish(path)
     archive = zipalign.read(path)
+    if archive.base:
+        with _writing(path):
+            shift.finish(path, _facts(path, archive))
+        archive = zipalign.read(path)
     report = inspect(path)
     ours = report.built_by is not None
     if not ours and not report.models:
@@ -320,26 +323,6 @@ def _shift(path: Path, archive: Archive, runs: plan.Engine, kept: Sequence[Membe
         exchange.run()
     check_written(path, path)
     return True
-
-
-def _finish(path: Path) -> None:
-    """Take out what stands in front of an engine that is all there, with the directory for it.
-
-    So an exchange leaves a file that was killed before its last step.
-    """
-    archive = zipalign.read(path)
-    block = shift.unit(path.parent) if archive.base else None
-    head = _facts(path, archive).get("head") if block else None
-    if not block or archive.base % block or not isinstance(head, dict) or shift.busy(path):
-        return
-    size, room = head.get("size"), archive.members[0].header_offset - archive.base
-    with path.open("rb") as file:
-        file.seek(archive.base)
-        begin = file.read(size) if isinstance(size, int) and 0 < size <= room else b""
-    if hashlib.sha256(begin).hexdigest() == head.get("sha256"):
-        with _writing(path):
-            shift.collapse(path, 0, archive.base)
-        zipalign.compact(path)
 
 
 def _known(path: Path, archive: Archive) -> Mapping[str, Digest]:

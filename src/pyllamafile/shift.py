@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import hashlib
 import os
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from pyllamafile import zipalign
 from pyllamafile.errors import PyllamafileError
@@ -39,6 +41,7 @@ MARK = "user.pyllamafile.in-place"
 
 _COLLAPSE, _INSERT = 0x08, 0x20  # linux/falloc.h
 _FICLONE = 0x40049409  # linux/fs.h
+_MOST_PART = 1 << 28  # bytes of a head or a packed program; they have some MiB
 _PAGE = 4096  # what of a head is written last: no kill comes in the middle of it
 
 
@@ -142,8 +145,8 @@ class Exchange:
     everything, and last the old engine is taken out. Before something moves, the directory is
     written twice, so that who starts the file finds the one that was right before as long as
     nothing has moved, and then the other (`zipalign.Layout.moves`). So at any moment the file is
-    the old one or the new one. If it ends there, the same again goes on from there: it is just
-    another file with something in front of its weights.
+    the old one or the new one. What was killed before the last move is ended by `finish`; what was
+    killed earlier is just another file with something in front of its weights.
 
     Attributes:
         path: The file.
@@ -243,6 +246,46 @@ def exchange(
     except PyllamafileError:
         return None
     return Exchange(path, engine, entries, remove, pieces, old, new)
+
+
+def finish(path: Path, manifest: Mapping[str, Any]) -> None:
+    """End an exchange that was killed when only the old engine was left to be taken out.
+
+    Args:
+        path: A llamafile with something in front.
+        manifest: What its manifest says; nothing is done unless all of that engine is there.
+
+    Raises:
+        PyllamafileError: It is no archive.
+        OSError: It can't be read or written.
+    """
+    archive = zipalign.read(path)
+    block = unit(path.parent) if archive.base else None
+    if block is None or archive.base % block or busy(path):
+        return
+    room = archive.members[0].header_offset - archive.base
+    if _stands(path, archive.base, room, manifest):
+        collapse(path, 0, archive.base)
+        zipalign.compact(path)
+
+
+def _stands(path: Path, at: int, room: int, manifest: Mapping[str, Any]) -> bool:
+    """Whether an engine stands at an offset, head and programs, in so many bytes."""
+    try:
+        parts = [(0, manifest["head"]["size"], manifest["head"]["sha256"])]
+        for runtime in manifest["runtimes"]:
+            parts.append((runtime["offset"], runtime["packed_size"], runtime["packed_sha256"]))
+        inside = (0 <= start <= room - size and 0 < size < _MOST_PART for start, size, _ in parts)
+        if not all(inside):
+            return False
+        with path.open("rb") as file:
+            for start, size, sha256 in parts:
+                file.seek(at + start)
+                if hashlib.sha256(file.read(size)).hexdigest() != sha256:
+                    return False
+    except (KeyError, TypeError, ValueError):  # it is somebody else's, or damaged
+        return False
+    return True
 
 
 def _add(path: Path, entries: Sequence[Entry], remove: Collection[str], move: int) -> None:
