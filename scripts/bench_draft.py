@@ -27,7 +27,7 @@ from typing import Any
 
 import in_venv
 
-in_venv.ensure("pyllamafile", "runtimes")
+in_venv.ensure("runtimes,test", "pyllamafile", "gguf", "numpy")
 
 import gguf  # noqa: E402
 import numpy as np  # noqa: E402

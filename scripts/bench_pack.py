@@ -30,9 +30,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import in_venv
-from bench_speed import machine, measured
 
-in_venv.ensure("pyllamafile", "runtimes")
+in_venv.ensure("runtimes,test", "pyllamafile", "numpy")
+
+from bench_speed import machine, measured  # noqa: E402
 
 import pyllamafile  # noqa: E402
 from pyllamafile import native, shift  # noqa: E402

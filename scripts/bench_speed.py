@@ -26,9 +26,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import in_venv
-import numpy as np
 
-in_venv.ensure("pyllamafile", "runtimes")
+in_venv.ensure("runtimes,test", "pyllamafile", "numpy")  # numpy comes with gguf
+
+import numpy as np  # noqa: E402
 
 import pyllamafile  # noqa: E402
 from pyllamafile import native, weights  # noqa: E402

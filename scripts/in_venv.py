@@ -11,20 +11,25 @@ from pathlib import Path
 PROJECT = Path(__file__).parent.parent
 
 
-def ensure(module: str, extras: str) -> None:
-    """Go on if a module can be imported; otherwise start the script again where it can.
+SET_UP = "PYLLAMAFILE_SET_UP"  # in the environment of what was started again
+
+
+def ensure(extras: str, *modules: str) -> None:
+    """Go on if all modules can be imported; otherwise start the script again where they can.
 
     Args:
-        module: What the script needs.
-        extras: Those of pyproject.toml that bring it, with commas between them.
+        extras: Those of pyproject.toml that bring them, with commas between them.
+        modules: What the script needs.
     """
-    if importlib.util.find_spec(module):
+    again = os.environ.pop(SET_UP, None)
+    missing = [module for module in modules if not importlib.util.find_spec(module)]
+    if not missing:
         return
-    python = PROJECT / ".venv" / "bin" / "python"
-    if Path(sys.prefix) == python.parent.parent:
-        raise SystemExit(f"{module} can't be imported: scripts/setup {extras}")
+    if again:
+        raise SystemExit(f"{', '.join(missing)} can't be imported: scripts/setup {extras}")
     try:
         subprocess.run([PROJECT / "scripts" / "setup", extras], check=True)
     except subprocess.CalledProcessError as error:  # which has said why
         raise SystemExit(error.returncode) from None
-    os.execv(python, [python, *sys.argv])
+    python = PROJECT / ".venv" / "bin" / "python"
+    os.execve(python, [python, *sys.argv], {**os.environ, SET_UP: extras})
