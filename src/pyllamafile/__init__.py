@@ -8,32 +8,98 @@ The command line's main parts as functions:
     'Q5_K_M'
     >>> pyllamafile.verify(built.path)
     []
+
+A name is imported when it is asked for, so that `import pyllamafile` costs nothing.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 __version__ = "0.1.0"
 
-from pyllamafile.advise import Advice, advise
-from pyllamafile.build import Adapter, Built, build
-from pyllamafile.care import Upgraded, upgrade
-from pyllamafile.errors import PyllamafileError
-from pyllamafile.inspect import Report, extract, inspect
-from pyllamafile.verify import Problem, verify
+if TYPE_CHECKING:
+    from pyllamafile.errors import (
+        AccessError,
+        DamagedError,
+        ExistsError,
+        NotFoundError,
+        PyllamafileError,
+        RefusedError,
+        UnavailableError,
+    )
+    from pyllamafile.ops.advise import Advice, advise
+    from pyllamafile.ops.build import Adapter, Built, build
+    from pyllamafile.ops.doctor import Finding, examine
+    from pyllamafile.ops.edit import add, remove
+    from pyllamafile.ops.extract import extract
+    from pyllamafile.ops.inspect import EntryFacts, ModelFacts, Report, inspect
+    from pyllamafile.ops.upgrade import Upgraded, upgrade
+    from pyllamafile.ops.verify import Problem, verify
+    from pyllamafile.progress import Progress, Step
+
+_MODULES = {
+    "errors": (
+        "AccessError",
+        "DamagedError",
+        "ExistsError",
+        "NotFoundError",
+        "PyllamafileError",
+        "RefusedError",
+        "UnavailableError",
+    ),
+    "ops.advise": ("Advice", "advise"),
+    "ops.build": ("Adapter", "Built", "build"),
+    "ops.doctor": ("Finding", "examine"),
+    "ops.edit": ("add", "remove"),
+    "ops.extract": ("extract",),
+    "ops.inspect": ("EntryFacts", "ModelFacts", "Report", "inspect"),
+    "ops.upgrade": ("Upgraded", "upgrade"),
+    "ops.verify": ("Problem", "verify"),
+    "progress": ("Progress", "Step"),
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
+    "AccessError",
     "Adapter",
     "Advice",
     "Built",
+    "DamagedError",
+    "EntryFacts",
+    "ExistsError",
+    "Finding",
+    "ModelFacts",
+    "NotFoundError",
     "Problem",
+    "Progress",
     "PyllamafileError",
+    "RefusedError",
     "Report",
+    "Step",
+    "UnavailableError",
     "Upgraded",
     "__version__",
+    "add",
     "advise",
     "build",
+    "examine",
     "extract",
     "inspect",
+    "remove",
     "upgrade",
     "verify",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

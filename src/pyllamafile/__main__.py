@@ -1,8 +1,32 @@
-"""``python -m pyllamafile``."""
+"""What the command `pyllamafile` starts, and ``python -m pyllamafile``.
+
+To import the command line takes a tenth of a second and more, in which Ctrl-C would show where in
+Python's innards it struck. Nothing is open and nothing begun at that time, so the process may just
+end.
+"""
 
 from __future__ import annotations
 
-from pyllamafile_start import main
+import os
+import signal
+from typing import NoReturn
+
+
+def main() -> NoReturn:
+    """Run a command and exit, as `pyllamafile.cli.main` does, interruptible from the beginning."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:  # not when the signal is ignored, as by nohup's kin
+        signal.signal(signal.SIGINT, _end)
+    from pyllamafile.cli import main as run
+
+    signal.signal(signal.SIGINT, before)
+    run()
+
+
+def _end(*_: object) -> NoReturn:
+    os.write(2, b"\ninterrupted\n")  # below the terminal's ^C
+    os._exit(130)
+
 
 if __name__ == "__main__":
     main()

@@ -6,67 +6,18 @@ The result follows launcher/FORMAT.md; the order of `_entries` is the order in t
 from __future__ import annotations
 
 import hashlib
-import json
-import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pyllamafile import launcher, zipalign
-from pyllamafile.errors import PyllamafileError
+from pyllamafile.copying import Source
+from pyllamafile.errors import RefusedError
 from pyllamafile.launcher import Outer
-from pyllamafile.targets import Runtime
-from pyllamafile.weights import Kind, Weights
-from pyllamafile.zipalign import Digest, Entry, Late, Layout, Member, Source
-
-MANIFEST = "llamafile.json"
-ARGS = ".args"
-GUI = "ui/"
-LICENSES = "LICENSES/"
-FORMAT = 1
-
-# How families talk whose weights may not say it, by architecture and tokenizer, in Jinja.
-TEMPLATES = {
-    ("phi3", "llama"): (  # Phi-3 and Phi-3.5; Phi-4 has another tokenizer
-        "{% for message in messages %}"
-        '{{ "<|" + message.role + "|>\\n" + message.content + "<|end|>\\n" }}'
-        "{% endfor %}"
-        '{% if add_generation_prompt %}{{ "<|assistant|>\\n" }}{% endif %}'
-    ),
-}
-
-# What weights are, for people.
-KINDS: Mapping[Kind, str] = {
-    "model": "a model",
-    "adapter": "a LoRA adapter",
-    "projector": "a projector",
-}
-
-
-@dataclass(frozen=True)
-class Role:
-    """A way in which weights go with the first model of a file.
-
-    Attributes:
-        kind: What they have to be.
-        flag: The runtime's option for them.
-    """
-
-    kind: Kind
-    flag: str
-
-
-ROLES = {
-    "lora": Role("adapter", "--lora"),
-    "mmproj": Role("projector", "--mmproj"),
-    "draft": Role("model", "--model-draft"),
-}
-
-# speculative.cpp, SPEC_VOCAB_MAX_SIZE_DIFFERENCE
-_SAME_VOCABULARY = 128
-
-_UNKNOWN = "0" * 64  # as long as every SHA-256 in hex, which is all that a size depends on
+from pyllamafile.llamafile import ARGS, FORMAT, LICENSES, WEIGHTS, manifest_entry
+from pyllamafile.runtimes import Runtime
+from pyllamafile.zipalign import Entry, Layout, Member
 
 
 @dataclass(frozen=True)
@@ -108,6 +59,16 @@ class Engine:
         last = self.programs[-1]
         return last.offset + last.runtime.packed_size
 
+    def pieces(self) -> Iterator[tuple[int, bytes]]:
+        """Head and programs, one after the other: where each belongs, and its bytes.
+
+        Raises:
+            PyllamafileError: A runtime can't be read, or isn't what it was.
+        """
+        yield 0, self.head
+        for program in self.programs:
+            yield program.offset, program.runtime.packed()
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -115,26 +76,16 @@ class Plan:
 
     Attributes:
         engine: What stands in front of the zip, and what of it is in there.
-        layout: The zip.
+        zip: What stands behind that.
     """
 
     engine: Engine
-    layout: Layout
-
-    @property
-    def head(self) -> bytes:
-        """The first bytes."""
-        return self.engine.head
-
-    @property
-    def programs(self) -> tuple[launcher.Program, ...]:
-        """The runtimes behind the head and their offsets."""
-        return self.engine.programs
+    zip: Layout
 
     @property
     def size(self) -> int:
         """Length of the whole file in bytes."""
-        return self.layout.size
+        return self.zip.size
 
 
 def engine(
@@ -151,13 +102,14 @@ def engine(
         name: What the model is called.
         version: The version of pyllamafile that builds the file.
         runtimes: The native programs; the launch script picks among them.
-        outer: The program that the file itself is, besides those.
+        outer: The program that the file itself is, one of those.
         gui: The web GUI's entries, its notices among them.
 
     Raises:
         PyllamafileError: An outer program can't be one, or the script has no room for so many.
     """
-    programs = _programs(runtimes, launcher.head_size(outer))
+    behind = [runtime for runtime in runtimes if not outer or runtime != outer.runtime]
+    programs = _programs(behind, launcher.head_size(outer))
     head = launcher.head(programs, outer)
     facts: dict[str, Any] = {
         "format": FORMAT,
@@ -169,11 +121,11 @@ def engine(
             *(_facts(program) for program in programs),
         ],
     }
-    notices = _licenses([outer.runtime, *runtimes] if outer else runtimes)
+    notices = _licenses([outer.runtime, *behind] if outer else behind)
     return Engine(head, programs, (*notices, *gui), facts)
 
 
-def plan(
+def whole(
     *,
     name: str,
     version: str,
@@ -191,7 +143,7 @@ def plan(
         version: The version of pyllamafile that builds the file.
         models: The weights, in order: files, or entries of other archives.
         runtimes: The native programs; the launch script picks among them.
-        outer: The program that the file itself is, besides those.
+        outer: The program that the file itself is, one of those.
         extras: More files.
         args: The text of `.args`.
         gui: The web GUI's entries, its notices among them.
@@ -211,147 +163,8 @@ def plan(
 def laid_out(engine: Engine, entries: Sequence[Entry]) -> Plan:
     """An engine and what it runs, in this order: weights, more files, `.args`."""
     entries = [*entries, *engine.entries]
-    entries.append(manifest(engine.facts, {}, entries))
+    entries.append(manifest_entry(engine.facts, {}, entries))
     return Plan(engine, zipalign.layout(entries, engine.end))
-
-
-def manifest(
-    facts: Mapping[str, Any], known: Mapping[str, Digest], entries: Iterable[Entry]
-) -> Entry:
-    """The manifest's entry: its size is known now, its digests once the others are written.
-
-    Args:
-        facts: Everything in it but ``entries``.
-        known: Entries that are in the file already.
-        entries: Entries that are written before it.
-    """
-    sizes = {entry.name: entry.full_size for entry in entries}
-
-    def make(digests: Mapping[str, Digest]) -> bytes:
-        listed = {
-            name: {"size": digest.size, "sha256": digest.sha256}
-            for name, digest in {**known, **{name: digests[name] for name in sizes}}.items()
-        }
-        text = json.dumps({**facts, "entries": listed}, indent=1, sort_keys=True)
-        return text.encode() + b"\n"
-
-    draft = make({name: Digest(size, 0, _UNKNOWN) for name, size in sizes.items()})
-    return Entry(MANIFEST, Late(len(draft), make))
-
-
-def updated_manifest(
-    text: bytes, entries: Sequence[Entry], removed: Collection[str] = ()
-) -> Entry | None:
-    """The manifest of a file whose entries are about to change.
-
-    Args:
-        text: The present manifest.
-        entries: What is added or replaced.
-        removed: Names of what is taken out.
-
-    Returns:
-        The entry to write behind `entries`, or None if the present one isn't of this format.
-    """
-    try:
-        facts = json.loads(text)
-        if facts["format"] != FORMAT:
-            return None
-        gone = {MANIFEST, *removed, *(entry.name for entry in entries)}
-        known = {
-            name: Digest(value["size"], 0, value["sha256"])
-            for name, value in facts.pop("entries").items()
-            if name not in gone
-        }
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return None
-    return manifest(facts, known, entries)
-
-
-def chat_template(models: Mapping[str, Weights], args: str | None) -> str | tuple[str, ...]:
-    """How conversations with these weights are written down, where they don't say it themselves.
-
-    Args:
-        models: The weights by their names.
-        args: The text of `.args`, which may already settle it.
-
-    Returns:
-        The template that `.args` has to bring, or else the names of the weights that need one:
-        it would hold for all weights, so among several there is none to bring.
-    """
-    talking = {
-        name: facts
-        for name, facts in models.items()
-        if "tokenizer.ggml.model" in facts.metadata  # not in a split model's later parts
-        and f"{facts.architecture}.pooling_type" not in facts.metadata  # it makes embeddings
-    }
-    silent = tuple(name for name, facts in talking.items() if not facts.chat_template)
-    if not silent or "--chat-template" in (args or ""):
-        return ()
-    facts = talking[silent[0]]
-    family = (facts.architecture, facts.metadata["tokenizer.ggml.model"])
-    template = TEMPLATES.get(family) if len(talking) == 1 else None  # type: ignore[arg-type]
-    return template or silent
-
-
-def misfit(role: str, given: Weights, model: Sequence[Weights]) -> str | None:
-    """Why weights can't go with a model; None if nothing in the headers is against it.
-
-    Args:
-        role: One of `ROLES`.
-        given: The weights.
-        model: The model, every part of it.
-    """
-    wanted = ROLES[role].kind
-    if given.kind != wanted:
-        return f"is {KINDS[given.kind]}, not {KINDS[wanted]}"
-    first = model[0]
-    if role == "lora":
-        if given.architecture != first.architecture:
-            return f"is for {given.architecture}, and the model is {first.architecture}"
-        return _misshapen(given, model)
-    if role == "draft" and first.tokenizer and given.tokenizer:
-        difference = abs((first.vocabulary or 0) - (given.vocabulary or 0))
-        if given.tokenizer != first.tokenizer or difference > _SAME_VOCABULARY:
-            return "has another vocabulary than the model, so it can't draft for it"
-    return None
-
-
-def _misshapen(adapter: Weights, model: Sequence[Weights]) -> str | None:
-    """What of an adapter its model has no place for, as llama-adapter.cpp sees it."""
-    shapes = {tensor.name: tensor.shape for part in model for tensor in part.tensors}
-    for tensor in adapter.tensors:
-        base, side = tensor.name.rpartition(".lora_")[::2]
-        # Which dimension of it has to be which of the model's; embeddings have the two swapped.
-        swapped = base == "token_embd.weight"
-        mine, its = {"a": (1, 1) if swapped else (0, 0), "b": (1, int(not swapped))}.get(
-            side, (0, 0)
-        )
-        shape = shapes.get(base, ())
-        if len(shape) <= its or len(tensor.shape) <= mine or tensor.shape[mine] != shape[its]:
-            return f"is for another model: this one has no {base} of such a shape"
-    return None
-
-
-def partner_args(role: str, name: str, scale: float = 1) -> list[str]:
-    """The arguments by which a runtime uses weights beside a model in the same file.
-
-    >>> partner_args("lora", "pirate.gguf", 0.5)
-    ['--lora-scaled', '@pirate:0.5']
-    """
-    flag, value = ROLES[role].flag, f"@{name.removesuffix('.gguf')}"
-    return [flag, value] if scale == 1 else [f"{flag}-scaled", f"{value}:{scale:g}"]
-
-
-def quote(argument: str) -> str:
-    """Spell an argument so that a runtime that reads `.args` finds just this one.
-
-    ``...`` is where the user's own arguments go, however it is spelled.
-    """
-    if re.fullmatch(r"[\w@%+=:,./-]+", argument, re.ASCII):
-        return argument
-    if "'" not in argument:
-        return f"'{argument}'"
-    return '"' + re.sub(r'(["\\$])', r"\\\1", argument) + '"'
 
 
 def entry(path: Path, member: Member) -> Entry:
@@ -361,7 +174,9 @@ def entry(path: Path, member: Member) -> Entry:
         PyllamafileError: It is encrypted, or compressed in a way that no llamafile may hold.
     """
     if member.method not in (zipalign.STORED, zipalign.DEFLATED) or member.flags & 1:
-        raise PyllamafileError(f"{path}: {member.name} is encrypted or compressed in another way")
+        raise RefusedError(
+            f"{path}: {member.name} is encrypted or compressed in another way", path=path
+        )
     return Entry(
         member.name,
         Source(path, offset=member.data_offset, size=member.stored_size),
@@ -411,4 +226,4 @@ def _entry(file: File) -> Entry:
 
 def alignment(name: str) -> int:
     """What the data of an entry of this name are aligned to: weights are mapped."""
-    return launcher.BLOCK if name.endswith(".gguf") else 1
+    return launcher.BLOCK if name.endswith(WEIGHTS) else 1

@@ -5,14 +5,11 @@ A new target is a row in `TARGETS`; a new instruction set is a row in `LEVELS`.
 
 from __future__ import annotations
 
-import gzip
-import hashlib
 import platform
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Iterable
+from dataclasses import dataclass
 
-from pyllamafile.errors import PyllamafileError
+from pyllamafile.errors import NotFoundError
 
 TOO_LARGE = 4 << 30
 """Windows starts no program of so many bytes or more."""
@@ -63,62 +60,6 @@ class Target:
     def arch(self) -> str:
         """The architecture: ``amd64`` or ``arm64``."""
         return self.name.split("-")[1]
-
-
-@dataclass(frozen=True)
-class Runtime:
-    """A compiled llama.cpp, packed and ready to be put into a file.
-
-    Attributes:
-        target: The name of its target.
-        path: A gzip member whose length is a multiple of 64 KiB.
-        packed_size: Length of that member in bytes.
-        packed_sha256: SHA-256 of that member, in hex.
-        size: Length of the program in bytes.
-        sha256: SHA-256 of the program, in hex.
-        llama_cpp: The version of llama.cpp inside.
-        levels: Names of the instruction sets inside, slowest first.
-        origin: Where it was found: ``package`` or ``cache``.
-        licenses: The notices of all that is linked into it, by component.
-    """
-
-    target: str
-    path: Path
-    packed_size: int
-    packed_sha256: str
-    size: int
-    sha256: str
-    llama_cpp: str
-    levels: tuple[str, ...]
-    origin: str
-    licenses: Mapping[str, str] = field(default_factory=dict)
-
-    def packed(self) -> bytes:
-        """The gzip member.
-
-        Raises:
-            PyllamafileError: It can't be read, or isn't what it was.
-        """
-        try:
-            return self._checked(self.path.read_bytes(), self.packed_sha256)
-        except OSError as error:
-            raise PyllamafileError(f"{self.path}: {error.strerror}") from error
-
-    def program(self) -> bytes:
-        """The program itself.
-
-        Raises:
-            PyllamafileError: As `packed`.
-        """
-        return self._checked(gzip.decompress(self.packed()), self.sha256)
-
-    def _checked(self, content: bytes, sha256: str) -> bytes:
-        if hashlib.sha256(content).hexdigest() != sha256:
-            raise PyllamafileError(
-                f"{self.path}: damaged: its SHA-256 is another",
-                hint="delete it, then `pyllamafile runtimes build` makes it again",
-            )
-        return content
 
 
 def _level(name: str, flags: str, below: Level | None = None) -> Level:
@@ -244,11 +185,15 @@ TARGETS: dict[str, Target] = {
 }
 
 
+# What systems call the two architectures, in lower case.
+_ARCHITECTURES = {"x86_64": "amd64", "amd64": "amd64", "aarch64": "arm64", "arm64": "arm64"}
+
+
 def host() -> Target | None:
     """The target that this Python runs on, or None if it is not in the table."""
-    arch = {"x86_64": "amd64", "AMD64": "amd64", "aarch64": "arm64"}.get(
-        platform.machine(), platform.machine()
-    )
+    arch = _ARCHITECTURES.get(platform.machine().lower())
+    if arch is None:  # NetBSD says evbarm, which is a kind of machine, and aarch64 here
+        arch = _ARCHITECTURES.get(platform.processor().lower())
     system = {"Darwin": "macos"}.get(platform.system(), platform.system().lower())
     return TARGETS.get(f"{system}-{arch}")
 
@@ -273,7 +218,7 @@ def select(names: Iterable[str]) -> tuple[Target, ...]:
     wanted = set()
     for name in names:
         if name not in known:
-            raise PyllamafileError(
+            raise NotFoundError(
                 f"no such target: {name}",
                 hint=f"the targets are {', '.join(TARGETS)}; groups of them {', '.join(groups())}",
             )

@@ -8,45 +8,43 @@ the entries mean.
 from __future__ import annotations
 
 import contextlib
-import errno
-import functools
-import hashlib
-import mmap
 import os
-import shutil
 import stat
 import struct
-import sys
-import threading
 import time
 import zlib
-from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import KW_ONLY, dataclass, replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path, PureWindowsPath
 from typing import BinaryIO, NamedTuple
 
-from pyllamafile.errors import PyllamafileError
-
-try:
-    from isal.isal_zlib import crc32  # several times as fast as zlib's
-except ImportError:  # no wheel for this system
-    from zlib import crc32
-
-if sys.platform.startswith("linux"):
-    import fcntl
+from pyllamafile.appearing import appearing
+from pyllamafile.copying import (
+    CHUNK,
+    Count,
+    Digest,
+    Hashes,
+    Source,
+    Target,
+    copy,
+    copy_source,
+    counted,
+    crc32,
+    failed,
+    read_into,
+    writing,
+)
+from pyllamafile.errors import DamagedError, PyllamafileError, RefusedError
+from pyllamafile.progress import Progress, silent
 
 STORED = 0
 DEFLATED = 8
 BLOCK = 65536  # serves 4K, 16K and 64K pages and Windows' mapping granularity
 
 Time = tuple[int, int, int, int, int, int]  # year, month, day, hour, minute, second
-Progress = Callable[[int], None]
 
-_CHUNK = 512 << 10  # bytes at a time: what a core keeps at hand
-_STRIDE = 16 << 20  # bytes that one thread hashes while the other copies them
-_DEPTH = 4  # strides that it may be behind, so that the page cache still has them
 _CHEAP = 64 << 20  # bytes that may be copied once more to make the file compact
 _MOVE = 16 << 20  # bytes of kept entries that are moved to close a gap
 _PAGE = 4096
@@ -64,36 +62,6 @@ _END = struct.Struct("<4s4H2LH")  # 4.3.16
 _ENCRYPTED, _DESCRIPTOR, _UTF8 = 1 << 0, 1 << 3, 1 << 11  # 4.4.4
 _ZIP64 = 0x0001  # 4.5.3
 _UNIX = 3  # 4.4.2.2
-
-
-@dataclass(frozen=True)
-class Source:
-    """A range of a file, copied when the archive is written.
-
-    Attributes:
-        path: The file.
-        offset: Where the range begins.
-        size: How long it is.
-    """
-
-    path: Path
-    _: KW_ONLY
-    offset: int = 0
-    size: int
-
-
-class Digest(NamedTuple):
-    """What a reader of an entry must find, of the uncompressed content.
-
-    Attributes:
-        size: Length in bytes.
-        crc: CRC-32.
-        sha256: SHA-256 in hex.
-    """
-
-    size: int
-    crc: int
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -300,7 +268,7 @@ def from_file(
             raise PyllamafileError(f"{path}: not a regular file")
         content = path.read_bytes() if level else b""
     except OSError as error:
-        raise _failed(path, "read", error) from error
+        raise failed(path, "read", error) from error
     mode = 0o755 if status.st_mode & stat.S_IXUSR else 0o644  # umask and group do not matter
     when = _clamped(time.localtime, int(status.st_mtime)) if own_time else None
     if level:
@@ -323,24 +291,6 @@ def _default_time() -> Time:
         raise PyllamafileError(
             f"SOURCE_DATE_EPOCH is not a number of seconds: {value!r}", hint="unset it"
         ) from None
-
-
-def digest(path: Path, progress: Progress = lambda done: None) -> Digest:
-    """The digest of a whole file, its SHA-256 computed on a thread beside the rest.
-
-    Raises:
-        PyllamafileError: It cannot be read, or changes meanwhile.
-    """
-    entry = from_file(path, path.name)
-    with ThreadPoolExecutor(1) as thread:
-        hashes = _Hashes(thread, entry)
-        with path.open("rb", buffering=0) as file:
-            before = os.fstat(file.fileno())
-            _copy(path, file.fileno(), 0, entry.full_size, None, 0, hashes, progress)
-            after = os.fstat(file.fileno())
-        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-            raise PyllamafileError(f"{path}: changed while it was being read")
-        return hashes.digest()
 
 
 def standing(entry: Entry, data_offset: int, digest: Digest) -> tuple[Member, bytes]:
@@ -618,9 +568,7 @@ def _extra_fields(extra: bytes) -> Iterator[tuple[int | None, bytes]]:
 # ------------------------------------------------------------------ writing
 
 
-def write(
-    file: BinaryIO, plan: Layout, progress: Progress = lambda done: None
-) -> dict[str, Digest]:
+def write(file: BinaryIO, plan: Layout, progress: Progress = silent) -> dict[str, Digest]:
     """Write an archive in one pass. The file ends with it, `plan.start` bytes before it stay.
 
     Memory is bounded whatever the sizes. SHA-256, which takes the longest, is computed on
@@ -630,8 +578,7 @@ def write(
     Args:
         file: A real file open for reading and writing in binary mode.
         plan: What `layout` returned.
-        progress: Called with the number of bytes of entries' data written so far; the
-            total is the sum of the `stored_size` of `plan.placed`.
+        progress: Told how many bytes of the file are written.
 
     Returns:
         The digests of the entries written, by name.
@@ -643,46 +590,16 @@ def write(
     """
     file.flush()
     path = Path(str(file.name))
-    target = _Target(file.fileno(), path, os.fstat(file.fileno()).st_size)
-    with _writing(path, plan.size):
-        digests = _write(target, plan, progress)
+    target = Target(file.fileno(), path, os.fstat(file.fileno()).st_size)
+    with writing(path, plan.size):
+        count = counted(progress, f"writing {path.name}", plan.size, plan.start)
+        digests = _write(target, plan, count)
         os.ftruncate(target.fd, plan.size)
     file.seek(plan.size)
     return digests
 
 
-@dataclass(frozen=True)
-class _Target:
-    """A file that is being written. From `blank` on it holds nothing but zeros so far."""
-
-    fd: int
-    path: Path
-    blank: int
-
-    def put(self, at: int, data: bytes | memoryview) -> None:
-        os.lseek(self.fd, at, os.SEEK_SET)
-        view = memoryview(data)
-        while view:
-            view = view[os.write(self.fd, view) :]
-
-    def begin_writeback(self, at: int, length: int) -> None:
-        """Let the disk begin now, for whoever calls fsync waits until all is there.
-
-        The advice is that nobody needs these bytes in the page cache. What Linux does about it
-        to bytes just written is no more than that: they can't be dropped before they are written.
-        """
-        if hasattr(os, "posix_fadvise"):
-            with contextlib.suppress(OSError):
-                os.posix_fadvise(self.fd, at, length, os.POSIX_FADV_DONTNEED)
-
-    def zero(self, start: int, end: int) -> None:
-        """Make the bytes from `start` to `end` zero; a hole already is."""
-        end = min(end, self.blank)
-        for at in range(start, end, _CHUNK):
-            self.put(at, bytes(min(_CHUNK, end - at)))
-
-
-def _write(target: _Target, plan: Layout, progress: Progress) -> dict[str, Digest]:
+def _write(target: Target, plan: Layout, count: Count) -> dict[str, Digest]:
     """Write entries and directory; whatever follows in the file stays."""
     when = _default_time()
     digests: dict[str, Digest] = {}
@@ -693,11 +610,12 @@ def _write(target: _Target, plan: Layout, progress: Progress) -> dict[str, Diges
             target.zero(end, item.header_offset)
             if isinstance(entry, Member):
                 size = entry.end - entry.header_offset
-                _copy(target.path, target.fd, entry.header_offset, size, target, item.header_offset)
+                copy(target.path, target.fd, entry.header_offset, size, target, item.header_offset)
             else:
-                hashes = _Hashes(thread, entry)
-                report = functools.partial(_add_up, progress, done)
-                _fill(entry, target, item.data_offset, digests, hashes, report)
+                hashes = _hashes(thread, entry)
+                _fill(
+                    entry, target, item.data_offset, digests, hashes, partial(_add_up, count, done)
+                )
                 digests[entry.name] = hashes.digest()
                 header = _local_header(entry, digests[entry.name].crc, when)
                 target.put(item.header_offset, header)
@@ -708,31 +626,28 @@ def _write(target: _Target, plan: Layout, progress: Progress) -> dict[str, Diges
     return digests
 
 
-def _add_up(progress: Progress, before: int, done: int) -> None:
-    progress(before + done)
+def _add_up(count: Count, before: int, done: int) -> None:
+    count(before + done)
+
+
+def _hashes(thread: ThreadPoolExecutor, entry: Entry) -> Hashes:
+    deflated = entry.method == DEFLATED
+    size, stored = entry.full_size, entry.stored_size
+    return Hashes(thread, entry.name, size, entry.crc, stored=stored, deflated=deflated)
 
 
 def _fill(
     entry: Entry,
-    target: _Target,
+    target: Target,
     at: int,
     digests: Mapping[str, Digest],
-    hashes: _Hashes,
-    progress: Progress,
+    hashes: Hashes,
+    count: Count,
 ) -> None:
     """Write an entry's data at offset `at`."""
     data = entry.data
     if isinstance(data, Source):
-        try:
-            source = data.path.open("rb", buffering=0)
-        except OSError as error:
-            raise _failed(data.path, "read", error) from error
-        with source:
-            before = os.fstat(source.fileno())
-            _copy(data.path, source.fileno(), data.offset, data.size, target, at, hashes, progress)
-            after = os.fstat(source.fileno())
-        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-            raise PyllamafileError(f"{data.path}: changed while it was being packed")
+        copy_source(data, target, at, hashes, count)
         return
     if isinstance(data, Late):
         content = data.make(digests)
@@ -741,226 +656,7 @@ def _fill(
         data = content
     hashes.update(data)
     target.put(at, data)
-    progress(len(data))
-
-
-def _copy(
-    path: Path,
-    fd: int,
-    offset: int,
-    size: int,
-    target: _Target | None,
-    at: int,
-    hashes: _Hashes | None = None,
-    progress: Progress = lambda done: None,
-) -> None:
-    """Copy a range of an open file to offset `at`, hashing it on the way; or only hash it."""
-    strides = [
-        _Stride(path, fd, start, min(_STRIDE, offset + size - start), offset + size)
-        for start in range(offset, offset + size, _STRIDE)
-    ]
-    shared = _share(fd, offset, size, target, at) if target else size
-    buffer = _buffer(size)
-    try:
-        for stride in strides:
-            if hashes:
-                hashes.read(stride)
-            for position, view, hole in stride.chunks(buffer):
-                done = position - offset
-                if hashes:
-                    hashes.count(view)
-                rest = view[max(shared - done, 0) :]
-                place = at + done + len(view) - len(rest)
-                if target and rest and not (hole and place >= target.blank):
-                    target.put(place, rest)
-                progress(done + len(view))
-            if target:
-                target.begin_writeback(at + stride.offset - offset, stride.length)
-    finally:
-        if hashes:
-            hashes.finish()
-
-
-class _Stride(NamedTuple):
-    """A part of a range of an open file, which ends at `end`."""
-
-    path: Path
-    fd: int
-    offset: int
-    length: int
-    end: int
-
-    def chunks(self, buffer: memoryview) -> Iterator[tuple[int, memoryview, bool]]:
-        """Where each chunk is, its bytes until the next one is asked for, whether it is a hole."""
-        for position in range(self.offset, self.offset + self.length, _CHUNK):
-            view = buffer[: self.offset + self.length - position]
-            try:
-                hole = _is_hole(self.fd, position, len(view))
-                if hole:
-                    view = memoryview(_ZEROS)[: len(view)]
-                elif not _read_into(self.fd, position, view):
-                    raise PyllamafileError(f"{self.path}: has less than {self.end} bytes")
-            except OSError as error:
-                raise _failed(self.path, "read", error) from error
-            yield position, view, hole
-
-
-_ZEROS = bytes(_CHUNK)
-
-
-def _buffer(size: int) -> memoryview:
-    """Memory for the chunks of so many bytes.
-
-    It begins with a page, as what the page cache holds does. Zen 3 takes five times as long to copy
-    that to 16 bytes behind the beginning of one, and there is what a large bytearray holds.
-    """
-    return memoryview(mmap.mmap(-1, max(min(size, _CHUNK), 1)))
-
-
-def _read_into(fd: int, offset: int, view: memoryview) -> bool:
-    """Fill `view`; False if the file ends before. Two threads may read the same file."""
-    while view:
-        if hasattr(os, "preadv"):
-            count = os.preadv(fd, [view], offset)
-        else:
-            with _SEEKING, open(fd, "rb", buffering=0, closefd=False) as file:
-                file.seek(offset)
-                count = file.readinto(view)
-        if not count:
-            return False
-        view, offset = view[count:], offset + count
-    return True
-
-
-_SEEKING = threading.Lock()  # for a file has one position
-
-
-def _is_hole(fd: int, offset: int, length: int) -> bool:
-    """Whether a range is a hole of a sparse file: zeros, known without reading them."""
-    if not hasattr(os, "SEEK_DATA") or offset + length > os.fstat(fd).st_size:
-        return False
-    try:
-        with _SEEKING:
-            return os.lseek(fd, offset, os.SEEK_DATA) >= offset + length
-    except OSError as error:
-        return error.errno == errno.ENXIO  # no data up to the end of the file
-
-
-_FICLONERANGE = 0x4020940D  # linux/fs.h
-
-
-def _share(fd: int, offset: int, size: int, target: _Target, at: int) -> int:
-    """Make both files share blocks (Btrfs, XFS, ...). Returns the bytes that now do."""
-    if not sys.platform.startswith("linux"):
-        return 0
-    block = max(os.fstatvfs(target.fd).f_bsize, 1)
-    length = size - size % block
-    if not length or offset % block or at % block:
-        return 0
-    try:
-        fcntl.ioctl(target.fd, _FICLONERANGE, struct.pack("=qQQQ", fd, offset, length, at))
-    except OSError:
-        return 0
-    return length
-
-
-class _Hashes:
-    """Size, CRC-32 and SHA-256 of an entry's content, computed while it is copied.
-
-    SHA-256 takes about as long as all the rest, so it has a thread to itself. That thread reads a
-    file for itself, a long way at a time, so that the two seldom wait for each other.
-    """
-
-    def __init__(self, thread: ThreadPoolExecutor, entry: Entry) -> None:
-        self._thread = thread  # one, which keeps the order
-        self._entry = entry
-        self._size = self._crc = 0
-        self._sha256 = hashlib.sha256()
-        self._inflate = zlib.decompressobj(-zlib.MAX_WBITS) if entry.method == DEFLATED else None
-        self._buffer = _buffer(entry.stored_size)
-        self._jobs: deque[Future[None]] = deque()
-
-    def update(self, data: bytes) -> None:
-        """Take the whole content at once, as stored."""
-        self._jobs.append(self._thread.submit(self._take, data))
-        self.count(data)
-
-    def read(self, stride: _Stride) -> None:
-        """Take more of a file, as stored, which is to be given to `count`, too."""
-        self._jobs.append(self._thread.submit(self._read, stride))
-        self._wait(_DEPTH - 1)
-
-    def count(self, data: memoryview | bytes) -> None:
-        """Do what of the hashing is left to who copies."""
-        if not self._inflate:
-            self._count(data)
-
-    def finish(self) -> None:
-        """Wait until the thread reads no more."""
-        wait(self._jobs)
-
-    def digest(self) -> Digest:
-        """Wait for the thread and compare with what the entry said."""
-        self._wait(0)
-        entry = self._entry
-        if (
-            self._size != entry.full_size
-            or entry.crc not in (None, self._crc)
-            or (self._inflate and (not self._inflate.eof or self._inflate.unused_data))
-        ):
-            raise PyllamafileError(f"{entry.name}: the content is not what it was announced to be")
-        return Digest(self._size, self._crc, self._sha256.hexdigest())
-
-    def _wait(self, remaining: int) -> None:
-        while len(self._jobs) > remaining:
-            self._jobs.popleft().result()
-
-    def _read(self, stride: _Stride) -> None:
-        for _, view, _ in stride.chunks(self._buffer):
-            self._take(view)
-
-    def _take(self, data: memoryview | bytes) -> None:
-        if self._inflate:
-            self._unpack(data)
-        else:
-            self._sha256.update(data)
-
-    def _count(self, view: memoryview | bytes) -> None:
-        self._size += len(view)
-        self._crc = crc32(view, self._crc)
-
-    def _unpack(self, packed: memoryview | bytes) -> None:
-        assert self._inflate is not None
-        try:
-            while packed:  # in steps: a few bytes can unpack to very many
-                content = self._inflate.decompress(packed, _CHUNK)
-                self._count(content)
-                self._sha256.update(content)
-                # At the end zlib leaves the tail as it was, for ever.
-                packed = b"" if self._inflate.eof else self._inflate.unconsumed_tail
-        except zlib.error as error:
-            raise PyllamafileError(f"{self._entry.name}: not deflated: {error}") from error
-
-
-def _failed(path: object, verb: str, error: OSError) -> PyllamafileError:
-    return PyllamafileError(f"{path}: cannot {verb}: {error.strerror or error}")
-
-
-@contextlib.contextmanager
-def _writing(path: Path, size: int) -> Iterator[None]:
-    """Turn what the operating system raises while `path` is written into our error."""
-    try:
-        yield
-    except OSError as error:
-        failure = _failed(path, "write", error)
-        if error.errno == errno.EFBIG:
-            failure.hint = f"the file takes {size} bytes, more than its file system allows for one"
-        elif error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None)):
-            failure.hint = f"the file takes {size} bytes"
-            with contextlib.suppress(OSError):
-                free = shutil.disk_usage(path.absolute().parent).free
-                failure.hint += f", its file system has {free} bytes free"
-        raise failure from error
+    count(len(data))
 
 
 # ------------------------------------------------------------------ reading
@@ -982,7 +678,7 @@ def read(path: Path) -> Archive:
         with path.open("rb", buffering=0) as file:
             return _read(file.fileno(), path)
     except OSError as error:
-        raise _failed(path, "read", error) from error
+        raise failed(path, "read", error) from error
 
 
 class _Reader:
@@ -998,7 +694,7 @@ class _Reader:
         if not 0 <= offset <= offset + length <= self.size:
             raise self.error(f"{what} lies outside of the file")
         raw = bytearray(length)
-        if not _read_into(self.fd, offset, memoryview(raw)):
+        if not read_into(self.fd, offset, memoryview(raw)):
             raise self.error("became shorter while it was read")
         return bytes(raw)
 
@@ -1008,7 +704,7 @@ class _Reader:
         return inside and self.get(offset, len(signature), "") == signature
 
     def error(self, what: str) -> PyllamafileError:
-        return PyllamafileError(f"{self.path}: {what}")
+        return DamagedError(f"{self.path}: {what}", path=self.path)
 
 
 class _End(NamedTuple):
@@ -1169,6 +865,77 @@ def _in_order(file: _Reader, members: list[Member], limit: int) -> Iterator[Memb
         yield replace(member, end=min(member.end + slack, limit))
 
 
+def content(path: Path, member: Member, limit: int) -> bytes:
+    """The uncompressed content of a member that has to fit into memory.
+
+    Args:
+        path: The archive.
+        member: One of its members.
+        limit: The most bytes that it may have.
+
+    Raises:
+        PyllamafileError: It has more, or as `chunks`.
+    """
+    if member.size > limit:
+        raise RefusedError(
+            f"{path}: {member.name} has {member.size:,} bytes, and {limit:,} is the most for it",
+            path=path,
+        )
+    return b"".join(chunks(path, member))
+
+
+def chunks(path: Path, member: Member) -> Iterator[bytes]:
+    """The uncompressed content of a member, piece by piece.
+
+    Raises:
+        PyllamafileError: It is encrypted, packed in another way than by deflate, cut off, or at the
+            end its size or CRC-32 is another than the directory's.
+    """
+    size = crc = 0
+    for chunk in _inflated(path, member):
+        size += len(chunk)
+        crc = zlib.crc32(chunk, crc)
+        if size > member.size:
+            raise DamagedError(f"{path}: {member.name} is longer than it says", path=path)
+        yield chunk
+    if (size, crc) != (member.size, member.crc):
+        raise DamagedError(
+            f"{path}: {member.name} is damaged: its checksum doesn't match", path=path
+        )
+
+
+def _inflated(path: Path, member: Member) -> Iterator[bytes]:
+    if member.method not in (STORED, DEFLATED) or member.flags & 1:
+        raise RefusedError(
+            f"{path}: {member.name} is encrypted or compressed in another way", path=path
+        )
+    if member.method == STORED:
+        yield from _stored(path, member)
+        return
+    inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+    try:
+        for raw in _stored(path, member):
+            while raw:
+                yield inflate.decompress(raw, CHUNK)
+                # At the end zlib leaves the tail as it was, for ever.
+                raw = b"" if inflate.eof else inflate.unconsumed_tail
+        yield inflate.flush()
+    except zlib.error as error:
+        raise DamagedError(f"{path}: {member.name} is damaged", path=path) from error
+
+
+def _stored(path: Path, member: Member) -> Iterator[bytes]:
+    left = member.stored_size
+    with path.open("rb") as file:
+        file.seek(member.data_offset)
+        while left > 0:
+            raw = file.read(min(left, CHUNK))
+            if not raw:
+                raise DamagedError(f"{path}: cut off inside of {member.name}", path=path)
+            left -= len(raw)
+            yield raw
+
+
 # --------------------------------------------------------- change in place
 
 
@@ -1178,7 +945,7 @@ def add(
     *,
     remove: Collection[str] = (),
     moves: Sequence[int] = (0,),
-    progress: Progress = lambda done: None,
+    progress: Progress = silent,
 ) -> int:
     """Add, replace and remove entries of an archive in place; create it if there is none.
 
@@ -1193,8 +960,7 @@ def add(
         remove: Names of members to remove.
         moves: As `Layout` has it. If it is more than no move, the archive is left with gaps, for
             `compact` to close when it has been moved.
-        progress: Called with the number of bytes of `entries` written so far; the total is
-            the sum of their `stored_size`.
+        progress: Told how many bytes of `entries` are written.
 
     Returns:
         The number of bytes that this call left in the file though nothing needs them.
@@ -1207,16 +973,18 @@ def add(
         if isinstance(entry.data, Source) and _same(entry.data.path, path):
             raise PyllamafileError(f"{path}: cannot be added to itself")
     layout(entries, 0)  # refuse what cannot be written before anything is touched
+    total = sum(entry.stored_size for entry in entries)
+    count = counted(progress, f"writing {path.name}", total)
     try:
         file = path.open("r+b", buffering=0)
     except FileNotFoundError:
         for name in sorted(remove):
             raise PyllamafileError(f"{path}: no such file, so no {name!r} to remove") from None
-        return _create(path, entries, progress)
+        return _create(path, entries, count)
     except OSError as error:
-        raise _failed(path, "write", error) from error
+        raise failed(path, "write", error) from error
     with file:
-        return _change(file.fileno(), path, entries, remove, tuple(moves), progress)
+        return _change(file.fileno(), path, entries, remove, tuple(moves), count)
 
 
 def compact(path: Path) -> None:
@@ -1231,7 +999,7 @@ def compact(path: Path) -> None:
     try:
         file = path.open("r+b", buffering=0)
     except OSError as error:
-        raise _failed(path, "write", error) from error
+        raise failed(path, "write", error) from error
     with file:
         archive = _read(file.fileno(), path)
         if plan := _compacted(archive):
@@ -1265,18 +1033,10 @@ def _same(one: Path, other: Path) -> bool:
         return False
 
 
-def _create(path: Path, entries: Sequence[Entry], progress: Progress) -> int:
+def _create(path: Path, entries: Sequence[Entry], count: Count) -> int:
     plan = layout(entries, 0)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    with _writing(path, plan.size):
-        try:
-            with draft.open("x+b", buffering=0) as file:
-                _write(_Target(file.fileno(), path, 0), plan, progress)
-                os.fsync(file.fileno())
-            draft.replace(path)
-        except BaseException:
-            draft.unlink(missing_ok=True)
-            raise
+    with writing(path, plan.size), appearing(path, plan.size) as (file, _):
+        _write(Target(file.fileno(), path, 0), plan, count)
     return 0
 
 
@@ -1286,12 +1046,12 @@ def _change(
     entries: Sequence[Entry],
     remove: Collection[str],
     moves: tuple[int, ...],
-    progress: Progress,
+    count: Count,
 ) -> int:
     try:
         archive = _read(fd, path)
     except OSError as error:
-        raise _failed(path, "read", error) from error
+        raise failed(path, "read", error) from error
     for name in sorted(set(remove) - {member.name for member in archive.members}):
         raise PyllamafileError(f"{path}: has no {name!r} to remove")
     new = {entry.name: entry for entry in entries}
@@ -1312,21 +1072,21 @@ def _change(
     if behind:
         first, last = behind[0].header_offset, behind[-1].end
     start = kept[-1].end if kept else first
-    replan = functools.partial(
+    replan = partial(
         layout, kept=kept, comment=archive.comment, moves=moves, former=archive.members
     )
     plan = layout(tail, start, kept=kept, comment=archive.comment)
     here = replan(tail, start)
     # If it covers no member of the old archive, nor cuts off one that is to be found there still.
     if not behind or (here.size <= first and len(moves) == 1):
-        _commit(fd, path, archive, here, progress)
+        _commit(fd, path, archive, here, count)
         return lost
 
     # It does, so it is written behind them first. Then they are dead, and it can move to
     # its place: but rather leave some dead bytes than copy very many.
     small = plan.size - start <= max(_CHEAP, 4 * (last - start))
     away = replan(tail, max(last, plan.size) if small else last)
-    digests = _commit(fd, path, archive, away, progress)
+    digests = _commit(fd, path, archive, away, count)
     if not small or moves != (0,):
         return lost + last - start
     try:
@@ -1381,9 +1141,7 @@ def _split(
     return kept, lost, members[split:]
 
 
-def _commit(
-    fd: int, path: Path, archive: Archive, plan: Layout, progress: Progress
-) -> dict[str, Digest]:
+def _commit(fd: int, path: Path, archive: Archive, plan: Layout, count: Count) -> dict[str, Digest]:
     """Write a plan whose entries cover no member of the archive, and make it the archive.
 
     Readers look for the end record in the last 64 KiB, and for the directory right before
@@ -1396,7 +1154,7 @@ def _commit(
     between two pages, so it goes into one page if it fits. (If it does not fit, and if the
     file grows by more than 64 KiB, there are some microseconds left.)
     """
-    target = _Target(fd, path, archive.size)
+    target = Target(fd, path, archive.size)
     # What has been moved may be read by another directory than the one at its end.
     moved = archive.base != 0
     covered = moved or plan.size > archive.directory_offset
@@ -1410,12 +1168,12 @@ def _commit(
                 os.fsync(fd)
                 os.ftruncate(fd, archive.size)
 
-    with _writing(path, plan.size):
+    with writing(path, plan.size):
         try:
             if covered:
                 target.put(*_copy_of_directory(archive, max(plan.size, archive.size)))
                 os.fsync(fd)
-            digests = _write(target, plan, progress)
+            digests = _write(target, plan, count)
             os.fsync(fd)
         except BaseException:
             undo()

@@ -17,7 +17,8 @@ from importlib import resources
 
 from pyllamafile.errors import PyllamafileError
 from pyllamafile.launcher import pe
-from pyllamafile.targets import TARGETS, Runtime
+from pyllamafile.runtimes import Runtime
+from pyllamafile.targets import TARGETS
 
 BLOCK = 65536
 """What programs and weights are aligned to, and ``dd``'s block size, in bytes."""

@@ -1,184 +1,20 @@
-"""Where weights come from: a file, a folder to convert, Hugging Face's hub, Ollama's store.
-
-Finding is cheap: it asks what there is and decides. Only `Source.fetch` moves gigabytes, so that
-whatever else is wrong can be said before.
-"""
+"""Models on Hugging Face's hub, or in its cache."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
-import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from pyllamafile import convert, weights
 from pyllamafile.errors import PyllamafileError
-from pyllamafile.weights import Weights
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done and how much there is."""
-
-PathLike = str | os.PathLike[str]
-
-
-@dataclass(frozen=True)
-class Source:
-    """Weights that were found, and how to have them as a GGUF.
-
-    Attributes:
-        name: What the GGUF is called, ``.gguf`` included.
-        fetch: Gives the GGUF's path, of a split one the first file's; takes a folder for what
-            has to be written, which the caller removes, and the progress.
-        path: The file itself, where nothing has to be fetched.
-        headers: Reads what the header says, without fetching the rest where that can be avoided.
-    """
-
-    name: str
-    fetch: Callable[[Path, Progress], Path]
-    path: Path | None = None
-    headers: Callable[[], tuple[Weights, ...]] | None = None
-
-
-def find(given: PathLike) -> Source:
-    """Find weights by what a user calls them.
-
-    Args:
-        given: A path of a GGUF, or of a folder of safetensors or of a LoRA adapter;
-            ``hf:OWNER/REPO``, maybe with ``:FILE`` or ``:QUANT`` behind it; ``ollama:NAME``,
-            maybe with ``:TAG``.
-
-    Raises:
-        PyllamafileError: There is no such thing, or it is not clear which one is meant.
-    """
-    text = os.fspath(given)
-    scheme, colon, rest = text.partition(":")
-    if colon and scheme in SCHEMES and not os.path.lexists(text):
-        return SCHEMES[scheme](rest)
-    path = Path(text)
-    try:
-        is_folder = path.is_dir()
-    except (OSError, ValueError):
-        is_folder = False  # out of reach: the reader says why
-    return _folder(path) if is_folder else _file(path)
-
-
-def headers(source: Source) -> tuple[Weights, ...]:
-    """The header of every file of a model, read with as little of the rest as can be.
-
-    Raises:
-        PyllamafileError: It can't be had, or it has to be converted first.
-    """
-    if source.headers is None:
-        raise PyllamafileError(
-            f"{source.name.removesuffix('.gguf')} is no GGUF yet",
-            hint="`pyllamafile build --gguf` converts it",
-        )
-    return source.headers()
-
-
-# Files and folders
-
-
-def _file(path: Path, name: str | None = None) -> Source:
-    return Source(
-        name or gguf_name(path.name),
-        lambda folder, tell: path,
-        path=path,
-        headers=lambda: tuple(map(weights.read, weights.shards(path))),
-    )
-
-
-def gguf_name(name: str) -> str:
-    """A file's name with the ending by which a runtime knows weights."""
-    return name if name.endswith(".gguf") else f"{name.removesuffix('.GGUF')}.gguf"
-
-
-def _folder(path: Path, name: str | None = None) -> Source:
-    kind = convert.kind(path)
-    if kind is None:
-        lacks = {
-            (True, False): ", and has safetensors but no config.json",
-            (False, True): ", and has a config.json but no safetensors",
-        }.get((any(path.glob("*.safetensors")), (path / "config.json").is_file()), "")
-        raise PyllamafileError(
-            f"{path} is a directory{lacks}",
-            "pass the .gguf file itself, or a folder with config.json and safetensors",
-        )
-    name = name or gguf_name(path.resolve().name)
-    return Source(name, lambda folder, tell: convert.convert(path, folder / name, tell))
-
-
-# Ollama's store
-
-
-def _ollama(rest: str) -> Source:
-    """NAME[:TAG] out of the store that `ollama pull` fills.
-
-    A manifest lists blobs by digest; the one of the model's own kind is a GGUF.
-    """
-    name, _, tag = rest.partition(":")
-    tag = tag or "latest"
-    parts = [*([] if "/" in name else ["library"]), *name.split("/")]
-    if not all(re.fullmatch(r"[\w.-]+", part) and set(part) != {"."} for part in (*parts, tag)):
-        raise PyllamafileError(f"ollama:{rest}: not a name", hint="it goes ollama:NAME[:TAG]")
-    store = Path(os.environ.get("OLLAMA_MODELS") or Path.home() / ".ollama" / "models")
-    manifests = store / "manifests" / "registry.ollama.ai"
-    manifest = manifests.joinpath(*parts, tag)
-    try:
-        layers = json.loads(manifest.read_bytes())["layers"]
-        (digest,) = (x["digest"] for x in layers if x["mediaType"].endswith(".image.model"))
-        (sha256,) = re.findall(r"sha256:([0-9a-f]{64})", digest)
-    except OSError as error:
-        here = ", ".join(_pulled(manifests)) or "nothing"
-        raise PyllamafileError(
-            f"ollama:{rest} is not in {store}, which has {here}",
-            hint=f"`ollama pull {rest}` fetches it; OLLAMA_MODELS says where its store is",
-        ) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise PyllamafileError(f"{manifest}: no manifest of one model") from error
-    blob = store / "blobs" / f"sha256-{sha256}"
-
-    def fetch(folder: Path, tell: Progress) -> Path:
-        if _digest(blob, tell) != sha256:
-            raise PyllamafileError(
-                f"{blob}: damaged: its SHA-256 is another", hint=f"`ollama pull {rest}` mends it"
-            )
-        return blob
-
-    called = parts[-1] if tag == "latest" else f"{parts[-1]}-{tag}"
-    return Source(gguf_name(called), fetch, path=blob, headers=lambda: (weights.read(blob),))
-
-
-def _pulled(manifests: Path) -> list[str]:
-    """What is in the store, by the names that the user knows."""
-    found = []
-    for path in sorted(manifests.glob("*/*/*")):
-        owner, name, tag = path.relative_to(manifests).parts
-        found.append(f"{name}:{tag}" if owner == "library" else f"{owner}/{name}:{tag}")
-    return found
-
-
-def _digest(path: Path, tell: Progress, start: bytes = b"", algorithm: str = "sha256") -> str:
-    digest = hashlib.new(algorithm, start)
-    try:
-        total, done = path.stat().st_size, 0
-        with path.open("rb") as file:
-            while block := file.read(1 << 22):
-                digest.update(block)
-                done += len(block)
-                tell(f"checking {path.name}", done, total)
-    except OSError as error:
-        raise PyllamafileError(f"{path}: {error.strerror}") from error
-    return digest.hexdigest()
-
-
-# The hub
+from pyllamafile.models import convert, gguf
+from pyllamafile.models.gguf import Weights
+from pyllamafile.models.source import Source, digest_of, gguf_name
+from pyllamafile.progress import Progress, Step
 
 
 @dataclass(frozen=True)
@@ -191,7 +27,7 @@ class _Listed:
     algorithm: str
 
 
-def _hub(rest: str) -> Source:
+def find(rest: str) -> Source:
     """OWNER/REPO[:FILE-or-quant] on Hugging Face's hub, or out of its cache."""
     repo, _, wanted = rest.partition(":")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
@@ -320,7 +156,7 @@ def _download(repo: str, revision: str, file: _Listed, tell: Progress) -> Path:
         )
     # The hub's own client looks at the size alone.
     start = f"blob {path.stat().st_size}\0".encode() if file.algorithm == "sha1" else b""
-    if file.digest and _digest(path, tell, start, file.algorithm) != file.digest:
+    if file.digest and digest_of(path, tell, start, file.algorithm) != file.digest:
         for wrong in (path.resolve(), path):
             wrong.unlink(missing_ok=True)
         raise PyllamafileError(
@@ -343,7 +179,7 @@ def _bar(file: _Listed, tell: Progress) -> type[Any]:
 
         def update(self, n: float | None = 1) -> None:
             self.had += int(n or 0)
-            tell(f"fetching {Path(file.name).name}", self.had, file.size)
+            tell(Step("bytes", f"fetching {Path(file.name).name}", self.had, file.size))
 
     return Bar
 
@@ -363,7 +199,7 @@ def _head(repo: str, revision: str, file: _Listed) -> Weights:
 
     cached = try_to_load_from_cache(repo, file.name, revision=revision)
     if isinstance(cached, str):
-        return weights.read(Path(cached))
+        return gguf.read(Path(cached))
     url = hf_hub_url(repo, file.name, revision=revision)
     have, count = 0, min(_FIRST_BYTES, file.size)
     with tempfile.TemporaryDirectory() as folder:
@@ -384,7 +220,7 @@ def _head(repo: str, revision: str, file: _Listed) -> Weights:
                 have = beginning.tell()
                 beginning.truncate(file.size)
             try:
-                found = weights.read(path)
+                found = gguf.read(path)
             except PyllamafileError as error:
                 if have >= min(file.size, _MOST_BYTES):
                     message = error.message.replace(str(path), f"hf:{repo}:{file.name}")
@@ -428,5 +264,3 @@ _ANSWERS: Final[Mapping[int, tuple[str, str | None]]] = {
     403: ("the hub forbids it with this token (403)", "{}"),
     404: ("the hub has no such thing (404)", "look at the name's spelling"),
 }
-
-SCHEMES: Final[Mapping[str, Callable[[str], Source]]] = {"hf": _hub, "ollama": _ollama}

@@ -14,7 +14,7 @@ from math import prod
 from typing import Final
 
 from pyllamafile.errors import PyllamafileError
-from pyllamafile.weights import TENSOR_TYPES, Tensor, Weights
+from pyllamafile.models.gguf import TENSOR_TYPES, Tensor, Weights
 
 # The formats on offer, best first, each with the type that it is made of where no rule says else.
 FORMATS: Final[Mapping[str, str]] = {

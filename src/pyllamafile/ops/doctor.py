@@ -15,9 +15,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pyllamafile.inspect import Report, inspect
+from pyllamafile.ops.inspect import Report, inspect
+from pyllamafile.ops.verify import verify
 from pyllamafile.targets import TARGETS, TOO_LARGE, Target, host
-from pyllamafile.verify import verify
 
 TOOLS = ("dd", "gzip", "ls", "uname", "mktemp", "chmod", "mv", "mkdir", "rm", "wc")
 """What the launch script calls, where its program is not unpacked yet."""

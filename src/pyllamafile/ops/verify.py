@@ -28,14 +28,15 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final, NamedTuple, TypeAlias
 
 from pyllamafile.errors import PyllamafileError
+from pyllamafile.progress import Progress, Step, silent
 
 MANIFEST: Final = "llamafile.json"
 FORMAT: Final = 1
 BLOCK: Final = 65536  # what weights and runtimes are aligned to, in bytes
 
 _CHUNK: Final = 1 << 20  # bytes in flight: some of these at a time, whatever the file's size
-_MOST_DIRECTORY: Final = 4 << 20  # bytes; a llamafile's directory has some KiB
-_MOST_MANIFEST: Final = 4 << 20
+_MOST_DIRECTORY: Final = 256 << 20  # bytes: some million entries
+_MOST_MANIFEST: Final = 64 << 20
 _MOST_MISFITS: Final = 20  # are enough to see what is wrong with a manifest
 
 _LOCAL: Final = struct.Struct("<4s5H3I2H")  # APPNOTE 4.3.7
@@ -93,16 +94,16 @@ class Problem:
 
 def verify(
     path: str | os.PathLike[str],
-    progress: Callable[[int], None] | None = None,
     *,
     contents: bool = True,
+    progress: Progress | None = None,
 ) -> list[Problem]:
     """Check a llamafile, down to every byte of its contents.
 
     Args:
         path: The finished file. Another ZIP archive is checked as far as it goes.
-        progress: Called with the bytes read so far, from 0 to `work`.
         contents: False for the structure and the head alone, which takes milliseconds.
+        progress: Told how many bytes are read.
 
     Returns:
         All that is wrong with it, structure first; nothing if it is sound.
@@ -114,26 +115,20 @@ def verify(
     with _open(path) as file:
         survey = _survey(file, path)
         problems = list(survey.problems)
-        tick = progress or (lambda done: None)
-        done = 0
-        tick(done)
+        tasks = [task for task in survey.tasks if contents or task.where == _HEAD]
+        total, done = sum(task.size for task in tasks), 0
+
+        def tick(more: int) -> None:
+            (progress or silent)(Step("bytes", f"verifying {path.name}", done + more, total))
+
+        tick(0)
         with ThreadPoolExecutor(1) as pool:
-            for task in (t for t in survey.tasks if contents or t.where == _HEAD):
-                chunks = _chunks(file, task.start, task.size, partial(_add, tick, done))
+            for task in tasks:
+                chunks = _chunks(file, task.start, task.size, tick)
                 problems += (Problem(task.where, what) for what in _attempt(task, chunks, pool))
                 done += task.size
-                tick(done)
+                tick(0)
     return problems
-
-
-def work(path: Path) -> int:
-    """The number of bytes that `verify` reads of a file, to draw a progress bar by.
-
-    Raises:
-        PyllamafileError: As `verify` does.
-    """
-    with _open(path) as file:
-        return sum(task.size for task in _survey(file, path).tasks)
 
 
 # Contents: streams of chunks, and what is checked about them
@@ -180,10 +175,6 @@ def _attempt(task: _Task, chunks: Iterator[bytes], pool: ThreadPoolExecutor) -> 
         yield str(bad)
     except OSError as error:
         yield f"it cannot be read: {error.strerror or error}"
-
-
-def _add(tick: Callable[[int], None], done: int, more: int) -> None:
-    tick(done + more)
 
 
 def _chunks(

@@ -1,4 +1,4 @@
-"""The command line: the only module that prints or exits."""
+"""Every command: what it takes, and what it says of what was done."""
 
 from __future__ import annotations
 
@@ -10,151 +10,33 @@ import json
 import os
 import re
 import shlex
-import signal
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TextIO, TypeVar, cast
+from typing import Any, Literal, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 from rich.text import Text
 
 import pyllamafile
-from pyllamafile import Adapter, Built, care, man, native, plan, zipalign
-from pyllamafile.advise import Advice
-from pyllamafile.doctor import examine
+from pyllamafile import Adapter, Built, llamafile, native, zipalign
+from pyllamafile.cli import man, screen
+from pyllamafile.cli.screen import amount, bold, complain, err, fail, out, print_table, shown, warn
 from pyllamafile.errors import PyllamafileError
-from pyllamafile.inspect import EntryFacts, ModelFacts, Report, content
-from pyllamafile.quantize import FORMATS
-from pyllamafile.targets import TARGETS, Runtime, Target, groups, host, select
-from pyllamafile.verify import work
+from pyllamafile.models.fit import KINDS
+from pyllamafile.models.forecast import FORMATS
+from pyllamafile.ops.advise import Advice
+from pyllamafile.ops.inspect import EntryFacts, ModelFacts, Report
+from pyllamafile.progress import Progress, Step
+from pyllamafile.runtimes import Runtime
+from pyllamafile.targets import TARGETS, Target, groups, host, select
 
-Tell = Callable[[str, int, int], None]
 _Command = TypeVar("_Command", bound=Callable[..., object])
 
 _PATH = click.Path(path_type=Path)
-
-_out = Console(soft_wrap=True, highlight=False, emoji=False, markup=False)
-_err = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False, markup=False)
-
-
-def main(arguments: list[str] | None = None) -> NoReturn:
-    """Run a command and exit.
-
-    With 0 when it is done, 1 failed, 2 asked in the wrong way, 130 interrupted, and what a shell
-    says of a signal that ended it: 143 for SIGTERM, 129 for SIGHUP.
-    """
-    try:
-        with (
-            _ending_on_signals(),
-            contextlib.redirect_stdout(sys.stdout and cast(TextIO, _Output(sys.stdout))),
-        ):
-            code = commands.main(arguments, prog_name="pyllamafile", standalone_mode=False)
-        sys.exit(code)
-    except PyllamafileError as error:
-        _fail(error.message, error.hint)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
-        _err.print("interrupted")
-        sys.exit(130)
-    except OSError as error:  # nobody thought of it; click and rich see to a closed pipe
-        reason = error.strerror or str(error)
-        _fail(f"{error.filename}: {reason}" if error.filename else reason)
-    finally:
-        _drop_unwritten()
-
-
-@contextlib.contextmanager
-def _ending_on_signals() -> Iterator[None]:
-    """Let those signals that would just end the program leave as little behind as Ctrl-C."""
-
-    def end(number: int, frame: object) -> NoReturn:
-        for other in before:
-            signal.signal(other, signal.SIG_IGN)  # one is enough: tidying up takes its time
-        sys.exit(128 + number)
-
-    ending = [number for name in _ENDING if (number := getattr(signal, name, None))]
-    # Not those that are ignored, as by nohup.
-    before = [number for number in ending if signal.getsignal(number) is signal.SIG_DFL]
-    for number in before:
-        signal.signal(number, end)
-    try:
-        yield
-    finally:
-        for number in before:
-            signal.signal(number, signal.SIG_DFL)
-
-
-_ENDING = ("SIGTERM", "SIGHUP")  # Windows has no SIGHUP
-
-
-def _fail(message: str, hint: str | None = None) -> NoReturn:
-    _complain(message, hint)
-    sys.exit(1)
-
-
-def _complain(message: str, hint: str | None = None) -> None:
-    lines = "\n".join(_shown(line) for line in message.split("\n"))  # of a log, maybe
-    _err.print(Text("error:", "bold red"), lines)
-    if hint:
-        _err.print(Text("hint:", "bold"), _shown(hint))
-
-
-def _warn(message: str, hint: str) -> None:
-    _err.print(Text("warning:", "bold yellow"), _shown(message))
-    _err.print(Text("hint:", "bold"), _shown(hint))
-
-
-class _Output:
-    """Standard output, whose errors name it."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._stream, name)
-
-    def write(self, text: str) -> int:
-        with self._named():
-            return self._stream.write(text)
-
-    def flush(self) -> None:
-        with self._named():
-            self._stream.flush()
-
-    @contextlib.contextmanager
-    def _named(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            error.filename = "standard output"
-            raise
-
-
-def _drop_unwritten() -> None:
-    """Else Python tries it again when it exits, and complains in its own way."""
-    try:
-        if sys.stdout:
-            sys.stdout.flush()
-    except OSError:
-        with Path(os.devnull).open("w") as nowhere:
-            os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -336,7 +218,7 @@ def build(
     """  # noqa: D301
     if not gguf and output is None and not (lora or mmproj or draft):
         raise click.UsageError("nothing to pack: give --gguf FILE, or -o OUT for an engine alone")
-    with _progress() as tell:
+    with screen.progress() as tell:
         built = pyllamafile.build(
             gguf,
             output,
@@ -357,28 +239,28 @@ def build(
             in_place=in_place,
             progress=_announcing(tell),
         )
-    _out.print(_bold(str(built.path)), f" {_size(built.size)}")
-    _out.print(f"  weights   {_shown(', '.join(built.models) or 'none: give some with -m FILE')}")
+    out.print(bold(str(built.path)), f" {amount(built.size)}")
+    out.print(f"  weights   {shown(', '.join(built.models) or 'none: give some with -m FILE')}")
     for option, partner in built.partners:
-        _out.print(f"  {option:<8}  {_shown(partner)}")
-    _out.print(f"  runs on   {', '.join(built.targets)}")
+        out.print(f"  {option:<8}  {shown(partner)}")
+    out.print(f"  runs on   {', '.join(built.targets)}")
     if note := _on_windows(built):
-        _out.print(f"  Windows   {_shown(note)}")
+        out.print(f"  Windows   {shown(note)}")
     if built.template:
-        _out.print("  chat      in its family's format, for the weights don't say theirs")
+        out.print("  chat      in its family's format, for the weights don't say theirs")
     if built.missing:
         lacking = f"{len(built.missing)} of {len(TARGETS)} targets"
-        _out.print(f"  lacking   {lacking} (pyllamafile runtimes build --all)")
+        out.print(f"  lacking   {lacking} (pyllamafile runtimes build --all)")
     for model in built.untemplated:
-        _warn(
+        warn(
             f"{model} has no chat template: conversations with it are written in ChatML",
             "--arg --chat-template --arg TEMPLATE brings one, in Jinja, for all weights inside",
         )
-    run, choice = _shown(_as_command(built.path)), _shown(_choice(built.models))
-    _out.print("try:")
-    _out.print(f'  {run}{choice} -p "Once upon a time" -n 64')
+    run, choice = shown(_as_command(built.path)), shown(_choice(built.models))
+    out.print("try:")
+    out.print(f'  {run}{choice} -p "Once upon a time" -n 64')
     serving = choice if not built.models else ""  # it has all models, and loads them on demand
-    _out.print(f"  {run}{serving}   # web GUI and API on http://127.0.0.1:8080")
+    out.print(f"  {run}{serving}   # web GUI and API on http://127.0.0.1:8080")
 
 
 def _on_windows(built: Built) -> str | None:
@@ -392,19 +274,19 @@ def _on_windows(built: Built) -> str | None:
     return None
 
 
-def _announcing(tell: Tell) -> Tell:
+def _announcing(tell: Progress) -> Progress:
     """The same, with a word in front of the first step that is not the writing itself."""
     announced = False
 
-    def announce(what: str, done: int, total: int) -> None:
+    def announce(step: Step) -> None:
         nonlocal announced
-        if not announced and what.startswith(("building ", "fetching llama.cpp")):
+        if not announced and step.what.startswith(("building ", "fetching llama.cpp")):
             announced = True
-            _err.print(
+            err.print(
                 "No runtime is at hand yet: compiling llama.cpp and its web GUI, once. "
                 "That takes about ten minutes on two cores."
             )
-        tell(what, done, total)
+        tell(step)
 
     return announce
 
@@ -477,24 +359,24 @@ def advise(source: str, context: int | None, memory: float | None, as_json: bool
 def _print_advice(advice: Advice) -> None:
     facts = [f"{advice.parameters / 1e6:,.0f} million parameters"]
     facts += [f"quantized to {advice.quantization}"] if advice.quantization else []
-    _out.print(_bold(advice.name), f" {_shown(', '.join(facts))}")
+    out.print(bold(advice.name), f" {shown(', '.join(facts))}")
     own = f" of {advice.own_context:,}" if advice.own_context else ""
-    machine = f"{_size(advice.usable)} of {_size(advice.machine)}"
-    _out.print(f"  context {advice.context:,}{own} tokens; the machine has {machine} for it")
+    machine = f"{amount(advice.usable)} of {amount(advice.machine)}"
+    out.print(f"  context {advice.context:,}{own} tokens; the machine has {machine} for it")
     header = ("format", "file", "memory", "fits", "good for", "Windows")
     table = Table(*header, box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for row in advice.rows:
         table.add_row(
             row.format,
-            _size(row.size),
-            _size(row.memory.total),
+            amount(row.size),
+            amount(row.memory.total),
             "yes" if row.fits else "no",
             row.good_for,
             "one file" if row.windows else "two files",
             style="bold" if row.format == advice.recommended else None,
         )
-    _out.print(table)
-    _out.print(_shown(f"{advice.recommended or 'none'}: {advice.reason}"))
+    out.print(table)
+    out.print(shown(f"{advice.recommended or 'none'}: {advice.reason}"))
 
 
 # inspect, verify, extract
@@ -515,7 +397,7 @@ def inspect(file: Path, everything: bool, as_json: bool) -> None:
 
 def _folded(entries: Sequence[EntryFacts]) -> tuple[EntryFacts, ...]:
     """The same, with the dozens of files of the web GUI as one, and so the notices."""
-    for folder in (plan.GUI, plan.LICENSES):
+    for folder in (llamafile.GUI, llamafile.LICENSES):
         entries = _with_one_row(entries, folder)
     return tuple(entries)
 
@@ -540,13 +422,13 @@ def _with_one_row(entries: Sequence[EntryFacts], folder: str) -> Sequence[EntryF
 def _print_report(report: Report) -> None:
     origin = {"called": report.name, "built by pyllamafile": report.built_by}
     facts = ", ".join(f"{what} {value}" for what, value in origin.items() if value)
-    _out.print(_bold(report.path), f" {_size(report.size)}  {_shown(facts)}".rstrip())
+    out.print(bold(str(report.path)), f" {amount(report.size)}  {shown(facts)}".rstrip())
     if report.runtimes:
-        _out.print("  " + ", ".join(f"{what} {_size(size)}" for what, size in _shares(report)))
+        out.print("  " + ", ".join(f"{what} {amount(size)}" for what, size in _shares(report)))
     for model in report.models:
         _print_model(model)
     if report.runtimes:
-        _print_table(
+        print_table(
             ("runtime", "llama.cpp", "levels", "offset", "size", "packed", "sha256"),
             [
                 (
@@ -562,11 +444,11 @@ def _print_report(report: Report) -> None:
             ],
         )
     if report.args is not None:
-        _out.print(_bold(".args"))
+        out.print(bold(".args"))
         for line in report.args.splitlines():
-            _out.print(f"  {_shown(line)}")
+            out.print(f"  {shown(line)}")
     if report.entries:
-        _print_table(
+        print_table(
             ("offset", "align", "size", "stored", "method", "entry"),
             [
                 (
@@ -587,7 +469,7 @@ def _shares(report: Report) -> Iterator[tuple[str, int]]:
     shares: dict[str, list[Any]] = {
         "runtimes": [runtime.get("packed_size") for runtime in report.runtimes],
         "weights": [e.stored_size for e in report.entries if e.name.endswith(".gguf")],
-        "web GUI": [e.stored_size for e in report.entries if e.name.startswith(plan.GUI)],
+        "web GUI": [e.stored_size for e in report.entries if e.name.startswith(llamafile.GUI)],
     }
     left = report.size
     for what, sizes in shares.items():
@@ -602,11 +484,11 @@ def _list(value: object) -> list[Any]:
 
 
 def _print_model(model: ModelFacts) -> None:
-    _out.print(_bold(model.file))
+    out.print(bold(model.file))
     template = model.chat_template
     rows: dict[str, Any] = {
         "problem": model.problem,
-        "kind": None if model.kind in (None, "model") else plan.KINDS[model.kind],
+        "kind": None if model.kind in (None, "model") else KINDS[model.kind],
         "name": model.name,
         "architecture": model.architecture,
         "parameters": f"{model.parameters:,}" if model.parameters is not None else None,
@@ -619,7 +501,7 @@ def _print_model(model: ModelFacts) -> None:
     }
     for label, value in rows.items():
         if value is not None:
-            _out.print(f"  {label:<12}  {_shown(str(value))}")
+            out.print(f"  {label:<12}  {shown(str(value))}")
 
 
 @commands.command()
@@ -630,16 +512,22 @@ def verify(file: Path) -> None:
     Structure, alignment, checksums and digests of everything in it, runtimes included. Says
     what is wrong and where, and exits with 1 if anything is.
     """
-    total = work(file)
-    with _progress() as tell:
-        problems = pyllamafile.verify(file, lambda done: tell("verifying", done, total))
+    with screen.progress() as tell:
+        problems = pyllamafile.verify(file, progress=tell)
     for problem in problems:
-        _out.print(_shown(f"{problem.where}: {problem.what}"))
+        out.print(shown(f"{problem.where}: {problem.what}"))
     if problems:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        killed = f"an upgrade of it was interrupted: pyllamafile upgrade {file} ends it"
-        _fail(f"{file}: {count}", killed if care.half_upgraded(file) else None)
-    _out.print(_shown(f"{file}: sound"))
+        fail(f"{file}: {count}", _ending(file))
+    out.print(shown(f"{file}: sound"))
+
+
+def _ending(file: Path) -> str | None:
+    """What ends an upgrade that was interrupted."""
+    with contextlib.suppress(PyllamafileError):  # no archive: then it is something else
+        llamafile.read(file).check_whole()
+        return None
+    return f"an upgrade of it was interrupted: pyllamafile upgrade {file} ends it"
 
 
 @commands.command()
@@ -651,14 +539,14 @@ def doctor(file: Path | None) -> None:
     files that begin with MZ, the processor, memory, and the place that programs are unpacked
     to. Exits with 1 if something keeps the file from starting.
     """
-    findings = examine(file)
+    findings = pyllamafile.examine(file)
     for finding in findings:
         word = Text("problem:", "bold red") if finding.fatal else Text("note:", "bold")
-        _out.print(word, _shown(finding.what))
-        _out.print(Text("remedy:", "bold"), _shown(finding.remedy))
+        out.print(word, shown(finding.what))
+        out.print(Text("remedy:", "bold"), shown(finding.remedy))
     if any(finding.fatal for finding in findings):
         sys.exit(1)
-    _out.print(_shown(f"{file or 'this machine'}: nothing keeps it from starting"))
+    out.print(shown(f"{file or 'this machine'}: nothing keeps it from starting"))
 
 
 @commands.command()
@@ -672,10 +560,10 @@ def extract(file: Path, names: tuple[str, ...], directory: Path, force: bool) ->
     All of them, or those called NAMES. Nothing is written outside of the directory,
     whatever the names in the file say.
     """
-    with _progress() as tell:
+    with screen.progress() as tell:
         paths = pyllamafile.extract(file, directory, names, force=force, progress=tell)
     for path in paths:
-        _out.print(_shown(str(path)))
+        out.print(shown(str(path)))
 
 
 # upgrade, add, remove
@@ -703,16 +591,16 @@ def upgrade(file: Path, engine: Path | None, targets: tuple[str, ...]) -> None:
     Otherwise, and while FILE is in use, a copy takes its place. Killed at any moment, it leaves a
     file that starts; if `verify` doesn't like it, the same command again ends what it began.
     """
-    with _progress() as tell:
+    with screen.progress() as tell:
         done = pyllamafile.upgrade(file, engine=engine, targets=targets, progress=tell)
-    _out.print(_bold(str(done.path)), f" {_size(done.size)}")
-    _out.print(f"  weights   {_shown(', '.join(done.models) or 'none: give some with -m FILE')}")
-    _out.print(f"  runs on   {', '.join(done.targets)}")
-    _out.print(f"  engine    {_shown(', '.join(done.llama_cpp))}")
+    out.print(bold(str(done.path)), f" {amount(done.size)}")
+    out.print(f"  weights   {shown(', '.join(done.models) or 'none: give some with -m FILE')}")
+    out.print(f"  runs on   {', '.join(done.targets)}")
+    out.print(f"  engine    {shown(', '.join(done.llama_cpp))}")
     if done.shifted:
-        _out.print("  the weights were shifted, not copied")
+        out.print("  the weights were shifted, not copied")
     if done.companion:
-        _out.print(f"  Windows   {_shown(str(done.companion))} starts it there")
+        out.print(f"  Windows   {shown(str(done.companion))} starts it there")
 
 
 @commands.command()
@@ -735,10 +623,10 @@ def add(file: Path, what: tuple[str, ...]) -> None:
       pyllamafile add phi3.llamafile README.md LICENSE=LICENSES/phi3.txt
       pyllamafile add phi3.llamafile my-arguments.txt=.args
     """  # noqa: D301
-    with _progress() as tell:
-        names = care.add(file, [_add_option(option) for option in what], progress=tell)
+    with screen.progress() as tell:
+        names = pyllamafile.add(file, [_add_option(option) for option in what], progress=tell)
     for name in names:
-        _out.print(_shown(name))
+        out.print(shown(name))
 
 
 @commands.command()
@@ -752,7 +640,7 @@ def remove(file: Path, names: tuple[str, ...]) -> None:
     What is left stays where it is, weights above all; their room is given back when what stands
     behind them is little. `inspect --all` lists the names.
     """
-    care.remove(file, names)
+    pyllamafile.remove(file, names)
 
 
 # zipalign
@@ -802,20 +690,15 @@ def zipalign_command(
         )
         for file in files
     ]
-    total = sum(entry.stored_size for entry in entries)
-    with _progress() as tell:
-        dead = zipalign.add(
-            archive,
-            [*entries, *_new_manifest(archive, entries)],
-            progress=lambda done: tell(f"writing {archive.name}", done, total),
-        )
+    with screen.progress() as tell:
+        dead = zipalign.add(archive, [*entries, *_new_manifest(archive, entries)], progress=tell)
     if verbose:
         members = {member.name: member for member in zipalign.read(archive).members}
         for entry in entries:
             member = members[entry.name]
-            _err.print(_shown(f"{entry.name}: {member.stored_size} bytes at {member.data_offset}"))
+            err.print(shown(f"{entry.name}: {member.stored_size} bytes at {member.data_offset}"))
         if dead:
-            _err.print(f"{dead} bytes of the old archive are left, unused")
+            err.print(f"{dead} bytes of the old archive are left, unused")
 
 
 def _entry_name(path: Path) -> str:
@@ -830,12 +713,13 @@ def _entry_name(path: Path) -> str:
 
 
 def _new_manifest(archive: Path, entries: list[zipalign.Entry]) -> list[zipalign.Entry]:
-    if archive.exists():
-        for member in zipalign.read(archive).members:
-            if member.name == plan.MANIFEST:
-                updated = plan.updated_manifest(content(archive, member), entries)
-                return [updated] if updated else []
-    return []
+    """What has to be said anew of a file of ours. A file that isn't whole is refused."""
+    if not archive.exists():
+        return []
+    found = llamafile.read(archive)
+    found.check_known()
+    found.check_whole()
+    return [found.updated_manifest(entries)] if found.ours else []
 
 
 # man
@@ -913,11 +797,11 @@ def list_runtimes() -> None:
         found = native.find(target)
         facts = ["not built", *[""] * 5]
         if found:
-            size, packed = _size(found.size), _size(found.packed_size)
+            size, packed = amount(found.size), amount(found.packed_size)
             levels = " ".join(found.levels)
             facts = [found.origin, found.llama_cpp, levels, size, packed, found.sha256[:16]]
         rows.append([target.name, *facts])
-    _print_table(("target", "where", "llama.cpp", "levels", "size", "packed", "sha256"), rows)
+    print_table(("target", "where", "llama.cpp", "levels", "size", "packed", "sha256"), rows)
 
 
 @runtimes.command("build")
@@ -945,32 +829,31 @@ def build_runtimes(targets: tuple[str, ...], everything: bool, jobs: int | None)
         wanted = (here,)
     else:
         raise PyllamafileError("this system is no target", hint="name one with --target, or --all")
-    parts: dict[str, Callable[[Tell], str]] = {}
+    parts: dict[str, Callable[[Progress], str]] = {}
     for target in wanted:
         if found := native.find(target):
-            _out.print(_runtime_line(found))
+            out.print(_runtime_line(found))
         else:
             parts[target.name] = functools.partial(_build_runtime, target, jobs)
-    with _progress() as bar:
-        tell = bar if _err.is_terminal else _in_words()
+    with screen.progress(words=True) as tell:
         if parts:
             native.prepare(progress=tell)
         if gui := native.find_gui():
-            _out.print(_gui_line(gui))
+            out.print(_gui_line(gui))
         else:
             parts["web GUI"] = _build_gui
         _build_all(parts, tell)
 
 
-def _build_runtime(target: Target, jobs: int | None, tell: Tell) -> str:
+def _build_runtime(target: Target, jobs: int | None, tell: Progress) -> str:
     return _runtime_line(native.build(target, jobs=jobs, progress=tell))
 
 
 def _runtime_line(runtime: Runtime) -> str:
-    return f"{runtime.target}  {_size(runtime.size)}  {runtime.path}"
+    return f"{runtime.target}  {amount(runtime.size)}  {runtime.path}"
 
 
-def _build_gui(tell: Tell) -> str:
+def _build_gui(tell: Progress) -> str:
     return _gui_line(native.build_gui(progress=tell))
 
 
@@ -978,17 +861,17 @@ def _gui_line(path: Path) -> str:
     return f"web GUI  {path}"
 
 
-def _build_all(parts: Mapping[str, Callable[[Tell], str]], tell: Tell) -> None:
+def _build_all(parts: Mapping[str, Callable[[Progress], str]], tell: Progress) -> None:
     """Build one after the other; what fails is told, and doesn't stop the others."""
     failed = []
     for number, (name, build_part) in enumerate(parts.items()):
         try:
-            _out.print(build_part(_share(tell, number, len(parts))))
+            out.print(build_part(_share(tell, number, len(parts))))
         except PyllamafileError as error:
-            _complain(error.message, error.hint)
+            complain(error.message, error.hint)
             failed.append(name)
     if failed and len(parts) > 1:
-        _fail(
+        fail(
             f"{len(failed)} of {len(parts)} failed: {', '.join(failed)}",
             hint="what was built stays; the same command tries the rest again",
         )
@@ -996,104 +879,15 @@ def _build_all(parts: Mapping[str, Callable[[Tell], str]], tell: Tell) -> None:
         sys.exit(1)
 
 
-def _share(tell: Tell, number: int, count: int) -> Tell:
+def _share(tell: Progress, number: int, count: int) -> Progress:
     """The progress of one of several parts as that of all: each has as many steps as the next."""
     steps = 1 << 16
     if count == 1:
         return tell
 
-    def tell_share(what: str, done: int, total: int) -> None:
-        done_here = steps * done // total if total else 0
-        tell(f"{what} ({number + 1} of {count})", number * steps + done_here, count * steps)
+    def tell_share(step: Step) -> None:
+        done = steps * step.done // step.total if step.total else 0
+        what = f"{step.what} ({number + 1} of {count})"
+        tell(Step("steps", what, number * steps + done, count * steps))
 
     return tell_share
-
-
-# progress, text and numbers
-
-
-def _in_words() -> Tell:
-    """For a log, which shows no bar: minutes of silence look like a program that hangs."""
-    said: set[str] = set()
-
-    def tell(what: str, done: int, total: int) -> None:
-        if what not in said:
-            said.add(what)
-            _err.print(_shown(what))
-
-    return tell
-
-
-# What stands behind the bar, by the least total that it is for: of bytes; of steps, each of which
-# takes another time, so that nobody knows when they end; of what has no known end at all.
-_FIGURES = {
-    1 << 16: (TextColumn("{task.percentage:>3.0f}%"), TimeRemainingColumn()),
-    1: (MofNCompleteColumn(), TextColumn("steps"), TimeElapsedColumn()),
-    0: (TimeElapsedColumn(),),
-}
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[Tell]:
-    """A bar on the terminal for what takes over half a second; nothing anywhere else."""
-    started = time.monotonic()
-    if not _err.is_terminal:
-        yield lambda what, done, total: None
-        return
-    columns = (TextColumn("{task.description}", markup=False), BarColumn())
-    bar = Progress(*columns, console=_err, transient=True)
-    task: TaskID | None = None
-    last = (0, 0)
-
-    def tell(what: str, done: int, total: int) -> None:
-        nonlocal task, last
-        # What has no known end is not quick, and may tell but once.
-        if total and time.monotonic() - started < 0.5 and not bar.live.is_started:
-            return
-        least, figures = next(row for row in _FIGURES.items() if total >= row[0])
-        bar.columns = (*columns, *figures)
-        bar.start()
-        # A bar never goes back, nor from steps to bytes: what does is another one.
-        if task is not None and (last[0] != least or done < last[1]):
-            bar.remove_task(task)
-            task = None
-        if task is None:
-            task = bar.add_task(_shown(what), total=total or None)
-        last = (least, done)
-        bar.update(task, description=_shown(what), completed=done, total=total or None)
-
-    try:
-        yield tell
-    finally:
-        bar.stop()
-
-
-def _print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Columns as wide as their widest cell, whatever the terminal; numbers to the right."""
-    cells = [[_shown(str(cell)) for cell in row] for row in (header, *rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    numbers = [all(isinstance(cell, int) for cell in column) for column in zip(*rows, strict=True)]
-    for line, row in enumerate(cells):
-        text = "  ".join(
-            cell.rjust(width) if number else cell.ljust(width)
-            for cell, width, number in zip(row, widths, numbers, strict=True)
-        )
-        _out.print(text.rstrip(), style=None if line else "bold")
-
-
-def _bold(text: str) -> Text:
-    return Text(_shown(text), "bold")
-
-
-def _shown(text: str) -> str:
-    """Text from a file, or its name, that can't command the terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def _size(count: int) -> str:
-    size = float(count)
-    for unit in ("bytes", "KB", "MB", "GB"):
-        if size < 1000 or unit == "GB":
-            break
-        size /= 1000
-    return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"

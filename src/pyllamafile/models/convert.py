@@ -12,13 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pyllamafile import native, quantize
+from pyllamafile import native
 from pyllamafile.errors import PyllamafileError
+from pyllamafile.models import forecast
+from pyllamafile.models.gguf import read, shards
 from pyllamafile.native import tools
-from pyllamafile.weights import read, shards
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done and how much there is."""
+from pyllamafile.progress import Progress, Step
 
 # By what is in a folder, the script in llama.cpp's source that converts it.
 _SCRIPTS = {"model": "convert_hf_to_gguf.py", "lora": "convert_lora_to_gguf.py"}
@@ -75,9 +74,9 @@ def convert(folder: Path, output: Path, tell: Progress) -> Path:
 
     def step(line: str) -> None:
         if match := re.match(r"Writing: +(\d+)%", line):  # the converter's own bar
-            tell(label, size * int(match[1]) // 100, size)
+            tell(Step("bytes", label, size * int(match[1]) // 100, size))
 
-    tell(label, 0, 0)
+    tell(Step("waiting", label))
     try:
         _run(command, "convert", label, step, _REASON)
     except PyllamafileError as error:
@@ -156,7 +155,7 @@ def to_format(
     Args:
         path: The GGUF; of a split one, any part.
         output: The file to write.
-        format: One of `quantize.FORMATS`.
+        format: One of `forecast.FORMATS`.
         program: A runtime that runs here.
         again: Whether what is quantized may be quantized again.
         tell: Told about every tensor, in bytes.
@@ -169,12 +168,12 @@ def to_format(
     """
     files = shards(path)
     parts = [read(file) for file in files]
-    if not again and quantize.loses_twice(parts, format):
+    if not again and forecast.loses_twice(parts, format):
         raise PyllamafileError(
-            f"{path}: is quantized already ({quantize.quantized(parts)}), and would lose twice",
+            f"{path}: is quantized already ({forecast.quantized(parts)}), and would lose twice",
             hint="take a GGUF in F16, BF16 or F32, or accept the loss: --allow-requantize",
         )
-    need, free = quantize.size(parts, format), shutil.disk_usage(output.parent).free
+    need, free = forecast.size(parts, format), shutil.disk_usage(output.parent).free
     if need > free:
         raise PyllamafileError(
             f"{output.parent}: {format} takes {need:,} bytes for a while, and {free:,} are free"
@@ -187,9 +186,9 @@ def to_format(
         nonlocal done
         if match := re.match(r"\[ *\d+/ *\d+\] +(\S+)", line):
             done += sizes.get(match[1], 0)
-            tell(label, done, total)
+            tell(Step("bytes", label, done, total))
 
-    tell(label, 0, total)
+    tell(Step("bytes", label, 0, total))
     with tempfile.TemporaryDirectory(dir=tools.folder("run"), prefix="quantizer-") as folder:
         runtime = Path(folder) / "runtime"
         runtime.write_bytes(program)

@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from pyllamafile import quantize, sources
 from pyllamafile.errors import PyllamafileError
-from pyllamafile.quantize import FORMATS, Memory
-from pyllamafile.sources import PathLike
+from pyllamafile.models import forecast, sources
+from pyllamafile.models.forecast import FORMATS, Memory
+from pyllamafile.models.sources import PathLike
 from pyllamafile.targets import TOO_LARGE
 
 # Reading is bound by computing, writing by memory: the smaller, the faster. As measured with
@@ -123,7 +123,7 @@ def advise(given: PathLike, *, context: int | None = None, machine: int | None =
     context = context or min(own or _DEFAULT_CONTEXT, _DEFAULT_CONTEXT)
     machine = machine or memory()
     usable = machine * 7 // 8  # the rest is for the system
-    as_it_is = quantize.quantized(parts)
+    as_it_is = forecast.quantized(parts)
 
     def row(format: str, size: int, taken: Memory) -> Row:
         return Row(
@@ -136,14 +136,14 @@ def advise(given: PathLike, *, context: int | None = None, machine: int | None =
         )
 
     rows = [
-        row(format, quantize.size(parts, format), quantize.memory(parts, context, format))
+        row(format, forecast.size(parts, format), forecast.memory(parts, context, format))
         for format in FORMATS
     ]
     if as_it_is:
         called = parts[0].quantization or as_it_is
         size = sum(part.size for part in parts)
         rows = [r for r in rows if r.format != called]
-        rows.insert(0, row(called, size, quantize.memory(parts, context)))
+        rows.insert(0, row(called, size, forecast.memory(parts, context)))
     parameters = sum(part.parameters for part in parts)
     recommended, reason = _recommend(rows, parameters, usable, bool(as_it_is))
     return Advice(

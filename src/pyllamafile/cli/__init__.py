@@ -1,0 +1,105 @@
+"""The command line: the only part that prints or exits."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn, TextIO, cast
+
+import click
+
+from pyllamafile.cli.commands import commands
+from pyllamafile.cli.screen import err, fail
+from pyllamafile.errors import PyllamafileError
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run a command and exit.
+
+    With 0 when it is done, 1 failed, 2 asked in the wrong way, 130 interrupted, and what a shell
+    says of a signal that ended it: 143 for SIGTERM, 129 for SIGHUP.
+    """
+    try:
+        with (
+            _ending_on_signals(),
+            contextlib.redirect_stdout(sys.stdout and cast(TextIO, _Output(sys.stdout))),
+        ):
+            code = commands.main(arguments, prog_name="pyllamafile", standalone_mode=False)
+        sys.exit(code)
+    except PyllamafileError as error:
+        fail(error.message, error.hint)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        err.print("interrupted")
+        sys.exit(130)
+    except OSError as error:  # nobody thought of it; click and rich see to a closed pipe
+        reason = error.strerror or str(error)
+        fail(f"{error.filename}: {reason}" if error.filename else reason)
+    finally:
+        _drop_unwritten()
+
+
+@contextlib.contextmanager
+def _ending_on_signals() -> Iterator[None]:
+    """Let those signals that would just end the program leave as little behind as Ctrl-C."""
+
+    def end(number: int, frame: object) -> NoReturn:
+        for other in before:
+            signal.signal(other, signal.SIG_IGN)  # one is enough: tidying up takes its time
+        sys.exit(128 + number)
+
+    ending = [number for name in _ENDING if (number := getattr(signal, name, None))]
+    # Not those that are ignored, as by nohup.
+    before = [number for number in ending if signal.getsignal(number) is signal.SIG_DFL]
+    for number in before:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in before:
+            signal.signal(number, signal.SIG_DFL)
+
+
+_ENDING = ("SIGTERM", "SIGHUP")  # Windows has no SIGHUP
+
+
+class _Output:
+    """Standard output, whose errors name it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with self._named():
+            return self._stream.write(text)
+
+    def flush(self) -> None:
+        with self._named():
+            self._stream.flush()
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            error.filename = "standard output"
+            raise
+
+
+def _drop_unwritten() -> None:
+    """Else Python tries it again when it exits, and complains in its own way."""
+    try:
+        if sys.stdout:
+            sys.stdout.flush()
+    except OSError:
+        with Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())

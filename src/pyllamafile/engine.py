@@ -1,0 +1,258 @@
+"""What a file runs with: out of the package, the cache, a wheel of ours, or another llamafile."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pyllamafile import native, plan, zipalign
+from pyllamafile.errors import DamagedError, NotFoundError, RefusedError, UnavailableError
+from pyllamafile.launcher import Outer, pack
+from pyllamafile.llamafile import GUI, GUI_NOTICES, LICENSES, Llamafile, of_archive
+from pyllamafile.ops.verify import verify
+from pyllamafile.progress import Progress
+from pyllamafile.runtimes import Runtime
+from pyllamafile.targets import TARGETS, host, select
+from pyllamafile.zipalign import Archive, Entry, Member
+
+Format = Literal["portable", "elf"]
+"""What a file is to the system that starts it: a script that is a Windows program, too, where it
+has one; or an ELF program."""
+
+_PREBUILT = "pyllamafile/native/prebuilt/"  # in a wheel of ours
+_MOST = 16 << 20  # bytes of notices, or of facts with notices; they have some 100 KiB
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What an engine can be made of.
+
+    Attributes:
+        runtimes: The programs.
+        gui: The web GUI's entries, or none.
+        label: Where they are from, for messages; empty for what is at hand.
+    """
+
+    runtimes: Sequence[Runtime]
+    gui: Sequence[Entry]
+    label: str = ""
+
+    def chosen(self, wanted: Sequence[str]) -> list[Runtime]:
+        """The runtimes of these targets, in the table's order; all, if none is named.
+
+        Raises:
+            NotFoundError: One is missing.
+        """
+        there = {runtime.target: runtime for runtime in self.runtimes}
+        missing = [name for name in wanted if name not in there]
+        if missing:
+            options = " ".join(f"--target {name}" for name in missing)
+            others = [name for name in wanted if name in there]
+            hints = [] if self.label else [f"pyllamafile runtimes build {options}"]
+            hints += [" ".join(f"--target {name}" for name in others)] if others else []
+            message = f"{self.label}: has no runtime" if self.label else "no runtime is at hand"
+            raise NotFoundError(
+                f"{message} for {', '.join(missing)}",
+                hint=", or do without: ".join(hints) or None,
+            )
+        if not there:
+            raise NotFoundError(f"{self.label}: has no runtimes")
+        return [there[name] for name in TARGETS if name in (wanted or there)]
+
+
+# The package and the cache
+
+
+def runtimes_for(names: Sequence[str], progress: Progress) -> list[Runtime]:
+    """The runtimes of these targets, or all at hand, or, if there is none yet, the host's."""
+    if names:
+        return [native.find(t) or native.build(t, progress=progress) for t in select(names)]
+    at_hand = native.available()
+    if at_hand:
+        return at_hand
+    here = host()
+    if here is None:
+        raise UnavailableError(
+            "no runtime is at hand, and none can be built for the system that this runs on",
+            hint="choose one to build: " + " ".join(f"--target {target}" for target in TARGETS),
+        )
+    return [native.build(here, progress=progress)]
+
+
+def host_runtime(progress: Progress) -> Runtime:
+    """The runtime for the system that this runs on.
+
+    Raises:
+        PyllamafileError: There is none, and none can be built.
+    """
+    here = host()
+    if here is None:
+        raise UnavailableError("quantizing takes a runtime for the system that this runs on")
+    return native.find(here) or native.build(here, progress=progress)
+
+
+def gui_entries(progress: Progress) -> list[Entry]:
+    """The web GUI's entries, built if it isn't at hand."""
+    return plan.gui_entries(native.find_gui() or native.build_gui(progress=progress))
+
+
+def at_hand(wanted: Sequence[str], build: bool, gui: bool, progress: Progress) -> Parts:
+    """What the package or the cache has.
+
+    Args:
+        wanted: Names of targets.
+        build: Whether the runtimes of these may be compiled.
+        gui: Whether the web GUI is wanted.
+        progress: Told about every step.
+    """
+    found = runtimes_for(wanted, progress) if build or not wanted else native.available()
+    return Parts(found, gui_entries(progress) if gui else ())
+
+
+# The program that the file itself is
+
+
+def one_linux(names: Sequence[str]) -> Sequence[str]:
+    """The names of targets, if an ELF program can be all of them: one, by default the host's.
+
+    Raises:
+        RefusedError: It can't.
+    """
+    here = host()
+    chosen = select(names) if names else (here,) if here else ()
+    if [target.os for target in chosen] != ["linux"]:
+        raise RefusedError(
+            "a file of the format elf is for one Linux target",
+            hint="choose it with --target linux-amd64 or --target linux-arm64",
+        )
+    return [target.name for target in chosen]
+
+
+def outer_program(runtimes: Sequence[Runtime], format: Format) -> Outer | None:
+    """The program that the file itself is: on Windows there is no script to start one."""
+    system = "linux" if format == "elf" else "windows"
+    for runtime in runtimes:
+        if TARGETS[runtime.target].os == system:
+            return Outer(runtime, runtime.program())
+    return None
+
+
+# A wheel, or another llamafile
+
+
+def taken(path: Path, folder: Path, gui: bool) -> Parts:
+    """What a wheel or a llamafile has; its runtimes are taken out into a folder.
+
+    Args:
+        path: The wheel or the llamafile.
+        folder: A folder of the caller's, which it removes.
+        gui: Whether the web GUI is wanted.
+
+    Raises:
+        PyllamafileError: It is neither, or it is damaged.
+    """
+    archive = zipalign.read(path)
+    if any(member.name.startswith(_PREBUILT) for member in archive.members):
+        return _from_wheel(path, archive, folder, gui)
+    found = of_archive(path, archive)
+    found.check_ours()
+    for problem in verify(path, contents=False):
+        raise DamagedError(
+            f"{path}: {problem.where}: {problem.what}",
+            hint="--engine takes a wheel of pyllamafile with runtimes in it, or a sound llamafile",
+            path=path,
+        )
+    return _from_llamafile(found, folder, gui)
+
+
+def _from_wheel(path: Path, archive: Archive, folder: Path, gui: bool) -> Parts:
+    members = {member.name.removeprefix(_PREBUILT): member for member in archive.members}
+    runtimes = []
+    for target in TARGETS:
+        facts, program = members.get(f"{target}.json"), members.get(f"{target}.gz")
+        if facts and program:
+            packed = _taken_out(path, program, folder)
+            runtimes.append(_runtime(path, target, zipalign.content(path, facts, _MOST), packed))
+    pages = members.get("ui.zip")
+    entries = plan.gui_entries(_taken_out(path, pages, folder)) if gui and pages else []
+    return Parts(runtimes, entries, str(path))
+
+
+def _taken_out(path: Path, member: Member, folder: Path) -> Path:
+    out = folder / member.name.rpartition("/")[2]
+    with out.open("wb") as file:
+        file.writelines(zipalign.chunks(path, member))
+    return out
+
+
+def _runtime(wheel: Path, target: str, text: bytes, packed: Path) -> Runtime:
+    """A runtime as the facts beside it in a wheel have it."""
+    try:
+        facts = {**json.loads(text), "path": packed, "origin": "engine"}
+        facts["levels"], facts["licenses"] = tuple(facts["levels"]), dict(facts["licenses"])
+        found = Runtime(**facts)
+        if found.target == target and all(
+            isinstance(text, str) for text in (*found.levels, *found.licenses.values())
+        ):
+            return found
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise DamagedError(f"{wheel}: {target}.json can't be understood", path=wheel)
+
+
+def _from_llamafile(found: Llamafile, folder: Path, gui: bool) -> Parts:
+    """All notices in it come along: which ones are whose is not written there."""
+    notices = {
+        name.removeprefix(LICENSES).removesuffix(".txt"): _notice(found, name)
+        for name in found.members
+        if name.startswith(LICENSES) and name != GUI_NOTICES
+    }
+    runtimes = []
+    for facts in found.runtimes:
+        if facts["target"] not in TARGETS:
+            raise DamagedError(
+                f"{found.path}: has a runtime for {facts['target']!r}, which is no target",
+                path=found.path,
+            )
+        with found.path.open("rb") as file:
+            file.seek(facts["offset"])
+            packed = file.read(facts["packed_size"])
+        if hashlib.sha256(packed).hexdigest() != facts["packed_sha256"]:
+            raise DamagedError(
+                f"{found.path}: its runtime for {facts['target']} is damaged", path=found.path
+            )
+        if not facts["offset"]:  # the file's head, with a script in it that the next one replaces
+            packed = pack(packed)
+        path = folder / f"{facts['target']}.gz"
+        path.write_bytes(packed)
+        runtimes.append(
+            Runtime(
+                target=facts["target"],
+                path=path,
+                packed_size=len(packed),
+                packed_sha256=hashlib.sha256(packed).hexdigest(),
+                size=facts["size"],
+                sha256=facts["sha256"],
+                llama_cpp=facts["llama_cpp"],
+                levels=tuple(facts["levels"]),
+                origin="engine",
+                licenses=notices,
+            )
+        )
+    pages = [
+        plan.entry(found.path, member)
+        for name, member in found.members.items()
+        if gui and found.has_gui and (name.startswith(GUI) or name == GUI_NOTICES)
+    ]
+    return Parts(runtimes, pages, str(found.path))
+
+
+def _notice(found: Llamafile, name: str) -> str:
+    try:
+        return found.content(name, _MOST).decode()
+    except UnicodeDecodeError as error:
+        raise DamagedError(f"{found.path}: {name} is not UTF-8", path=found.path) from error

@@ -1,0 +1,323 @@
+"""The one reading of a finished file: what is in it, whose it is, and whether it is whole.
+
+Everything that asks a finished file something asks it here, so that no two parts of the package
+can disagree about it. (`ops.verify` is the second opinion, and shares nothing with this.) The
+manifest's format is in launcher/FORMAT.md, section 6.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from pyllamafile import zipalign
+from pyllamafile.copying import Digest
+from pyllamafile.errors import DamagedError, PyllamafileError, RefusedError
+from pyllamafile.zipalign import Archive, Entry, Late, Member
+
+MANIFEST: Final = "llamafile.json"
+ARGS: Final = ".args"
+GUI: Final = "ui/"
+LICENSES: Final = "LICENSES/"
+GUI_NOTICES: Final = f"{LICENSES}web-gui.txt"
+WEIGHTS: Final = ".gguf"
+"""How the names of entries end that are weights."""
+
+FORMAT: Final = 1
+"""The format of the manifest that this version writes and reads."""
+
+MOST_MANIFEST: Final = 64 << 20
+"""Bytes that a manifest may have: some hundred thousand entries."""
+
+MOST_ARGS: Final = 1 << 20
+"""Bytes that `.args` may have."""
+
+Maker = Literal["ours", "newer", "damaged", "foreign", "none"]
+"""Whose a file is: ``ours``; ours of a ``newer`` format; ours, but its manifest is ``damaged``;
+a ``foreign`` llamafile, which has weights and no manifest; or ``none``, just a zip."""
+
+_UNKNOWN = "0" * 64  # as long as every SHA-256 in hex, which is all that a size depends on
+
+
+@dataclass(frozen=True)
+class Llamafile:
+    """A finished file, or any other zip, as it was when it was read.
+
+    Attributes:
+        path: Where it is.
+        archive: Its zip.
+        maker: Whose it is.
+        manifest: What its manifest says; nothing unless it is ours.
+        problem: What is wrong with the manifest, if anything is.
+    """
+
+    path: Path
+    archive: Archive
+    maker: Maker
+    manifest: Mapping[str, Any] = field(default_factory=dict)
+    problem: str | None = None
+
+    @property
+    def ours(self) -> bool:
+        """Whether this version made it, or one whose files it understands."""
+        return self.maker == "ours"
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether an upgrade was killed before the old engine was taken out from the front."""
+        return self.ours and self.archive.base != 0
+
+    @property
+    def name(self) -> str | None:
+        """What the model is called."""
+        return self.manifest.get("name")
+
+    @property
+    def built_by(self) -> str | None:
+        """The version of pyllamafile that built it."""
+        return self.manifest.get("pyllamafile")
+
+    @property
+    def runtimes(self) -> Sequence[Mapping[str, Any]]:
+        """What the manifest says of each runtime."""
+        return self.manifest.get("runtimes", ())
+
+    @cached_property
+    def weights(self) -> tuple[Member, ...]:
+        """The members that are weights, in file order."""
+        return tuple(m for m in self.archive.members if m.name.endswith(WEIGHTS))
+
+    @cached_property
+    def members(self) -> Mapping[str, Member]:
+        """The members by name."""
+        return {member.name: member for member in self.archive.members}
+
+    @property
+    def has_gui(self) -> bool:
+        """Whether the web GUI was put in. Files under ``ui/`` without its notices are people's."""
+        return GUI_NOTICES in self.members
+
+    def is_engine(self, name: str) -> bool:
+        """Whether an entry of this name belongs to the engine, so that an upgrade replaces it."""
+        of_gui = self.has_gui and name.startswith(GUI) and name in self.digests
+        return of_gui or name in (MANIFEST, GUI_NOTICES)
+
+    @cached_property
+    def digests(self) -> Mapping[str, Digest]:
+        """Of the members that are as the manifest lists them, what it lists."""
+        listed = self.manifest.get("entries", {})
+        return {
+            name: Digest(member.size, member.crc, listed[name]["sha256"])
+            for name, member in self.members.items()
+            if name in listed and listed[name]["size"] == member.size
+        }
+
+    def content(self, name: str, limit: int = MOST_ARGS) -> bytes:
+        """The content of a member that has to fit into memory.
+
+        Raises:
+            PyllamafileError: It has more than `limit` bytes, or is damaged.
+        """
+        return zipalign.content(self.path, self.members[name], limit)
+
+    def args(self) -> str | None:
+        """The text of `.args`, or None if there is none.
+
+        Raises:
+            PyllamafileError: It is too large, not UTF-8, or damaged.
+        """
+        if ARGS not in self.members:
+            return None
+        try:
+            return self.content(ARGS).decode()
+        except UnicodeDecodeError as error:
+            raise DamagedError(f"{self.path}: its .args is not UTF-8", path=self.path) from error
+
+    def check_known(self) -> None:
+        """Refuse a file of ours that this version must not change (FORMAT.md, section 6).
+
+        Raises:
+            PyllamafileError: It is of a newer format, or its manifest is damaged.
+        """
+        if self.maker == "newer":
+            raise RefusedError(
+                f"{self.path}: {self.problem}",
+                hint="pip install --upgrade pyllamafile brings one that knows it",
+                path=self.path,
+            )
+        if self.maker == "damaged":
+            raise DamagedError(
+                f"{self.path}: its manifest can't be understood: {self.problem}",
+                hint="get the file again; `pyllamafile extract` takes out what is in it",
+                path=self.path,
+            )
+
+    def check_whole(self) -> None:
+        """Refuse a file whose upgrade was interrupted.
+
+        Raises:
+            RefusedError: It was.
+        """
+        if self.interrupted:
+            raise RefusedError(
+                f"{self.path}: an upgrade of it was interrupted",
+                hint=f"pyllamafile upgrade {self.path} ends it",
+                path=self.path,
+            )
+
+    def check_ours(self) -> None:
+        """Refuse what is not a whole file of ours.
+
+        Raises:
+            PyllamafileError: It isn't.
+        """
+        self.check_known()
+        self.check_whole()
+        if not self.ours:
+            raise RefusedError(
+                f"{self.path}: was not built by pyllamafile",
+                hint="`pyllamafile upgrade` makes it one of ours, `zipalign` adds to any zip",
+                path=self.path,
+            )
+
+    def updated_manifest(self, entries: Sequence[Entry], removed: Collection[str] = ()) -> Entry:
+        """The manifest of this file once entries were added, replaced, and removed.
+
+        Args:
+            entries: What is added or replaced.
+            removed: Names of what is taken out.
+        """
+        gone = {MANIFEST, *removed, *(entry.name for entry in entries)}
+        facts = {key: value for key, value in self.manifest.items() if key != "entries"}
+        known = {
+            name: Digest(value["size"], 0, value["sha256"])
+            for name, value in self.manifest["entries"].items()
+            if name not in gone
+        }
+        return manifest_entry(facts, known, entries)
+
+
+def read(path: Path) -> Llamafile:
+    """Read a finished file, or any other zip. Nothing in it is trusted.
+
+    Raises:
+        PyllamafileError: It can't be read, or it is no zip.
+    """
+    return of_archive(path, zipalign.read(path))
+
+
+def of_archive(path: Path, archive: Archive) -> Llamafile:
+    """The same of a file whose zip was read already."""
+    member = next((m for m in archive.members if m.name == MANIFEST), None)
+    if member is None:
+        foreign = any(m.name.endswith(WEIGHTS) for m in archive.members)
+        return Llamafile(path, archive, "foreign" if foreign else "none")
+    try:
+        facts = json.loads(
+            zipalign.content(path, member, MOST_MANIFEST), object_pairs_hook=_each_once
+        )
+        number = facts["format"] if isinstance(facts, dict) else None
+    except PyllamafileError as error:
+        what = error.message.removeprefix(f"{path}: ")
+        return Llamafile(path, archive, "damaged", problem=what)
+    except (ValueError, RecursionError, KeyError) as error:
+        what = "it doesn't say its format" if isinstance(error, KeyError) else "it is not JSON"
+        return Llamafile(path, archive, "damaged", problem=what)
+    if type(number) is int and number > FORMAT:
+        what = f"its manifest is of format {number}, and this version knows {FORMAT}"
+        return Llamafile(path, archive, "newer", problem=what)
+    if number != FORMAT:
+        what = f"{number!r} is no format that there ever was"
+        return Llamafile(path, archive, "damaged", problem=what)
+    if problem := next(_misfits(facts, _SHAPE, "it"), None):
+        return Llamafile(path, archive, "damaged", problem=problem)
+    return Llamafile(path, archive, "ours", facts)
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        raise ValueError("a key is there twice")
+    return made
+
+
+def _is_size(value: object) -> bool:
+    return type(value) is int and 0 <= value < 1 << 63
+
+
+def _is_sha256(value: object) -> bool:
+    return isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+# What a manifest looks like (FORMAT.md, section 6). "*" is every key; a list has one shape for all.
+_SHAPE: Final = {
+    "name": _is_text,
+    "pyllamafile": _is_text,
+    "head": {"size": _is_size, "sha256": _is_sha256},
+    "runtimes": [
+        {
+            "target": _is_text,
+            "offset": _is_size,
+            "packed_size": _is_size,
+            "packed_sha256": _is_sha256,
+            "size": _is_size,
+            "sha256": _is_sha256,
+            "llama_cpp": _is_text,
+            "levels": [_is_text],
+        }
+    ],
+    "entries": {"*": {"size": _is_size, "sha256": _is_sha256}},
+}
+
+
+def _misfits(value: object, shape: object, at: str) -> Iterator[str]:
+    """What of a value is not as the table has it, in words."""
+    if isinstance(shape, dict):
+        if not isinstance(value, dict):
+            yield f"{at} is not an object"
+            return
+        for key, inner in (dict.fromkeys(value, shape["*"]) if "*" in shape else shape).items():
+            if key not in value:
+                yield f"{at} lacks {key!r}"
+            else:
+                yield from _misfits(value[key], inner, f"{at}[{key!r}]")
+    elif isinstance(shape, list):
+        if not isinstance(value, list):
+            yield f"{at} is not an array"
+            return
+        for index, item in enumerate(value):
+            yield from _misfits(item, shape[0], f"{at}[{index}]")
+    elif callable(shape) and not shape(value):
+        yield f"{at} is not what it should be: {str(value)[:40]!r}"
+
+
+def manifest_entry(
+    facts: Mapping[str, Any], known: Mapping[str, Digest], entries: Iterable[Entry]
+) -> Entry:
+    """The manifest's entry: its size is known now, its digests once the others are written.
+
+    Args:
+        facts: Everything in it but ``entries``.
+        known: Entries that are in the file already.
+        entries: Entries that are written before it.
+    """
+    sizes = {entry.name: entry.full_size for entry in entries}
+
+    def make(digests: Mapping[str, Digest]) -> bytes:
+        listed = {
+            name: {"size": digest.size, "sha256": digest.sha256}
+            for name, digest in {**known, **{name: digests[name] for name in sizes}}.items()
+        }
+        text = json.dumps({**facts, "entries": listed}, indent=1, sort_keys=True)
+        return text.encode() + b"\n"
+
+    draft = make({name: Digest(size, 0, _UNKNOWN) for name, size in sizes.items()})
+    return Entry(MANIFEST, Late(len(draft), make))

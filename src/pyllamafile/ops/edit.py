@@ -1,0 +1,80 @@
+"""More in a finished file, and less: `add` and `remove`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pyllamafile import plan, zipalign
+from pyllamafile.errors import NotFoundError, RefusedError
+from pyllamafile.llamafile import ARGS, GUI, MANIFEST, WEIGHTS, read
+from pyllamafile.models import gguf
+from pyllamafile.models.sources import PathLike
+from pyllamafile.progress import Progress, silent
+
+
+def add(
+    path: PathLike,
+    files: Sequence[tuple[PathLike, str]],
+    *,
+    progress: Progress | None = None,
+) -> list[str]:
+    """Put more files into a finished file, in place; weights so that they can be mapped.
+
+    Entries of the same name are replaced. Nothing that stays is moved off its alignment, and
+    `verify` holds afterwards. Killed at any moment, it leaves the old file or the new one.
+
+    Args:
+        path: The llamafile.
+        files: What to add, each with the name of its entry; `.args` may be one of them.
+        progress: Told about every step.
+
+    Returns:
+        The names of the entries.
+
+    Raises:
+        PyllamafileError: A file can't be read or be added, or the llamafile can't be written.
+    """
+    path = Path(path)
+    found = read(path)
+    found.check_ours()
+    entries = []
+    for given, name in files:
+        if name == MANIFEST or (found.has_gui and name.startswith(GUI)):
+            raise RefusedError(
+                f"{path}: cannot add {name!r}: pyllamafile itself writes what has such a name",
+                path=path,
+            )
+        entries.append(zipalign.from_file(Path(given), name, align=plan.alignment(name)))
+        if name.endswith(WEIGHTS):
+            gguf.read(Path(given))  # what is none is refused
+        if name == ARGS:
+            _check_args(Path(given))
+    zipalign.add(path, [*entries, found.updated_manifest(entries)], progress=progress or silent)
+    return [entry.name for entry in entries]
+
+
+def remove(path: PathLike, names: Sequence[str]) -> None:
+    """Take entries out of a finished file, in place.
+
+    Their room is given back if at most 16 MiB stand behind them, and otherwise left unused.
+
+    Raises:
+        PyllamafileError: There is no such entry, or the file needs it, or can't be written.
+    """
+    path = Path(path)
+    found = read(path)
+    found.check_ours()
+    for name in names:
+        if name not in found.members:
+            raise NotFoundError(f"{path}: has no entry {name!r}", hint="inspect lists them")
+        if name == MANIFEST:
+            raise RefusedError(f"{path}: {name} can't be removed: it says what is in the file")
+    zipalign.add(path, [found.updated_manifest([], names)], remove=set(names))
+
+
+def _check_args(path: Path) -> None:
+    try:
+        path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise RefusedError(f"{path}: not UTF-8 text", path=path) from error

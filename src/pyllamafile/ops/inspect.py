@@ -1,0 +1,175 @@
+"""What is in a llamafile, a GGUF, or any zip."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pyllamafile import llamafile
+from pyllamafile.errors import AccessError, PyllamafileError, RefusedError
+from pyllamafile.llamafile import Llamafile, Maker
+from pyllamafile.models import gguf
+from pyllamafile.models.gguf import Kind, Weights
+from pyllamafile.zipalign import BLOCK, DEFLATED, STORED, Member
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a GGUF's header says.
+
+    Attributes:
+        file: Its file or entry.
+        kind: ``model``, ``adapter`` or ``projector``.
+        architecture: For example ``phi3``.
+        name: The model's name for people.
+        parameters: Number of weights.
+        quantization: For example ``Q4_K_M``.
+        context_length: Tokens that it was trained for.
+        tokenizer: For example ``llama``.
+        vocabulary: Number of tokens.
+        tensors: Number of tensors.
+        chat_template: The Jinja template of its conversations.
+        problem: Why the header can't be read, in which case the rest is empty.
+    """
+
+    file: str
+    kind: Kind | None = None
+    architecture: str | None = None
+    name: str | None = None
+    parameters: int | None = None
+    quantization: str | None = None
+    context_length: int | None = None
+    tokenizer: str | None = None
+    vocabulary: int | None = None
+    tensors: int | None = None
+    chat_template: str | None = None
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class EntryFacts:
+    """An entry of the zip: offsets and sizes in bytes, from the start of the file.
+
+    `alignment` is the largest power of two, up to 64 KiB, that divides the data's offset.
+    """
+
+    name: str
+    offset: int
+    size: int
+    stored_size: int
+    method: str
+    alignment: int
+    crc: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What is in a file.
+
+    Attributes:
+        path: The file.
+        size: Its length in bytes.
+        maker: Whose it is, as `llamafile.Maker` has it.
+        problem: Why its manifest can't be understood, if it can't.
+        interrupted: Whether an upgrade of it was interrupted; another `upgrade` ends it.
+        name: What the model is called, if it is a llamafile of ours.
+        built_by: The version of pyllamafile that built it.
+        models: The GGUFs.
+        runtimes: As in the manifest: target, offset, sizes, digests.
+        entries: Everything in the zip, in the order of the file.
+        args: The text of `.args`.
+    """
+
+    path: Path
+    size: int
+    maker: Maker
+    problem: str | None = None
+    interrupted: bool = False
+    name: str | None = None
+    built_by: str | None = None
+    models: tuple[ModelFacts, ...] = ()
+    runtimes: tuple[dict[str, Any], ...] = ()
+    entries: tuple[EntryFacts, ...] = ()
+    args: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as plain dictionaries and lists, ready for JSON."""
+        return {**asdict(self), "path": str(self.path)}
+
+
+def inspect(path: str | os.PathLike[str]) -> Report:
+    """Look into a llamafile, a bare GGUF, or any zip.
+
+    Raises:
+        PyllamafileError: The file can't be read, or is none of these.
+    """
+    path = Path(path)
+    if _starts_with_gguf(path):
+        models = (_facts(path.name, gguf.read(path)),)
+        return Report(path, path.stat().st_size, "none", models=models)
+    found = llamafile.read(path)
+    return Report(
+        path=path,
+        size=found.archive.size,
+        maker=found.maker,
+        problem=found.problem,
+        interrupted=found.interrupted,
+        name=found.name,
+        built_by=found.built_by,
+        models=tuple(_models(found)),
+        runtimes=tuple(dict(runtime) for runtime in found.runtimes),
+        entries=tuple(_entry(member) for member in found.archive.members),
+        args=found.args(),
+    )
+
+
+def _starts_with_gguf(path: Path) -> bool:
+    try:
+        if not path.is_file():
+            return False  # llamafile.read says what it is
+        with path.open("rb") as file:
+            return file.read(4) == b"GGUF"
+    except OSError as error:
+        raise AccessError(f"{path}: {error.strerror}", path=path) from error
+
+
+def _models(found: Llamafile) -> Iterator[ModelFacts]:
+    for member in found.weights:
+        try:
+            if member.method != STORED:
+                raise RefusedError("compressed, so it can't be used where it is")
+            yield _facts(member.name, gguf.read(found.path, member.data_offset, member.size))
+        except PyllamafileError as error:
+            yield ModelFacts(member.name, problem=error.message)
+
+
+def _facts(file: str, weights: Weights) -> ModelFacts:
+    return ModelFacts(
+        file=file,
+        kind=weights.kind,
+        architecture=weights.architecture,
+        name=weights.name,
+        parameters=weights.parameters,
+        quantization=weights.quantization,
+        context_length=weights.context_length,
+        tokenizer=weights.tokenizer,
+        vocabulary=weights.vocabulary,
+        tensors=len(weights.tensors),
+        chat_template=weights.chat_template,
+    )
+
+
+def _entry(member: Member) -> EntryFacts:
+    at = member.data_offset
+    return EntryFacts(
+        name=member.name,
+        offset=at,
+        size=member.size,
+        stored_size=member.stored_size,
+        method={STORED: "stored", DEFLATED: "deflated"}.get(member.method, str(member.method)),
+        alignment=min(at & -at, BLOCK) if at else BLOCK,
+        crc=f"{member.crc:08x}",
+    )

@@ -1,0 +1,385 @@
+"""Another engine under the weights of a finished file: `upgrade`."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import re
+import shutil
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyllamafile
+from pyllamafile import engine as engines
+from pyllamafile import plan, shift, zipalign
+from pyllamafile.appearing import appearing, scratch_folder
+from pyllamafile.engine import Format
+from pyllamafile.errors import AccessError, PyllamafileError, RefusedError
+from pyllamafile.launcher import BLOCK, Outer
+from pyllamafile.llamafile import ARGS, WEIGHTS, Llamafile, manifest_entry, read
+from pyllamafile.models.sources import PathLike
+from pyllamafile.output import check_written, companion_path, write, write_companion
+from pyllamafile.plan import Engine
+from pyllamafile.progress import Progress, silent
+from pyllamafile.runtimes import Runtime
+from pyllamafile.targets import TARGETS, TOO_LARGE, select
+from pyllamafile.zipalign import Entry, Member
+
+Step = Callable[[], None]
+
+SMALL = 64 << 20
+"""Bytes of a file that is rather copied than shifted: it costs little, and is over at once."""
+
+_MOST_PART = 1 << 28  # bytes of a head or a packed program; they have some MiB
+
+
+@dataclass(frozen=True)
+class Upgraded:
+    """A file with another engine.
+
+    Attributes:
+        path: Where it is.
+        size: Its length in bytes.
+        before: What built it before: the version of pyllamafile, if it was pyllamafile.
+        models: Names of the weights inside.
+        targets: Names of the systems that it runs on now.
+        llama_cpp: The versions of llama.cpp inside.
+        shifted: Whether the weights stayed where they were on the disk.
+        companion: The program beside it that starts it on Windows, if it is too large for that.
+    """
+
+    path: Path
+    size: int
+    before: str | None
+    models: tuple[str, ...]
+    targets: tuple[str, ...]
+    llama_cpp: tuple[str, ...]
+    shifted: bool
+    companion: Path | None
+
+
+def upgrade(
+    path: PathLike,
+    *,
+    engine: PathLike | None = None,
+    targets: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> Upgraded:
+    """Put another engine under the weights of a file, and leave all else in it as it is.
+
+    Large weights are not copied where the file system can shift them (`shift`), and only read
+    where it can share them between files. Otherwise a copy takes the file's place when it is
+    complete. Killed at any moment, it leaves the old file or the new one, at worst with more in it
+    than it needs; called again, it goes on.
+
+    Args:
+        path: A llamafile of ours; or one of Mozilla's, of which weights and `.args` are taken.
+        engine: Where the engine is from: a wheel of ours, or another llamafile of ours. By
+            default it is the runtimes at hand.
+        targets: Systems to run on, or groups of them; by default those that the file has, or, if
+            it isn't ours, all that the engine has.
+        progress: Told about every step.
+
+    Raises:
+        PyllamafileError: It is no llamafile, the engine can't be had or lacks a target, or the
+            file can't be written.
+    """
+    tell = progress or silent
+    path = Path(path)
+    path = path.resolve() if path.is_symlink() else path  # which stays one
+    found = read(path)
+    found.check_known()
+    if found.interrupted:
+        with _writing(path):
+            found = _finish(found)
+    if not found.ours and not found.weights:
+        raise RefusedError(
+            f"{path}: is no llamafile: it has no weights",
+            hint="build makes one of a GGUF",
+            path=path,
+        )
+    here = tuple(str(runtime["target"]) for runtime in found.runtimes)
+    wanted = tuple(target.name for target in select(targets or here))
+    gui = not found.ours or found.has_gui
+    with contextlib.ExitStack() as scratch:
+        if engine is None:
+            parts = engines.at_hand(wanted, bool(targets), gui, tell)
+        else:
+            folder = scratch.enter_context(scratch_folder(path.parent))
+            parts = engines.taken(Path(engine), folder, gui)
+        runtimes = parts.chosen(wanted)
+        outer = engines.outer_program(runtimes, _format(found, runtimes))
+        new = plan.engine(
+            name=found.name or path.name.removesuffix(".llamafile"),
+            version=pyllamafile.__version__,
+            runtimes=runtimes,
+            outer=outer,
+            gui=parts.gui,
+        )
+        kept = _kept(found, {entry.name for entry in new.entries})
+        shifted = found.ours and _shift(found, new, kept)
+        if not shifted:
+            _copy(path, new, [_as_ours(found, member) for member in kept], tell)
+        size = path.stat().st_size
+        companion = _companion(path, size, outer)
+    return Upgraded(
+        path=path,
+        size=size,
+        before=found.built_by,
+        models=tuple(member.name for member in kept if member.name.endswith(WEIGHTS)),
+        targets=tuple(runtime.target for runtime in runtimes),
+        llama_cpp=tuple(dict.fromkeys(runtime.llama_cpp for runtime in runtimes)),
+        shifted=shifted,
+        companion=companion,
+    )
+
+
+def _format(found: Llamafile, runtimes: Sequence[Runtime]) -> Format:
+    """An ELF program stays one, unless it gets more targets."""
+    with found.path.open("rb") as file:
+        elf = found.ours and file.read(4) == b"\x7fELF"
+    single = len(runtimes) == 1 and TARGETS[runtimes[0].target].os == "linux"
+    return "elf" if elf and single else "portable"
+
+
+def _kept(found: Llamafile, new: Collection[str]) -> list[Member]:
+    """What stays in a file: all that people put in; of other makers' files what runs here."""
+    members = found.archive.members
+    if found.ours:
+        return [m for m in members if m.name not in new and not found.is_engine(m.name)]
+    return [m for m in members if m.name.endswith(WEIGHTS) or m.name == ARGS]
+
+
+def _as_ours(found: Llamafile, member: Member) -> Entry:
+    """An entry for the copy."""
+    if member.name.endswith(WEIGHTS) and member.method != zipalign.STORED:
+        raise RefusedError(
+            f"{found.path}: {member.name} is compressed, and can't be used where it is",
+            hint="extract it, and build a file of it",
+            path=found.path,
+        )
+    if found.ours or member.name != ARGS:
+        return plan.entry(found.path, member)
+    return Entry(ARGS, _own_names(found.content(ARGS), [m.name for m in found.weights]))
+
+
+def _own_names(args: bytes, models: Sequence[str]) -> bytes:
+    """An `.args` in which weights are named as a runtime of ours knows them: ``@NAME``.
+
+    In other makers' files a bare name, or one below ``/zip/``, is one in the file.
+    """
+    for model in models:
+        name = re.escape(model.encode())
+        args = re.sub(rb"(?<!\S)(?:/zip/)?" + name + rb"(?!\S)", b"@" + model.encode(), args)
+    return args
+
+
+def _copy(path: Path, new: Engine, entries: Sequence[Entry], progress: Progress) -> None:
+    """A new file in the place of the old one, which stays whole until then."""
+    weights = [entry for entry in entries if entry.name.endswith(WEIGHTS)]
+    others = [entry for entry in entries if not entry.name.endswith(WEIGHTS)]
+    others.sort(key=lambda entry: entry.name == ARGS)
+    decided = plan.laid_out(new, [*weights, *others])
+    mode = path.stat().st_mode & 0o777
+    with appearing(path, decided.size, mode=mode) as (file, readable):
+        write(file, decided, progress)
+        check_written(readable, path)
+
+
+def _companion(path: Path, size: int, outer: Outer | None) -> Path | None:
+    """The companion of a file that is too large for Windows, if it is for Windows at all."""
+    if outer is None or TARGETS[outer.runtime.target].os != "windows" or size < TOO_LARGE:
+        return None
+    companion = companion_path(path)
+    with contextlib.ExitStack() as undo:
+        write_companion(companion, outer.program, True, undo)
+        undo.pop_all()
+    return companion
+
+
+# Under weights that stay where they are
+
+
+def _shift(found: Llamafile, new: Engine, kept: Sequence[Member]) -> bool:
+    """Exchange the engine under weights that stay where they are, if they can."""
+    path = found.path
+    if found.archive.size < SMALL or shift.shares(path.parent):
+        return False
+    if any(member.name not in found.digests for member in kept):
+        return False  # some other program put them in: they have to be read, and so copied
+    digests = {member.name: found.digests[member.name] for member in kept}
+    entries = [*new.entries, manifest_entry(new.facts, digests, new.entries)]
+    stay = {member.name for member in kept} | {entry.name for entry in entries}
+    remove = [name for name in found.members if name not in stay]
+    with _writing(path):
+        exchange = _exchange(path, new, entries, remove)
+        if exchange is None:
+            return False
+        exchange.run()
+    check_written(path, path)
+    return True
+
+
+@dataclass(frozen=True)
+class _Exchange:
+    """Another engine for a llamafile, under weights that are not copied.
+
+    The new engine is put behind the old one, where nobody looks, then the new directory behind
+    everything, and last the old engine is taken out. Before something moves, the directory is
+    written twice, so that who starts the file finds the one that was right before as long as
+    nothing has moved, and then the other (`zipalign.Layout.moves`). So at any moment the file is
+    the old one or the new one. What was killed before the last move is ended by `_finish`; what was
+    killed earlier is just another file with something in front of its weights.
+
+    Attributes:
+        path: The file.
+        engine: The new one.
+        entries: What is added to the zip or replaced in it, the manifest last.
+        remove: Names of entries that go.
+        old: How much goes from the front, in bytes.
+        new: How much comes there.
+    """
+
+    path: Path
+    engine: Engine
+    entries: Sequence[Entry]
+    remove: Collection[str]
+    old: int
+    new: int
+
+    def steps(self) -> tuple[Step, ...]:
+        """What is to be done, in order. Killed within one or behind it, the file still starts."""
+        path, old, new = self.path, self.old, self.new
+        return (
+            lambda: _add(path, [], (), new),
+            lambda: shift.insert(path, old, new),
+            lambda: shift.put(path, ((old + at, piece) for at, piece in self.engine.pieces())),
+            lambda: _add(path, self.entries, self.remove, -old),
+            lambda: shift.collapse(path, 0, old),
+            lambda: zipalign.compact(path),
+        )
+
+    def run(self) -> None:
+        """Do it, or leave the file as it was.
+
+        Raises:
+            PyllamafileError: The file can't be written.
+            OSError: The same.
+        """
+        before = zipalign.read(self.path).members
+        try:
+            for step in self.steps():
+                step()
+        except BaseException:
+            with contextlib.suppress(OSError, PyllamafileError):  # it starts as it is, too
+                self._settle(before)
+            raise
+
+    def _settle(self, before: Sequence[Member]) -> None:
+        """Undo what was begun, or finish what is nearly done."""
+        now = zipalign.read(self.path).members
+        if now[0].header_offset == before[0].header_offset + self.new:
+            if [_moved(member, self.new) for member in before] == [_moved(m, 0) for m in now]:
+                _add(self.path, [], (), -self.new)
+                shift.collapse(self.path, self.old, self.new)
+            else:
+                shift.collapse(self.path, 0, self.old)
+        zipalign.compact(self.path)
+
+
+def _exchange(
+    path: Path,
+    engine: Engine,
+    entries: Sequence[Entry],
+    remove: Collection[str],
+) -> _Exchange | None:
+    """Plan to put another engine under the weights of a file; None if they can't stay.
+
+    Args:
+        path: A llamafile, or any zip with something in front.
+        engine: The new engine.
+        entries: What is added to the zip or replaced in it.
+        remove: Names of entries that go.
+    """
+    block = shift.unit(path.parent)
+    members = zipalign.read(path).members
+    if block is None or not members or shift.busy(path):
+        return None
+    first = members[0].header_offset
+    old = first // block * block
+    # Weights end up aligned to blocks. Where an upgrade was killed they may be off now, all alike.
+    off = {m.data_offset % BLOCK for m in members if m.name.endswith(".gguf")} or {0}
+    new = engine.end + (old - max(off) - engine.end) % BLOCK
+    if not old or len(off) > 1 or new % block:
+        return None
+    with path.open("rb") as file:
+        file.seek(old)
+        if any(file.read(first - old)):  # something of the old engine would move
+            return None
+    try:
+        for move in (new, -old):
+            kept = [member for member in members if member.name not in remove]
+            gone = {entry.name for entry in entries}
+            kept = [member for member in kept if member.name not in gone]
+            zipalign.layout(entries, members[-1].end, kept=kept, moves=(0, move), former=members)
+    except PyllamafileError:
+        return None
+    return _Exchange(path, engine, entries, remove, old, new)
+
+
+def _finish(found: Llamafile) -> Llamafile:
+    """End an exchange that was killed when only the old engine was left to be taken out.
+
+    Nothing is done unless all of the engine is there that the manifest tells of.
+
+    Returns:
+        The file as it is then.
+    """
+    path, base = found.path, found.archive.base
+    block = shift.unit(path.parent)
+    if block is None or base % block or shift.busy(path):
+        return found
+    room = found.archive.members[0].header_offset - base
+    if not _stands(path, base, room, found.manifest):
+        return found
+    shift.collapse(path, 0, base)
+    zipalign.compact(path)
+    return read(path)
+
+
+def _stands(path: Path, at: int, room: int, manifest: Mapping[str, Any]) -> bool:
+    """Whether an engine stands at an offset, head and programs, in so many bytes."""
+    parts = [(0, manifest["head"]["size"], manifest["head"]["sha256"])]
+    for runtime in manifest["runtimes"]:
+        parts.append((runtime["offset"], runtime["packed_size"], runtime["packed_sha256"]))
+    if any(start > room - size or not 0 < size < _MOST_PART for start, size, _ in parts):
+        return False
+    with path.open("rb") as file:
+        for start, size, sha256 in parts:
+            file.seek(at + start)
+            if hashlib.sha256(file.read(size)).hexdigest() != sha256:
+                return False
+    return True
+
+
+def _add(path: Path, entries: Sequence[Entry], remove: Collection[str], move: int) -> None:
+    zipalign.add(path, entries, remove=remove, moves=(0, move))
+
+
+def _moved(member: Member, by: int) -> tuple[str, int, int]:
+    return member.name, member.crc, member.header_offset + by
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        hint = None
+        if error.errno == errno.ENOSPC:
+            free = shutil.disk_usage(path.parent).free
+            hint = f"its file system has {free:,} bytes free, and the new engine takes more"
+        raise AccessError(f"{path}: {error.strerror}", hint=hint, path=path) from error
