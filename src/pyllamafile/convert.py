@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from pyllamafile import native, quantize
 from pyllamafile.errors import PyllamafileError
-from pyllamafile.native import tools
+from pyllamafile.native.building import tools
 from pyllamafile.weights import read, shards
 
 Progress = Callable[[str, int, int], None]
