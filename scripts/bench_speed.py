@@ -33,7 +33,7 @@ import numpy as np  # noqa: E402
 
 import pyllamafile  # noqa: E402
 from pyllamafile import native, weights  # noqa: E402
-from pyllamafile.native import tools  # noqa: E402
+from pyllamafile.native.building import tools  # noqa: E402
 from pyllamafile.targets import host  # noqa: E402
 
 TYPES = "F16,BF16,Q8_0,Q5_K_M,Q4_K_M,Q4_0,Q2_K"

@@ -1,4 +1,4 @@
-// What the functions of native/atomics.cpp give back, and that no thread's step gets lost.
+// What the functions of runtime/system/atomics.cpp give back, and that no thread's step gets lost.
 #include <atomic>
 #include <cstdint>
 #include <cstdio>

@@ -24,7 +24,7 @@ MAX_16, MAX_32, MAX_64 = 0xFFFF, 0xFFFFFFFF, 2**64 - 1
 
 def sources() -> list[str | Path]:
     """What compiles container.cpp alone with its harness; stb_image comes from the sdist."""
-    ours = TESTS.parent / "src" / "pyllamafile" / "native"
+    ours = TESTS.parent / "src" / "pyllamafile" / "native" / "runtime"
     stb = native.llama_source() / "vendor" / "stb"
     includes = ["-std=c++17", "-w", f"-I{ours}", f"-isystem{stb}"]
     return [*includes, ours / "container.cpp", TESTS / "fuzz_container.cpp"]

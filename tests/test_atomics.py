@@ -9,10 +9,9 @@ import lief
 import pytest
 from conftest import need
 
-from pyllamafile import native
-from pyllamafile.native import tools
+from pyllamafile.native.building import driver, tools
 
-SOURCES = (Path(__file__).with_name("atomics.cpp"), Path(native.__file__).parent / "atomics.cpp")
+SOURCES = (Path(__file__).with_name("atomics.cpp"), driver.RUNTIME / "system" / "atomics.cpp")
 
 
 @pytest.mark.native

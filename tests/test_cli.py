@@ -40,6 +40,7 @@ from test_build import (
 import pyllamafile
 from pyllamafile import cli, native, plan
 from pyllamafile.errors import PyllamafileError
+from pyllamafile.native.building import driver
 from pyllamafile.targets import TARGETS
 
 __all__ = ["folder", "model", "prebuilt"]  # fixtures
@@ -1033,10 +1034,10 @@ def compiler(prebuilt, monkeypatch):
     made = replace(TARGETS["linux-amd64"])
     monkeypatch.setattr(cli, "TARGETS", {name: replace(made, name=name) for name in SYSTEMS})
     monkeypatch.setattr(native, "prepare", lambda **options: None)
-    monkeypatch.setattr(native, "_llama_version", lambda compiled: "1.2.3")
+    monkeypatch.setattr(driver, "llama_version", lambda target: "1.2.3")
 
     def use(compiler: Compiler) -> Compiler:
-        monkeypatch.setattr(native, "_compile", compiler)
+        monkeypatch.setattr(driver, "compile_runtime", compiler)
         return compiler
 
     return use

@@ -1,4 +1,4 @@
-"""Products of matrices: native/gemm.cpp against upstream's kernels, which level v2 has alone."""
+"""Products of matrices: gemm.cpp against upstream's kernels, which level v2 has alone."""
 
 from __future__ import annotations
 

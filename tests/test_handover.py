@@ -18,7 +18,7 @@ from conftest import need, windows_path
 
 from pyllamafile import native
 from pyllamafile.launcher import BLOCK, pack
-from pyllamafile.native import tools
+from pyllamafile.native.building import driver, tools
 from pyllamafile.targets import TARGETS
 
 pytestmark = pytest.mark.native
@@ -67,9 +67,9 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         folder / "parent.exe",
         ["c++", "-std=c++17"],
         TESTS / "handover.cpp",
-        native.HERE / "handover.cpp",
-        native.HERE / "container.cpp",
-        f"-I{native.HERE}",
+        driver.RUNTIME / "system" / "handover.cpp",
+        driver.RUNTIME / "container.cpp",
+        f"-I{driver.RUNTIME}",
         f"-I{native.llama_source() / 'vendor'}",
         "-lbcrypt",
     )

@@ -15,6 +15,7 @@ PACKAGE = Path(pyllamafile.__file__).parent
 # Of every module, what it may import of ours. A new module needs a row.
 GRAPH = {
     "errors": set(),
+    "progress": set(),
     "targets": {"errors"},
     "weights": {"errors"},
     "zipalign": {"errors"},
@@ -22,25 +23,43 @@ GRAPH = {
     "launcher": {"errors", "targets", "launcher.pe"},
     "launcher.pe": {"errors"},
     "native": {
-        "errors",
         "targets",
         "launcher",
-        "native.gui",
-        "native.licenses",
-        "native.source",
-        "native.tools",
+        "native.building.driver",
+        "native.building.gui",
+        "native.building.source",
+        "native.building.tools",
+        "progress",
     },
-    "native.gui": {"errors", "native.source", "native.tools"},
-    "native.icon": set(),
-    "native.levels": set(),
-    "native.licenses": {"errors", "targets", "native.tools"},
-    "native.source": {"errors", "native.tools"},
-    "native.tools": {"errors"},
+    "native.building": set(),
+    "native.building.driver": {
+        "errors",
+        "native.building.licenses",
+        "native.building.source",
+        "native.building.tools",
+        "progress",
+        "targets",
+    },
+    "native.building.gui": {
+        "errors",
+        "native.building.source",
+        "native.building.tools",
+        "progress",
+    },
+    "native.building.icon": set(),
+    "native.building.levels": set(),
+    "native.building.licenses": {
+        "errors",
+        "native.building.tools",
+        "targets",
+    },
+    "native.building.source": {"errors", "native.building.tools", "progress"},
+    "native.building.tools": {"errors", "progress"},
     "plan": {"errors", "targets", "weights", "zipalign", "launcher"},
     "doctor": {"targets", "verify", "inspect"},
     "inspect": {"errors", "weights", "zipalign", "plan"},
     "quantize": {"errors", "weights"},
-    "convert": {"errors", "native", "native.tools", "quantize", "weights"},
+    "convert": {"errors", "native", "native.building.tools", "quantize", "weights"},
     "sources": {"errors", "convert", "weights"},
     "shift": {"errors", "launcher", "plan", "zipalign"},
     "care": {
@@ -93,7 +112,7 @@ GRAPH = {
     "__main__": set(),  # pyllamafile_start, which imports cli
 }
 SPEAKERS = {"cli"}
-STARTERS = {"native", "native.licenses", "native.tools", "cli"}
+STARTERS = {"native.building.driver", "native.building.licenses", "native.building.tools", "cli"}
 
 
 def modules() -> dict[str, ast.Module]:

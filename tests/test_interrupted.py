@@ -23,6 +23,7 @@ from test_cli import small_disk  # noqa: F401 (a fixture)
 
 import pyllamafile
 from pyllamafile import PyllamafileError, native
+from pyllamafile.native.building import driver
 from pyllamafile.targets import TARGETS
 
 
@@ -53,7 +54,7 @@ def start(prebuilt):  # noqa: F811
     runtimes = native.cache() / "runtimes"
     runtimes.mkdir()
     for suffix in (".gz", ".json"):
-        copy = runtimes / f"{target.name}-{native._key(target)}{suffix}"
+        copy = runtimes / f"{target.name}-{driver.key(target)}{suffix}"
         shutil.copy(prebuilt / f"{target.name}{suffix}", copy)
 
     def start(*arguments):

@@ -14,8 +14,9 @@ from conftest import Run, need
 
 import pyllamafile
 from pyllamafile import native
-from pyllamafile.native import tools
-from pyllamafile.native.levels import external_symbols, header, identifier
+from pyllamafile.native.building import driver, tools
+from pyllamafile.native.building.levels import external_symbols, header, identifier
+from pyllamafile.progress import silent
 from pyllamafile.targets import TARGETS, Target
 
 LEVELS = {name: [level.name for level in target.levels] for name, target in TARGETS.items()}
@@ -194,7 +195,7 @@ def linking(request: pytest.FixtureRequest) -> Linking:
     native.build(target)
     folder = native.build_folder(target) / "out"
     if not (folder / "build.ninja").exists():
-        native._compile(target, native.llama_source(), None, tools.silent)
+        driver.compile_runtime(target, native.llama_source(), None, silent)
     command = [tools.program("ninja"), "-t", "commands", "runtime"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
     return Linking(done.stdout.strip().splitlines()[-1], folder, target)

@@ -12,7 +12,8 @@ import pytest
 
 from pyllamafile import native
 from pyllamafile.errors import PyllamafileError
-from pyllamafile.native import gui, licenses, tools
+from pyllamafile.native.building import driver, gui, licenses, tools
+from pyllamafile.progress import silent
 from pyllamafile.targets import TARGETS
 
 TARGET = TARGETS["linux-amd64"]
@@ -42,7 +43,7 @@ SYSTEMS = {
 
 def notices(files: list[str], source: Path, system: str = "linux") -> dict[str, str]:
     target = dataclasses.replace(TARGET, name=f"{system}-amd64")
-    return licenses.notices(target, files, source, tools.package("ziglang"))
+    return licenses.notices(target, files, source, tools.package("ziglang"), driver.RUNTIME)
 
 
 @pytest.mark.parametrize("system", LIBRARIES)
@@ -187,7 +188,7 @@ def test_every_holder_of_a_copyright_in_the_sources_is_named(runtime: Path) -> N
     source = native.llama_source()
     out = native.build_folder(TARGET) / "out"
     if not (out / "runtime").is_file():  # the runtime came from elsewhere
-        native._compile(TARGET, source, None, tools.silent)
+        driver.compile_runtime(TARGET, source, None, silent)
     files = licenses.linked(ninja, out)
     ours = [Path(file) for file in files if Path(file).is_relative_to(source)]
     assert len(ours) > 300

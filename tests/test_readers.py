@@ -14,7 +14,7 @@ from test_build import folder, prebuilt, put_runtime, sparse_gguf  # noqa: F401 
 import pyllamafile
 from pyllamafile import native
 from pyllamafile.launcher import BLOCK
-from pyllamafile.native import tools
+from pyllamafile.native.building import tools
 
 # Reads every name and size with yauzl, and every byte of what is not gigabytes.
 YAUZL = """

@@ -22,7 +22,8 @@ import pytest
 from pyllamafile import native
 from pyllamafile.errors import PyllamafileError
 from pyllamafile.launcher import pack
-from pyllamafile.native import gui, source, tools
+from pyllamafile.native.building import driver, gui, source, tools
+from pyllamafile.progress import Step
 from pyllamafile.targets import TARGETS, groups, select
 
 TARGET = TARGETS["linux-amd64"]
@@ -60,7 +61,7 @@ def test_nothing_is_at_hand_at_first() -> None:
 
 
 def test_the_package_comes_before_the_cache(home: Path) -> None:
-    cached = f"{TARGET.name}-{native._key(TARGET)}"
+    cached = f"{TARGET.name}-{driver.key(TARGET)}"
     put_runtime(home / "cache" / "runtimes", cached, b"from the cache")
     assert native.find(TARGET).origin == "cache"
     put_runtime(home / "prebuilt", TARGET.name, b"from the package")
@@ -76,33 +77,45 @@ def test_a_damaged_cache_is_an_empty_one(home: Path, facts: str) -> None:
     assert native.find(TARGET) is None
 
 
+def copied(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the folder `native`, which the driver takes for its own."""
+    copy = home / "native"
+    shutil.copytree(driver.BUILDING.parent, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(driver, "RUNTIME", copy / "runtime")
+    monkeypatch.setattr(driver, "BUILDING", copy / "building")
+    return copy
+
+
 @pytest.mark.parametrize(
     ("changed", "another"),
     [
-        ("main.cpp", True),
-        ("ui.h", True),
-        ("levels.h.in", True),
-        ("CMakeLists.txt", True),
-        ("manual.txt", True),
-        ("levels.py", True),
-        ("licenses.py", True),
+        ("runtime/main.cpp", True),
+        ("runtime/seams/ui.h", True),
+        ("runtime/kernels/levels.h.in", True),
+        ("runtime/system/windows.manifest", True),
+        ("runtime/CMakeLists.txt", True),
+        ("runtime/manual.txt", True),
+        ("runtime/new.inc", True),
+        ("building/icon.py", True),
+        ("building/levels.py", True),
+        ("building/licenses.py", True),
         ("__init__.py", False),
-        ("tools.py", False),
-        ("gui.py", False),
+        ("building/__init__.py", False),
+        ("building/driver.py", False),
+        ("building/tools.py", False),
+        ("building/gui.py", False),
     ],
 )
 def test_the_key_follows_what_determines_a_runtime(
     home: Path, monkeypatch: pytest.MonkeyPatch, changed: str, another: bool
 ) -> None:
     """A remark in the driver must not compile twelve targets again."""
-    before = native._key(TARGET)
-    copy = home / "native"
-    shutil.copytree(native.HERE, copy)
-    monkeypatch.setattr(native, "HERE", copy)
-    assert native._key(TARGET) == before
+    before = driver.key(TARGET)
+    copy = copied(home, monkeypatch)
+    assert driver.key(TARGET) == before
     with (copy / changed).open("a") as file:
         file.write("\n")
-    assert (native._key(TARGET) != before) == another
+    assert (driver.key(TARGET) != before) == another
 
 
 @pytest.mark.parametrize(
@@ -111,23 +124,23 @@ def test_the_key_follows_what_determines_a_runtime(
 def test_the_key_follows_the_settings(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
-    before = native._key(TARGET)
-    monkeypatch.setattr(native, name, value)
-    assert native._key(TARGET) != before
+    before = driver.key(TARGET)
+    monkeypatch.setattr(driver, name, value)
+    assert driver.key(TARGET) != before
 
 
 def test_the_key_follows_the_target_and_not_what_is_installed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    before = native._key(TARGET)
-    assert native._key(dataclasses.replace(TARGET, uname=("Linux x64",))) == before
+    before = driver.key(TARGET)
+    assert driver.key(dataclasses.replace(TARGET, uname=("Linux x64",))) == before
     for changes in ({"triple": "x86_64-linux-gnu"}, {"base": "x86_64_v2"}, {"levels": ()}):
-        assert native._key(dataclasses.replace(TARGET, **changes)) != before
+        assert driver.key(dataclasses.replace(TARGET, **changes)) != before
     real = tools.version
     monkeypatch.setattr(
         tools, "version", lambda name: "missing" if name == "ziglang" else real(name)
     )
-    assert native._key(TARGET) == before
+    assert driver.key(TARGET) == before
 
 
 @pytest.mark.parametrize("changed", ["gui.py", "vite.config.mjs"])
@@ -148,11 +161,11 @@ def test_the_gui_follows_what_builds_it(
 def test_the_compiler_is_the_one_that_pip_installs() -> None:
     """The extra's version is the one that the cache's keys hold."""
     wanted = [line for line in importlib.metadata.requires("pyllamafile") if "ziglang" in line]
-    assert [line.split(";")[0].strip() for line in wanted] == [f"ziglang=={native.ZIG}"]
+    assert [line.split(";")[0].strip() for line in wanted] == [f"ziglang=={driver.ZIG}"]
 
 
 def test_another_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "ZIG", "0.1")
+    monkeypatch.setattr(driver, "ZIG", "0.1")
     with pytest.raises(PyllamafileError, match=r"ziglang is .* and compiling takes 0\.1") as caught:
         native.prepare()
     assert caught.value.hint == "pip install 'pyllamafile[runtimes]'"
@@ -198,14 +211,15 @@ def test_zig_and_npm_follow_the_cache(
 
 
 def test_who_waits_for_another_says_so() -> None:
-    heard: list[str] = []
+    heard: list[Step] = []
+    unexpected: list[Step] = []
     order: list[str] = []
 
     def wait() -> None:
-        with tools.lock("test", "tests", lambda what, done, total: heard.append(what)):
+        with tools.lock("test", "tests", heard.append):
             order.append("second")
 
-    with tools.lock("test", "tests", lambda what, done, total: heard.append("nothing to say")):
+    with tools.lock("test", "tests", unexpected.append):
         thread = threading.Thread(target=wait)
         thread.start()
         deadline = time.monotonic() + 10
@@ -213,7 +227,8 @@ def test_who_waits_for_another_says_so() -> None:
             time.sleep(0.01)
         order.append("first")
     thread.join()
-    assert heard == ["waiting for another pyllamafile that tests"]
+    assert heard == [Step("waiting", "waiting for another pyllamafile that tests")]
+    assert unexpected == []
     assert order == ["first", "second"]
 
 
@@ -222,13 +237,13 @@ def fake_compiler(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let compiling take no time, and leave behind what CMake does."""
 
     def compile_(*arguments: object) -> tuple[bytes, dict[str, str]]:
-        header = native.build_folder(TARGET) / "out" / "llama" / "src" / "llama-version.h"
+        header = driver.build_folder(TARGET) / "out" / "llama" / "src" / "llama-version.h"
         header.parent.mkdir(parents=True, exist_ok=True)
         header.write_text('#pragma once\n\n#define LLAMA_VERSION "7.8.9-dev"\n')
         return b"program", {"llama.cpp": "MIT"}
 
     monkeypatch.setattr(native, "prepare", lambda **options: home)
-    monkeypatch.setattr(native, "_compile", compile_)
+    monkeypatch.setattr(driver, "compile_runtime", compile_)
 
 
 @pytest.mark.usefixtures("fake_compiler")

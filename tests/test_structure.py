@@ -20,7 +20,8 @@ import pytest
 from conftest import EXECUTED, need, unpacked
 
 from pyllamafile import native
-from pyllamafile.native import HERE, LINK, OPTIMIZE, tools
+from pyllamafile.native.building import driver, tools
+from pyllamafile.native.building.driver import LINK, OPTIMIZE, RUNTIME
 from pyllamafile.targets import TARGETS, Target
 
 pytestmark = pytest.mark.native
@@ -94,7 +95,7 @@ def small(target: Target, folder: Path) -> Path:
     source = folder / "small.c"
     source.write_text(SMALL)
     zig = tools.package("ziglang") / "zig"
-    compiler = native._toolchain(folder / "tools", target, zig, folder)["CMAKE_C_COMPILER"]
+    compiler = driver._toolchain(folder / "tools", target, zig, folder)["CMAKE_C_COMPILER"]
     flags = [*OPTIMIZE.split(), "-ffunction-sections", "-fdata-sections", *LINK.split()]
     command = [compiler, *flags, source, "-lm", "-o", folder / "small"]
     done = subprocess.run(command, capture_output=True, text=True, env=tools.environment())
@@ -298,7 +299,7 @@ def check_signature(data: bytes, command: lief.MachO.CodeSignature) -> None:
 
 def test_no_path_of_this_machine_is_in_it(program: Path) -> None:
     data = program.read_bytes()
-    for path in (native.cache(), HERE, Path.home(), tools.package("ziglang"), program.parent):
+    for path in (native.cache(), RUNTIME, Path.home(), tools.package("ziglang"), program.parent):
         assert str(path).encode() not in data
 
 

@@ -33,9 +33,9 @@ from pyllamafile.errors import (
 from pyllamafile.progress import Progress, Step, silent
 
 try:
-    from isal.isal_zlib import crc32  # several times as fast as zlib's
+    from isal.isal_zlib import crc32 as crc32  # several times as fast as zlib's
 except ImportError:  # no wheel for this system
-    from zlib import crc32
+    from zlib import crc32 as crc32
 
 if sys.platform.startswith("linux"):
     import fcntl

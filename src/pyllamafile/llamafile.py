@@ -84,7 +84,8 @@ class Llamafile:
     @property
     def runtimes(self) -> Sequence[Mapping[str, Any]]:
         """What the manifest says of each runtime."""
-        return self.manifest.get("runtimes", ())
+        runtimes: Sequence[Mapping[str, Any]] = self.manifest.get("runtimes", ())
+        return runtimes
 
     @cached_property
     def weights(self) -> tuple[Member, ...]:

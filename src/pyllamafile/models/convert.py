@@ -16,7 +16,7 @@ from pyllamafile import native
 from pyllamafile.errors import PyllamafileError
 from pyllamafile.models import forecast
 from pyllamafile.models.gguf import read, shards
-from pyllamafile.native import tools
+from pyllamafile.native.building import tools
 from pyllamafile.progress import Progress, Step
 
 # By what is in a folder, the script in llama.cpp's source that converts it.

@@ -7,6 +7,7 @@ import os
 import re
 from pathlib import Path
 
+from pyllamafile.errors import DamagedError, NotFoundError, RefusedError
 from pyllamafile.models import gguf
 from pyllamafile.models.source import Source, digest_of, gguf_name
 from pyllamafile.progress import Progress

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
+from pyllamafile.errors import RefusedError
 from pyllamafile.models import convert, gguf, hub, ollama
 from pyllamafile.models.gguf import Weights
 from pyllamafile.models.source import PathLike, Source, gguf_name

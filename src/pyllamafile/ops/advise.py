@@ -14,7 +14,7 @@ from typing import Any, Final
 from pyllamafile.errors import PyllamafileError
 from pyllamafile.models import forecast, sources
 from pyllamafile.models.forecast import FORMATS, Memory
-from pyllamafile.models.sources import PathLike
+from pyllamafile.models.source import PathLike
 from pyllamafile.targets import TOO_LARGE
 
 # Reading is bound by computing, writing by memory: the smaller, the faster. As measured with

@@ -23,7 +23,7 @@ from pyllamafile.llamafile import ARGS, GUI, MANIFEST, WEIGHTS
 from pyllamafile.models import convert, forecast, sources
 from pyllamafile.models.fit import chat_template, misfit, partner_args
 from pyllamafile.models.gguf import Weights, read, shards
-from pyllamafile.models.sources import PathLike, Source
+from pyllamafile.models.source import PathLike, Source, gguf_name
 from pyllamafile.ops import in_place as conversion
 from pyllamafile.output import check_written, companion_path, write, write_companion
 from pyllamafile.plan import File
@@ -216,8 +216,8 @@ def build(
             if in_place:
                 if exe and program:
                     write_companion(exe, program, force, undo)
-                others = [*models[1:], *itertools.chain(*going), *extras]
-                conversion.convert(decided, models[0].path, destination, others, tell)
+                rest = [*models[1:], *itertools.chain(*going), *extras]
+                conversion.convert(decided, models[0].path, destination, rest, tell)
                 undo.pop_all()
                 check_written(destination, destination)
             else:
@@ -312,7 +312,7 @@ def _models(
         if len(files) == 1:
             models.append([_file(files[0], source.name)])
         else:
-            parts = [_file(path, sources.gguf_name(path.name)) for path in files]
+            parts = [_file(path, gguf_name(path.name)) for path in files]
             if parts not in models:  # somebody may name every part
                 models.append(parts)
     return models

@@ -9,7 +9,7 @@ from pyllamafile import plan, zipalign
 from pyllamafile.errors import NotFoundError, RefusedError
 from pyllamafile.llamafile import ARGS, GUI, MANIFEST, WEIGHTS, read
 from pyllamafile.models import gguf
-from pyllamafile.models.sources import PathLike
+from pyllamafile.models.source import PathLike
 from pyllamafile.progress import Progress, silent
 
 

@@ -14,9 +14,8 @@ from pyllamafile import copying, shift, zipalign
 from pyllamafile.copying import Digest
 from pyllamafile.errors import AccessError, DamagedError, RefusedError
 from pyllamafile.llamafile import manifest_entry
-from pyllamafile.models import sources
 from pyllamafile.models.gguf import shards
-from pyllamafile.models.sources import Source
+from pyllamafile.models.source import Source, gguf_name
 from pyllamafile.plan import File, Plan
 from pyllamafile.progress import Progress, silent
 from pyllamafile.shift import ATTRIBUTE, PAGE
@@ -44,7 +43,7 @@ def destination(
         PyllamafileError: It can't.
     """
     path = found[0].path if len(found) == 1 else None
-    stored = path and found[0].name != sources.gguf_name(path.name)  # by Ollama, say
+    stored = path and found[0].name != gguf_name(path.name)  # by Ollama, say
     if path is None or stored or format or len(shards(path)) > 1:
         raise RefusedError(
             "--in-place takes one GGUF that is a file, as it is", hint="leave out --in-place"

@@ -20,7 +20,7 @@ from pyllamafile.engine import Format
 from pyllamafile.errors import AccessError, PyllamafileError, RefusedError
 from pyllamafile.launcher import BLOCK, Outer
 from pyllamafile.llamafile import ARGS, WEIGHTS, Llamafile, manifest_entry, read
-from pyllamafile.models.sources import PathLike
+from pyllamafile.models.source import PathLike
 from pyllamafile.output import check_written, companion_path, write, write_companion
 from pyllamafile.plan import Engine
 from pyllamafile.progress import Progress, silent

@@ -1,4 +1,4 @@
-#include "cpu.h"
+#include "system/cpu.h"
 
 #include "ggml-backend.h"
 

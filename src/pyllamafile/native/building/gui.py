@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from pyllamafile.errors import PyllamafileError
-from pyllamafile.native import tools
-from pyllamafile.native.source import LLAMA_COMMIT, SDIST_SHA256, llama_source
-from pyllamafile.native.tools import Progress
+from pyllamafile.native.building import tools
+from pyllamafile.native.building.source import LLAMA_COMMIT, SDIST_SHA256, llama_source
+from pyllamafile.progress import Progress, Step
 
 HERE = Path(__file__).parent
 CONFIG = "vite.config.mjs"
@@ -102,7 +102,7 @@ def _build(source: Path, node: Path, scratch: Path, tell: Progress) -> dict[str,
         ["npm", "run", "build", "--", "--config", CONFIG],
     )
     for number, command in enumerate(steps):
-        tell("building the web GUI", number, len(steps))
+        tell(Step("steps", "building the web GUI", number, len(steps)))
         tools.run(
             [str(programs / command[0]), *command[1:]],
             log="gui",

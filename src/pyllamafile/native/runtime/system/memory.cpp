@@ -4,7 +4,7 @@
 
 #ifdef __linux__
 
-#include "groups.h"
+#include "system/groups.h"
 
 #include <fstream>
 

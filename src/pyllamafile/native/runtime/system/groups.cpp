@@ -1,4 +1,4 @@
-#include "groups.h"
+#include "system/groups.h"
 
 #include <fstream>
 

@@ -1,4 +1,4 @@
-#include "ui.h"
+#include "seams/ui.h"
 
 #include "container.h"
 

@@ -1,6 +1,6 @@
 #include "serve.h"
 
-#include "ui.h"
+#include "seams/ui.h"
 
 #include <cpp-httplib/httplib.h>
 

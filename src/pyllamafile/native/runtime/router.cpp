@@ -1,4 +1,4 @@
-#include "models.h"
+#include "router.h"
 
 #include "container.h"
 #include "speculative.h"

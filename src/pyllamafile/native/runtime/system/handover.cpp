@@ -1,6 +1,6 @@
-#include "handover.h"
+#include "system/handover.h"
 
-#include "wide.h"
+#include "system/wide.h"
 
 #include <bcrypt.h>
 #include <climits>

@@ -14,10 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pyllamafile.errors import PyllamafileError
-from pyllamafile.native import tools
+from pyllamafile.native.building import tools
 from pyllamafile.targets import Target
-
-HERE = Path(__file__).parent
 
 # What of a source file is its notice: the first comment that speaks of terms, the last one of all,
 # the first lines.
@@ -124,7 +122,9 @@ def _output(command: list[str], folder: Path) -> str:
     return done.stdout
 
 
-def notices(target: Target, files: Iterable[str], source: Path, zig: Path) -> dict[str, str]:
+def notices(
+    target: Target, files: Iterable[str], source: Path, zig: Path, ours: Path
+) -> dict[str, str]:
     """The notices that belong to a program, by the names of its components.
 
     Args:
@@ -132,6 +132,7 @@ def notices(target: Target, files: Iterable[str], source: Path, zig: Path) -> di
         files: What it is made of, as `linked` says.
         source: llama.cpp's folder.
         zig: zig's folder.
+        ours: The folder of the runtime's own sources.
 
     Raises:
         PyllamafileError: A component has none.
@@ -142,7 +143,7 @@ def notices(target: Target, files: Iterable[str], source: Path, zig: Path) -> di
             component = _component(UPSTREAM, Path(file).relative_to(source).as_posix())
             found.setdefault(component.name, _notice(component, source))
             found[component.name] += _further_holders(Path(file), found[component.name])
-        elif not _within(file, zig) and not _within(file, HERE):
+        elif not _within(file, zig) and not _within(file, ours):
             made = re.search(r"/o/[0-9a-f]{32}/([^/]+)$", file)  # in zig's cache
             component = _component(TOOLCHAIN, f"{target.os}/{made[1]}" if made else file)
             found.setdefault(component.name, _notice(component, zig / "lib"))

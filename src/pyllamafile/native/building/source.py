@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-import sys
 import tarfile
 import tempfile
 from pathlib import Path
 
-from pyllamafile.errors import PyllamafileError
-from pyllamafile.native import tools
-from pyllamafile.native.tools import Progress
+from pyllamafile.errors import DamagedError, UnavailableError
+from pyllamafile.native.building import tools
+from pyllamafile.progress import Progress, Step, silent
 
 SDIST = "llama-cpp-python"
 SDIST_VERSION = "0.3.36"
@@ -26,11 +25,11 @@ def llama_source(*, progress: Progress | None = None) -> Path:
     pip is asked for the sdist by name, so the user's own index settings hold; its SHA-256 is
     checked before a byte of it is unpacked.
     """
-    tell = progress or tools.silent
+    tell = progress or silent
     folder = tools.cache() / "source" / f"{SDIST}-{SDIST_VERSION}-{SDIST_SHA256[:12]}"
     with tools.lock("source", "fetches llama.cpp", tell):
         if not folder.is_dir():
-            tell("fetching llama.cpp", 0, 0)
+            tell(Step("waiting", "fetching llama.cpp"))
             parent = tools.folder("source")
             with tempfile.TemporaryDirectory(prefix="source-", dir=parent) as scratch:
                 sdist = _fetch(Path(scratch))
@@ -40,18 +39,18 @@ def llama_source(*, progress: Progress | None = None) -> Path:
 
 
 def _fetch(folder: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", SDIST]
+    command = [*tools.pip(), "download", "--no-deps", "--no-binary", SDIST]
     command += ["--dest", str(folder), f"{SDIST}=={SDIST_VERSION}"]
     tools.run(command, log="source", what="fetching the source of llama.cpp")
     for sdist in folder.glob("*.tar.gz"):
         digest = hashlib.sha256(sdist.read_bytes()).hexdigest()
         if digest == SDIST_SHA256:
             return sdist
-        raise PyllamafileError(
+        raise DamagedError(
             f"{sdist.name} is not the file that this version was made for (SHA-256 {digest})",
             hint="ask your package index why it differs",
         )
-    raise PyllamafileError(f"pip brought no sdist of {SDIST} {SDIST_VERSION}")
+    raise UnavailableError(f"pip brought no sdist of {SDIST} {SDIST_VERSION}")
 
 
 def _unpack(sdist: Path, folder: Path) -> Path:

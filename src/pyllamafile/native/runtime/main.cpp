@@ -4,18 +4,18 @@
 #include "arg.h"
 #include "arguments.h"
 #include "build-info.h"
-#include "cache.h"
+#include "chat/conversation.h"
 #include "common.h"
 #include "container.h"
-#include "conversation.h"
-#include "cpu.h"
 #include "llama.h"
 #include "log.h"
 #include "manual.h"
-#include "models.h"
+#include "router.h"
 #include "serve.h"
-#include "system.h"
-#include "threads.h"
+#include "system/cache.h"
+#include "system/cpu.h"
+#include "system/system.h"
+#include "system/threads.h"
 #include "weights.h"
 
 #include <algorithm>
@@ -26,7 +26,7 @@
 #include <iterator>
 
 #if defined(_WIN32) && defined(__x86_64__)
-#include "handover.h"
+#include "system/handover.h"
 #endif
 
 // upstream's tools

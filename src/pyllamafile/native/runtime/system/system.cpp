@@ -1,4 +1,4 @@
-#include "system.h"
+#include "system/system.h"
 
 #include <algorithm>
 #include <cerrno>
@@ -13,7 +13,7 @@
 #include <fcntl.h>
 #include <io.h>
 
-#include "wide.h"
+#include "system/wide.h"
 #elif defined(__linux__)
 #include <limits.h>
 #include <unistd.h>
