@@ -51,7 +51,7 @@ GOALS = {
 }
 TOKENS = 150_000
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed package has its bytecode
-COMMAND = [sys.executable, "-c", "from pyllamafile_start import main; main()"]
+COMMAND = [sys.executable, "-c", "from pyllamafile.__main__ import main; main()"]
 
 
 def text(value: str) -> bytes:

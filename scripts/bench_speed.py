@@ -32,7 +32,8 @@ in_venv.ensure("runtimes,test", "pyllamafile", "numpy")  # numpy comes with gguf
 import numpy as np  # noqa: E402
 
 import pyllamafile  # noqa: E402
-from pyllamafile import native, weights  # noqa: E402
+from pyllamafile import native  # noqa: E402
+from pyllamafile.models import gguf as weights  # noqa: E402
 from pyllamafile.native.building import tools  # noqa: E402
 from pyllamafile.targets import host  # noqa: E402
 

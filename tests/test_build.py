@@ -26,6 +26,7 @@ from test_pe import compare
 import pyllamafile
 from pyllamafile import PyllamafileError, native
 from pyllamafile.launcher import BLOCK, HEAD, pack
+from pyllamafile.progress import Step
 from pyllamafile.targets import TARGETS
 
 # What stands for llama.cpp: it prints its arguments.
@@ -38,7 +39,7 @@ COMMAND = [
     "import sys, pathlib\n"
     "from pyllamafile import native\n"
     "native.PREBUILT = pathlib.Path(sys.argv.pop(1))\n"
-    "from pyllamafile_start import main\n"
+    "from pyllamafile.__main__ import main\n"
     "main()",
 ]
 
@@ -229,14 +230,14 @@ def test_extract_brings_the_same_weights(built, model, tmp_path):
 
 def test_extract_tells_its_progress(built, tmp_path):
     heard = []
-    pyllamafile.extract(built.path, tmp_path / "new", progress=lambda *step: heard.append(step))
+    pyllamafile.extract(built.path, tmp_path / "new", progress=heard.append)
     total = sum(entry.size for entry in pyllamafile.inspect(built.path).entries)
-    assert heard[-1] == ("extracting out.llamafile", total, total)
-    assert [done for _, done, _ in heard] == sorted(done for _, done, _ in heard)
+    assert heard[-1] == Step("bytes", "extracting out.llamafile", total, total)
+    assert [step.done for step in heard] == sorted(step.done for step in heard)
 
 
 def test_an_interrupted_extraction_leaves_nothing(built, tmp_path):
-    def progress(what, done, total):
+    def progress(step):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -354,11 +355,11 @@ def test_nothing_of_this_machine_is_inside(built, tmp_path):
 
 def test_progress(folder, model):
     heard = []
-    built = pyllamafile.build(model, progress=lambda *step: heard.append(step))
-    assert {what for what, _, _ in heard} == {"writing m.llamafile"}
-    done = [count for _, count, _ in heard]
+    built = pyllamafile.build(model, progress=heard.append)
+    assert {step.what for step in heard} == {"writing m.llamafile"}
+    done = [step.done for step in heard]
     assert done == sorted(done)
-    assert heard[-1] == ("writing m.llamafile", built.size, built.size)
+    assert heard[-1] == Step("bytes", "writing m.llamafile", built.size, built.size)
 
 
 # A file that is a program
@@ -511,7 +512,7 @@ def test_an_elf_file_needs_an_elf_program(folder, model):
 @pytest.fixture
 def small_limit(monkeypatch):
     """As if 100,000 bytes were 4 GiB."""
-    monkeypatch.setattr(importlib.import_module("pyllamafile.build"), "TOO_LARGE", 100_000)
+    monkeypatch.setattr(importlib.import_module("pyllamafile.ops.build"), "TOO_LARGE", 100_000)
 
 
 @pytest.mark.parametrize(
@@ -537,7 +538,7 @@ def test_no_companion_unless_it_is_needed_and_wanted(windows, small_limit, model
     assert (built.too_large, built.companion) == (True, None)
     built = pyllamafile.build(model, targets=["linux-amd64"], force=True)
     assert (built.too_large, built.companion) == (False, None)
-    module = importlib.import_module("pyllamafile.build")
+    module = importlib.import_module("pyllamafile.ops.build")
     monkeypatch.setattr(module, "TOO_LARGE", built.size * 10)
     assert pyllamafile.build(model, force=True).companion is None
     assert names() == ["m.llamafile"]
@@ -560,7 +561,7 @@ def test_a_large_file_may_not_look_like_a_program(windows, small_limit, model):
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, MemoryError])
 def test_an_interruption_leaves_no_companion(windows, small_limit, model, drafts, stop):
-    def progress(what, done, total):
+    def progress(step):
         raise stop
 
     with pytest.raises(stop):
@@ -570,7 +571,7 @@ def test_an_interruption_leaves_no_companion(windows, small_limit, model, drafts
 
 def test_a_companion_that_appears_meanwhile_is_not_replaced(windows, small_limit, model):
     with pytest.raises(PyllamafileError, match=r"m\.exe: exists already"):
-        pyllamafile.build(model, progress=lambda *step: Path("m.exe").write_text("precious"))
+        pyllamafile.build(model, progress=lambda step: Path("m.exe").write_text("precious"))
     assert names() == ["m.exe"]
     assert Path("m.exe").read_text() == "precious"
 
@@ -578,7 +579,7 @@ def test_a_companion_that_appears_meanwhile_is_not_replaced(windows, small_limit
 def test_a_file_that_cannot_be_named_leaves_no_companion(windows, small_limit, model, drafts):
     """The companion comes first; then somebody else takes the name of the file."""
 
-    def progress(what, done, total):
+    def progress(step):
         Path("m.llamafile").mkdir(exist_ok=True)
 
     with pytest.raises(PyllamafileError, match=r"m\.llamafile: "):
@@ -647,7 +648,7 @@ def test_a_model_that_shrinks_meanwhile(folder, model, monkeypatch):
 
 
 def test_a_model_that_changes_while_it_is_copied(folder, model):
-    def progress(what, done, total):
+    def progress(step):
         with model.open("ab") as file:
             file.write(b"more")
 
@@ -656,7 +657,7 @@ def test_a_model_that_changes_while_it_is_copied(folder, model):
 
 def test_a_model_that_changes_behind_its_header(folder, model, monkeypatch):
     """What was read of the header is used to the end, so the file has to be the same from there."""
-    module, walked = importlib.import_module("pyllamafile.build"), []
+    module, walked = importlib.import_module("pyllamafile.ops.build"), []
     read = module.read
 
     def then_change(path):
@@ -686,7 +687,7 @@ def test_a_part_under_another_name(folder, tmp_path):
 def test_a_file_that_appears_meanwhile_is_not_replaced(folder, model):
     path = folder / "m.llamafile"
     with pytest.raises(PyllamafileError, match=r"m\.llamafile: exists already"):
-        pyllamafile.build(model, progress=lambda *step: path.write_text("precious"))
+        pyllamafile.build(model, progress=lambda step: path.write_text("precious"))
     assert path.read_text() == "precious"
     assert names() == ["m.llamafile"]
 
@@ -695,7 +696,7 @@ def test_a_file_that_appears_meanwhile_is_not_replaced(folder, model):
 def drafts(request, monkeypatch):
     """Both ways to write a file: not every file system can do without a name."""
     if request.param == "with a name":
-        module = importlib.import_module("pyllamafile.build")
+        module = importlib.import_module("pyllamafile.appearing")
         monkeypatch.setattr(module, "_nameless", lambda folder: None)
     return request.param
 
@@ -709,7 +710,7 @@ def test_either_way_the_file_appears_when_it_is_complete(folder, model, drafts, 
     pyllamafile.build(
         model,
         force=True,
-        progress=lambda *step: seen.add(path.read_bytes() if path.exists() else None),
+        progress=lambda step: seen.add(path.read_bytes() if path.exists() else None),
     )
     assert seen == {old}
     assert names() == ["m.llamafile"]
@@ -730,7 +731,7 @@ def test_either_way_an_interruption_leaves_nothing(folder, model, drafts, old, s
     if old is not None:
         path.write_bytes(old)
 
-    def progress(what, done, total):
+    def progress(step):
         raise stop
 
     before, opened = snapshot(folder), len(names(Path("/proc/self/fd")))

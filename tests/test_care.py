@@ -16,7 +16,7 @@ from test_cli import fails, run
 from test_shift import NEW, contents, runs
 
 import pyllamafile
-from pyllamafile import care
+from pyllamafile.ops import edit
 
 __all__ = ["fails", "folder", "model", "prebuilt", "run"]  # fixtures
 
@@ -280,8 +280,8 @@ def test_adding_and_removing_leaves_nothing_behind(old):
     size = old.stat().st_size
     Path("big").write_bytes(os.urandom(1 << 20))
     for _ in range(3):
-        care.add(old, [("big", "big")])
-        care.remove(old, ["big"])
+        edit.add(old, [("big", "big")])
+        edit.remove(old, ["big"])
     assert old.stat().st_size - size < 1 << 16
 
 
@@ -292,7 +292,7 @@ def test_what_cannot_be_added_or_removed(fails, old, model):
         message = rf"f\.llamafile: cannot add '{name}': pyllamafile itself writes what has such .*"
         fails(message, "add", old, f"notes.txt={name}")
     fails("nothing: cannot read: No such file or directory", "add", old, "nothing")
-    fails(r".*not a zip archive.*", "add", old, "notes.txt=x.gguf")
+    fails(r"notes\.txt: not a GGUF file", "add", old, "notes.txt=x.gguf")
     fails("f.llamafile: cannot be added to itself", "add", old, old)
     fails("f.llamafile: has no entry 'x'", "remove", old, "x", hint="inspect lists them")
     fails("f.llamafile: llamafile.json can't be removed.*", "remove", old, "llamafile.json")
@@ -303,8 +303,8 @@ def test_what_cannot_be_added_or_removed(fails, old, model):
 
 
 def test_an_upgrade_keeps_what_was_added(old, prebuilt):
-    care.add(old, [("notes.txt", "LICENSES/model.txt"), ("notes.txt", "more/n.txt")])
-    care.remove(old, ["notes.txt"])
+    edit.add(old, [("notes.txt", "LICENSES/model.txt"), ("notes.txt", "more/n.txt")])
+    edit.remove(old, ["notes.txt"])
     pyllamafile.upgrade(old)
     found = contents(old)
     assert found["LICENSES/model.txt"] == found["more/n.txt"] == b"notes"

@@ -38,9 +38,14 @@ from test_build import (
 )
 
 import pyllamafile
-from pyllamafile import cli, native, plan
+from pyllamafile import native
+from pyllamafile.arguments import quote
+from pyllamafile.cli import commands, screen
+from pyllamafile.cli import main as cli_main
 from pyllamafile.errors import PyllamafileError
+from pyllamafile.models.fit import TEMPLATES
 from pyllamafile.native.building import driver
+from pyllamafile.progress import Step
 from pyllamafile.targets import TARGETS
 
 __all__ = ["folder", "model", "prebuilt"]  # fixtures
@@ -58,7 +63,7 @@ def run(capfd):
 
     def run(*arguments: str | Path) -> Result:
         with pytest.raises(SystemExit) as ended:
-            cli.main([str(argument) for argument in arguments])
+            cli_main([str(argument) for argument in arguments])
         code = ended.value.code or 0
         out, err = capfd.readouterr()
         assert isinstance(code, int)
@@ -104,7 +109,7 @@ def test_build_says_what_it_made_and_what_to_try(run, here):
     done = run("build", "--gguf", "m.gguf", "--arg", "-c", "--arg", "2048")
     assert (done.code, done.err) == (0, "")
     assert re.fullmatch(
-        r"m\.llamafile  [0-9.]+ KB\n"
+        r"m\.llamafile  [0-9.]+ kB\n"
         r"  weights   m\.gguf\n"
         r"  runs on   linux-amd64\n"
         r"(  lacking   .*\n)?"
@@ -132,7 +137,7 @@ def test_weights_that_do_not_say_how_they_talk(run, here):
     assert "  chat      in its family's format, for the weights don't say theirs\n" in done.out
     with zipfile.ZipFile("phi.llamafile") as archive:
         args = archive.read(".args").decode()
-    assert args == f"--chat-template {plan.quote(plan.TEMPLATES['phi3', 'llama'])}\n-c\n100\n"
+    assert args == f"--chat-template {quote(TEMPLATES['phi3', 'llama'])}\n-c\n100\n"
 
     tiny_gguf(here / "other.gguf", template=None)
     done = run("build", "--gguf", "other.gguf")
@@ -436,8 +441,8 @@ def test_a_target_that_does_not_exist(fails, here):
 
 def test_without_any_runtime_it_says_what_takes_so_long(run, here, monkeypatch, tmp_path):
     def refuse(target, progress):
-        progress("building the runtime", 0, 0)
-        progress("building the runtime", 1, 9)
+        progress(Step("waiting", "building the runtime"))
+        progress(Step("steps", "building the runtime", 1, 9))
         raise pyllamafile.PyllamafileError("no compiler", "get one")
 
     monkeypatch.setattr(native, "PREBUILT", tmp_path / "nothing")
@@ -604,7 +609,7 @@ def test_progress_is_shown_on_a_terminal(start, here):
 
 
 def test_progress_is_shown_nowhere_else(run, here, monkeypatch):
-    monkeypatch.setattr(cli.time, "monotonic", iter(range(0, 1 << 20, 10)).__next__)  # slow
+    monkeypatch.setattr(screen.time, "monotonic", iter(range(0, 1 << 20, 10)).__next__)  # slow
     assert run("build", "--gguf", "m.gguf").err == ""
     assert run("verify", "m.llamafile").err == ""
 
@@ -619,20 +624,26 @@ def test_what_is_quick_shows_no_progress(start, here):
 @pytest.mark.parametrize(
     ("steps", "expected"),
     [
-        ([("waiting", 0, 0)], r"waiting .* 0:00:0[0-9]"),
-        ([("compiling", 0, 0), ("compiling", 2, 7)], r"compiling .* 2/7 steps 0:00:0[0-9]"),
-        ([("compiling", 6, 7), ("writing", 1 << 29, 1 << 30)], r"writing .* 50% -:--:--"),
+        ([("waiting", "waiting")], r"waiting .* 0:00:0[0-9]"),
+        (
+            [("waiting", "compiling"), ("steps", "compiling", 2, 7)],
+            r"compiling .* 2/7 steps 0:00:0[0-9]",
+        ),
+        (
+            [("steps", "compiling", 6, 7), ("bytes", "writing", 1 << 29, 1 << 30)],
+            r"writing .* 50% -:--:--",
+        ),
     ],
     ids=["no end", "steps", "bytes"],
 )
 def test_only_what_is_counted_in_bytes_says_when_it_ends(monkeypatch, steps, expected):
     text = io.StringIO()
     terminal = Console(file=text, force_terminal=True, color_system=None, width=100)
-    monkeypatch.setattr(cli, "_err", terminal)
-    with cli._progress() as tell:
-        tell("waiting", 0, 0)  # shown from the first moment, for it may be told but once
+    monkeypatch.setattr(screen, "err", terminal)
+    with screen.progress() as tell:
+        tell(Step("waiting", "waiting"))  # shown from the first moment, for it may be told but once
         for step in steps:
-            tell(*step)
+            tell(Step(*step))
     assert re.search(expected, text.getvalue())
 
 
@@ -705,7 +716,7 @@ def test_windows_wants_a_name_that_ends_in_exe(run, windows):
 
 
 def test_a_file_of_4_gib_says_what_starts_it_on_windows(run, windows, monkeypatch):
-    monkeypatch.setattr(importlib.import_module("pyllamafile.build"), "TOO_LARGE", 1000)
+    monkeypatch.setattr(importlib.import_module("pyllamafile.ops.build"), "TOO_LARGE", 1000)
     why = "starts it there, for a program must be below 4 GiB"
     assert f"\n  Windows   m.exe {why}\n" in run("build", "--gguf", "m.gguf").out
     assert names() == ["m.exe", "m.gguf", "m.llamafile"]
@@ -752,10 +763,10 @@ def test_inspect(run, built):
     with zipfile.ZipFile(built) as archive:
         gui = [info for info in archive.infolist() if info.filename.startswith("ui/")]
     stored = sum(info.compress_size for info in gui)
-    other = f"{(size - 65536 - 9856 - stored) / 1000:.1f} KB"
+    other = f"{(size - 65536 - 9856 - stored) / 1000:.1f} kB"
     expected = f"""
-m.llamafile  {size / 1000:.1f} KB  called m, built by pyllamafile {pyllamafile.__version__}
-  runtimes 65.5 KB, weights 9.9 KB, web GUI {stored} bytes, other {other}
+m.llamafile  {size / 1000:.1f} kB  called m, built by pyllamafile {pyllamafile.__version__}
+  runtimes 65.5 kB, weights 9.9 kB, web GUI {stored} bytes, other {other}
 m.gguf
   name          Tiny
   architecture  llama
@@ -1000,7 +1011,7 @@ def test_runtimes_list(run, here, prebuilt):
             str(len(PROGRAM)),
             "bytes",
             "65.5",
-            "KB",
+            "kB",
         ),
         facts["sha256"][:16],
     ]
@@ -1020,7 +1031,7 @@ class Compiler:
     def __call__(self, target, source, jobs, tell):
         if target.name in self.fails:
             raise self.error
-        tell(f"building the runtime for {target.name}", 3, 4)
+        tell(Step("steps", f"building the runtime for {target.name}", 3, 4))
         self.compiled.append(target.name)
         return target.name.encode(), {"llama.cpp": "MIT"}
 
@@ -1032,7 +1043,7 @@ SYSTEMS = ("linux-amd64", "linux-arm64", "macos-arm64", "windows-amd64", "netbsd
 def compiler(prebuilt, monkeypatch):
     """Five targets of which the package has the first, and the web GUI."""
     made = replace(TARGETS["linux-amd64"])
-    monkeypatch.setattr(cli, "TARGETS", {name: replace(made, name=name) for name in SYSTEMS})
+    monkeypatch.setattr(commands, "TARGETS", {name: replace(made, name=name) for name in SYSTEMS})
     monkeypatch.setattr(native, "prepare", lambda **options: None)
     monkeypatch.setattr(driver, "llama_version", lambda target: "1.2.3")
 
@@ -1109,7 +1120,7 @@ def test_what_all_of_them_take_is_missed_once(run, here, compiler, monkeypatch):
 
 def test_a_single_failure_is_told_once(run, here, compiler, monkeypatch):
     compiler(Compiler(set(SYSTEMS)))
-    monkeypatch.setattr(cli, "select", lambda names: (cli.TARGETS["linux-arm64"],))
+    monkeypatch.setattr(commands, "select", lambda names: (commands.TARGETS["linux-arm64"],))
     done = run("runtimes", "build", "--target", "linux-arm64")
     assert (done.code, done.err.count("error: ")) == (1, 1)
 
@@ -1117,13 +1128,13 @@ def test_a_single_failure_is_told_once(run, here, compiler, monkeypatch):
 def test_several_targets_have_one_bar(monkeypatch):
     told = []
     for number, name in enumerate(("a", "b", "c")):
-        share = cli._share(lambda *step: told.append(step), number, 3)
+        share = commands._share(told.append, number, 3)
         for done in (0, 1, 2):
-            share(f"building {name}", done, 2)
-        share("waiting", 0, 0)
-    assert {total for _, _, total in told} == {3 << 16}
-    assert [what for what, _, _ in told][:1] == ["building a (1 of 3)"]
-    steps = [done for what, done, _ in told if what.startswith("building")]
+            share(Step("steps", f"building {name}", done, 2))
+        share(Step("waiting", "waiting"))
+    assert {step.total for step in told} == {3 << 16}
+    assert [step.what for step in told][:1] == ["building a (1 of 3)"]
+    steps = [step.done for step in told if step.what.startswith("building")]
     assert steps == sorted(steps)
     assert steps[-1] == 3 << 16
 
@@ -1131,15 +1142,15 @@ def test_several_targets_have_one_bar(monkeypatch):
 def test_a_bar_keeps_its_time_under_another_name(monkeypatch):
     text = io.StringIO()
     terminal = Console(file=text, force_terminal=True, color_system=None, width=100)
-    monkeypatch.setattr(cli, "_err", terminal)
+    monkeypatch.setattr(screen, "err", terminal)
     added = []
-    real = cli.Progress.add_task
+    real = screen.Bar.add_task
     monkeypatch.setattr(
-        cli.Progress, "add_task", lambda *args, **kw: added.append(1) or real(*args, **kw)
+        screen.Bar, "add_task", lambda *args, **kw: added.append(1) or real(*args, **kw)
     )
-    with cli._progress() as tell:
-        tell("waiting", 0, 0)
+    with screen.progress() as tell:
+        tell(Step("waiting", "waiting"))
         for step in ("building a", 2 << 16), ("building b", 1 << 16), ("building c", 2 << 16):
-            tell(*step, 3 << 16)
+            tell(Step("bytes", *step, 3 << 16))
     assert re.search("building c .* 67%", text.getvalue())
     assert len(added) == 3  # the end unknown; one bar over all; what went back

@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 
 import pyllamafile
-from pyllamafile import PyllamafileError, convert, native
+from pyllamafile import PyllamafileError, native
+from pyllamafile.models import convert
 
 pytestmark = pytest.mark.native
 

@@ -14,8 +14,9 @@ from test_build import folder, model, prebuilt, windows
 from test_cli import run
 
 import pyllamafile
-from pyllamafile import PyllamafileError, doctor
-from pyllamafile.doctor import Finding, Machine, examine
+from pyllamafile import PyllamafileError
+from pyllamafile.ops import doctor
+from pyllamafile.ops.doctor import Finding, Machine, examine
 from pyllamafile.targets import TARGETS
 
 __all__ = ["folder", "model", "prebuilt", "run", "windows"]  # fixtures
@@ -225,13 +226,13 @@ def test_no_room(file: Path, machine: Machine, noexec: Path) -> None:
 
 
 def test_the_command(run, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pyllamafile.cli.examine", lambda path: [])
+    monkeypatch.setattr("pyllamafile.examine", lambda path: [])
     done = run("doctor", file)
     assert (done.code, done.out) == (0, f"{file}: nothing keeps it from starting\n")
     note = Finding("slow", "wait", fatal=False)
-    monkeypatch.setattr("pyllamafile.cli.examine", lambda path: [note])
+    monkeypatch.setattr("pyllamafile.examine", lambda path: [note])
     assert run("doctor").code == 0
-    monkeypatch.setattr("pyllamafile.cli.examine", lambda path: [Finding("x\x1b", "y"), note])
+    monkeypatch.setattr("pyllamafile.examine", lambda path: [Finding("x\x1b", "y"), note])
     done = run("doctor")
     assert (done.code, done.err) == (1, "")
     assert done.out == "problem: x\\x1b\nremedy: y\nnote: slow\nremedy: wait\n"

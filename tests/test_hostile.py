@@ -19,8 +19,9 @@ from conftest import need
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pyllamafile import weights, zipalign
+from pyllamafile import zipalign
 from pyllamafile.errors import PyllamafileError
+from pyllamafile.models import gguf as weights
 
 CONTAINERS = hostile.containers()
 # Where the standard library gives an answer that is wrong, or refuses without need.
@@ -93,6 +94,8 @@ good_names = st.lists(
     min_size=1,
     max_size=3,
 ).map("/".join)
+# Not what an end record begins with: Python's zipfile before 3.13 takes it for one.
+comments = st.binary(max_size=50).filter(lambda comment: b"PK\5\6" not in comment)
 entries = st.lists(
     st.tuples(
         st.one_of(good_names, names),
@@ -105,7 +108,7 @@ entries = st.lists(
 
 
 @quickly
-@given(entries, st.binary(max_size=300), st.binary(max_size=50))
+@given(entries, st.binary(max_size=300), comments)
 def test_what_is_written_is_what_zipfile_reads(entries, prefix, comment):
     made = [
         zipalign.deflate(name, content, align=align)

@@ -58,7 +58,7 @@ def start(prebuilt):  # noqa: F811
         shutil.copy(prebuilt / f"{target.name}{suffix}", copy)
 
     def start(*arguments):
-        code = "from pyllamafile_start import main; print(flush=True); main()"
+        code = "from pyllamafile.__main__ import main; print(flush=True); main()"
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         process = subprocess.Popen([sys.executable, "-c", code, *arguments, "--no-gui"], **pipes)
         assert process.stdout.readline() == "\n"
@@ -76,7 +76,7 @@ def test_interrupted_while_python_loads_it(tmp_path, module):
     process = subprocess.Popen(
         [
             *(sys.executable, "-X", "importtime", "-c"),
-            "from pyllamafile_start import main; import re; main()",
+            "from pyllamafile.__main__ import main; import re; main()",
             *("build", "--gguf", "big.gguf", "-o", "o", "--no-gui"),
         ],
         cwd=tmp_path,
@@ -97,9 +97,9 @@ def test_an_ignored_interrupt_stays_ignored(tmp_path):
     """As of a command that a shell starts in the background."""
     code = (
         "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
-        "import sys, pyllamafile_start, pyllamafile.cli as cli\n"
+        "import sys, pyllamafile.__main__, pyllamafile.cli as cli\n"
         "cli.main = lambda: sys.exit(signal.getsignal(signal.SIGINT) is not signal.SIG_IGN)\n"
-        "pyllamafile_start.main()"
+        "pyllamafile.__main__.main()"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
@@ -145,7 +145,8 @@ def test_a_signal_that_ends_leaves_by_the_front_door(how, ignored):
     code = (
         f"import os, signal; signal.signal({how:d}, signal.SIG_{'IGN' if ignored else 'DFL'})\n"
         "from pyllamafile import cli\n"
-        "@cli.commands.command()\n"
+        "from pyllamafile.cli.commands import program\n"
+        "@program.command()\n"
         "def wait():\n"
         f"    try: os.kill(os.getpid(), {how:d})\n"
         # Somebody sends it again.

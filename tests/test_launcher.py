@@ -25,7 +25,8 @@ from fixtures import tiny_elf, tiny_pe
 from pyllamafile import launcher
 from pyllamafile.errors import PyllamafileError
 from pyllamafile.launcher import BLOCK, BUDGET, HEAD, Outer, Program, head, head_size, pack
-from pyllamafile.targets import TARGETS, Runtime, host
+from pyllamafile.runtimes import Runtime
+from pyllamafile.targets import TARGETS, host
 
 HOST = host()
 if HOST is None:  # pragma: no cover

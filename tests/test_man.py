@@ -18,7 +18,8 @@ from test_build import folder, model, need, prebuilt
 from test_cli import run
 
 import pyllamafile
-from pyllamafile import cli, man
+from pyllamafile.cli import commands as cli
+from pyllamafile.cli import man
 from pyllamafile.targets import TARGETS, groups
 
 __all__ = ["folder", "model", "prebuilt", "run"]  # fixtures
@@ -36,7 +37,7 @@ def test_it_says_what_the_help_says(run):
     done = run("man")
     assert (done.code, done.err) == (0, "")
     text = rendered(done.out)
-    parts = [(name, command) for name, command in cli.commands.commands.items()]
+    parts = [(name, command) for name, command in cli.program.commands.items()]
     parts += [(f"runtimes {name}", command) for name, command in cli.runtimes.commands.items()]
     for name, command in parts:
         if isinstance(command, click.Group):

@@ -19,7 +19,8 @@ from fixtures import tiny_elf, tiny_pe
 
 from pyllamafile.errors import PyllamafileError
 from pyllamafile.launcher import BLOCK, Outer, Program, head, pack, pe
-from pyllamafile.targets import Runtime, host
+from pyllamafile.runtimes import Runtime
+from pyllamafile.targets import host
 
 lief.logging.disable()
 

@@ -9,12 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from pyllamafile.arguments import quote
+from pyllamafile.copying import Digest
 from pyllamafile.errors import PyllamafileError
 from pyllamafile.launcher import BLOCK, HEAD
-from pyllamafile.plan import TEMPLATES, File, chat_template, plan, quote, updated_manifest
-from pyllamafile.targets import Runtime
-from pyllamafile.weights import Weights
-from pyllamafile.zipalign import Digest, Entry, Late
+from pyllamafile.models.fit import TEMPLATES, chat_template
+from pyllamafile.models.gguf import Weights
+from pyllamafile.plan import File, whole
+from pyllamafile.runtimes import Runtime
+from pyllamafile.zipalign import Entry, Late
 
 NOWHERE = Path("/nonexistent")  # a plan looks at no file
 
@@ -40,7 +43,7 @@ def planned(**changes):
         "models": [File(NOWHERE, "m.gguf", 1000)],
         "runtimes": [runtime()],
     }
-    return plan(**{**settings, **changes})
+    return whole(**{**settings, **changes})
 
 
 def test_the_parts_stand_in_order_and_do_not_overlap():
@@ -50,24 +53,24 @@ def test_the_parts_stand_in_order_and_do_not_overlap():
         args="-c 1\n",
         gui=[Entry("ui/index.html", b"<html>")],
     )
-    names = [item.entry.name for item in made.layout.placed]
+    names = [item.entry.name for item in made.zip.placed]
     assert names == ["a.gguf", "b.gguf", "LICENSE.txt", ".args", "ui/index.html", "llamafile.json"]
-    assert len(made.head) == HEAD
-    assert made.programs[0].offset == BLOCK
-    end = made.programs[0].offset + made.programs[0].runtime.packed_size
-    for item in made.layout.placed:
+    assert len(made.engine.head) == HEAD
+    assert made.engine.programs[0].offset == BLOCK
+    end = made.engine.programs[0].offset + made.engine.programs[0].runtime.packed_size
+    for item in made.zip.placed:
         assert item.header_offset >= end
         assert item.data_offset > item.header_offset
         end = item.data_offset + item.stored_size
-    assert made.layout.directory_end >= end
-    assert made.size == made.layout.size > end > 5 << 30
+    assert made.zip.directory_end >= end
+    assert made.size == made.zip.size > end > 5 << 30
 
 
 @pytest.mark.parametrize("size", [1, BLOCK - 1, BLOCK, BLOCK + 1, (1 << 32) + 1])
 def test_weights_are_aligned_and_close_to_what_is_before(size):
     made = planned(models=[File(NOWHERE, f"{n}.gguf", size) for n in range(3)])
-    end = made.programs[0].offset + made.programs[0].runtime.packed_size
-    for item in made.layout.placed[:3]:
+    end = made.engine.programs[0].offset + made.engine.programs[0].runtime.packed_size
+    for item in made.zip.placed[:3]:
         assert item.data_offset % BLOCK == 0
         assert item.data_offset - end < BLOCK + 100
         end = item.data_offset + size
@@ -75,27 +78,27 @@ def test_weights_are_aligned_and_close_to_what_is_before(size):
 
 def test_weights_among_the_extra_files_are_aligned_too():
     made = planned(extras=[File(NOWHERE, "x.txt", 7), File(NOWHERE, "mmproj.gguf", 7)])
-    assert [item.data_offset % BLOCK == 0 for item in made.layout.placed[:3]] == [True, False, True]
+    assert [item.data_offset % BLOCK == 0 for item in made.zip.placed[:3]] == [True, False, True]
 
 
 def test_an_engine_alone_has_no_gap():
     made = planned(models=[])
-    assert made.layout.placed[0].header_offset == 4 * BLOCK
+    assert made.zip.placed[0].header_offset == 4 * BLOCK
     assert made.size < 4 * BLOCK + 2000
 
 
 def test_the_manifest_has_the_size_that_was_planned():
     made = planned(args="-c 1\n", extras=[File(NOWHERE, "ä.txt", 7)])
-    late = made.layout.placed[-1].entry.data
+    late = made.zip.placed[-1].entry.data
     assert isinstance(late, Late)
     sizes = {"m.gguf": 1000, "ä.txt": 7, ".args": 5}
     text = late.make({name: Digest(size, 1, "c" * 64) for name, size in sizes.items()})
-    assert len(text) == late.size == made.layout.placed[-1].stored_size
+    assert len(text) == late.size == made.zip.placed[-1].stored_size
     assert json.loads(text) == {
         "format": 1,
         "name": "m",
         "pyllamafile": "1",
-        "head": {"size": HEAD, "sha256": hashlib.sha256(made.head).hexdigest()},
+        "head": {"size": HEAD, "sha256": hashlib.sha256(made.engine.head).hexdigest()},
         "runtimes": [
             {
                 "target": "linux-amd64",
@@ -115,9 +118,9 @@ def test_the_manifest_has_the_size_that_was_planned():
 
 def test_the_same_plan_comes_out_twice():
     one, other = planned(), planned()
-    assert one.head == other.head
-    assert [item.data_offset for item in one.layout.placed] == [
-        item.data_offset for item in other.layout.placed
+    assert one.engine.head == other.engine.head
+    assert [item.data_offset for item in one.zip.placed] == [
+        item.data_offset for item in other.zip.placed
     ]
 
 
@@ -148,54 +151,6 @@ def test_names_that_are_refused(name, reason):
 
 
 # The manifest of a file that is changed
-
-
-def manifest_text(**entries: bytes) -> bytes:
-    facts = {
-        "format": 1,
-        "name": "m",
-        "entries": {
-            name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-            for name, data in entries.items()
-        },
-    }
-    return json.dumps(facts).encode()
-
-
-def test_a_changed_entry_changes_the_manifest():
-    old = manifest_text(a=b"old a", b=b"b", gone=b"gone")
-    entry = updated_manifest(old, [Entry("a", b"newer a"), Entry("c", b"c")], ["gone"])
-    assert entry is not None
-    text = entry.data.make({"a": Digest(7, 0, "d" * 64), "c": Digest(1, 0, "e" * 64)})
-    assert len(text) == entry.data.size
-    assert json.loads(text) == {
-        "format": 1,
-        "name": "m",
-        "entries": {
-            "a": {"size": 7, "sha256": "d" * 64},
-            "b": {"size": 1, "sha256": hashlib.sha256(b"b").hexdigest()},
-            "c": {"size": 1, "sha256": "e" * 64},
-        },
-    }
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        b"",
-        b"\xff",
-        b"[]",
-        b"1",
-        b"{}",
-        b'{"format": 2, "entries": {}}',
-        b'{"format": 1}',
-        b'{"format": 1, "entries": []}',
-        b'{"format": 1, "entries": {"a": 1}}',
-        b"[" * 100_000,
-    ],
-)
-def test_a_manifest_that_is_not_ours_is_left_alone(text):
-    assert updated_manifest(text, [Entry("x", b"")]) is None
 
 
 # .args

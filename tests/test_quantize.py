@@ -17,8 +17,12 @@ import pytest
 from fixtures import tiny_gguf, tiny_phi3
 
 import pyllamafile
-from pyllamafile import PyllamafileError, advise, cli, convert, native, quantize, weights
-from pyllamafile.quantize import FORMATS
+from pyllamafile import PyllamafileError, advise, native
+from pyllamafile.cli import main as cli_main
+from pyllamafile.models import convert
+from pyllamafile.models import forecast as quantize
+from pyllamafile.models import gguf as weights
+from pyllamafile.models.forecast import FORMATS
 
 native_test = pytest.mark.native
 
@@ -363,7 +367,7 @@ def test_advice_as_json_says_what_the_table_does(tmp_path, capfd):
     outputs = []
     for options in ([], ["--json"]):
         with pytest.raises(SystemExit) as ended:
-            cli.main(["advise", str(path), "--memory", "8", *options])
+            cli_main(["advise", str(path), "--memory", "8", *options])
         assert not ended.value.code
         outputs.append(capfd.readouterr().out)
     table, facts = outputs[0].splitlines(), json.loads(outputs[1])

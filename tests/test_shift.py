@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import mmap
 import os
 import random
@@ -23,7 +24,10 @@ from fixtures import tiny_gguf
 from test_build import PROGRAM, folder, model, prebuilt, put_runtime
 
 import pyllamafile
-from pyllamafile import PyllamafileError, care, shift, zipalign
+from pyllamafile import PyllamafileError, llamafile, shift, zipalign
+from pyllamafile.llamafile import MANIFEST
+from pyllamafile.ops import in_place
+from pyllamafile.ops import upgrade as upgrading
 from pyllamafile.zipalign import BLOCK, Entry
 
 __all__ = ["folder", "model", "prebuilt"]  # fixtures
@@ -81,11 +85,11 @@ def test_a_gguf_becomes_the_file_that_build_would_write(here: Path) -> None:
 # A GGUF that becomes a llamafile
 
 
-def conversion(**options: object) -> shift.Conversion:
+def conversion(**options: object) -> in_place.Conversion:
     """What `build --in-place` runs, not run yet."""
     caught = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shift.Conversion, "run", lambda self: caught.append(self))
+        patch.setattr(in_place.Conversion, "run", lambda self: caught.append(self))
         with pytest.raises(PyllamafileError):  # there is nothing to check
             pyllamafile.build("m.gguf", in_place=True, **options)
     return caught[0]
@@ -109,7 +113,7 @@ def test_killed_behind_each_step_a_gguf_can_be_had_again(here: Path, count: int)
         assert gguf.GGUFReader("m.gguf").tensors  # it still is one, with something behind
         assert Path("m.gguf").read_bytes().startswith(content)
     if count < 6:
-        assert shift.undo(Path("m.gguf")) == (count > 0)
+        assert in_place.undo(Path("m.gguf")) == (count > 0)
         assert Path("m.gguf").read_bytes() == content
         assert os.listxattr("m.gguf") == []
         for step in conversion().steps()[:count]:
@@ -130,7 +134,7 @@ def test_a_conversion_that_fails_is_undone(here: Path, count: int) -> None:
 
     steps[count] = fail
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shift.Conversion, "steps", lambda self: steps)
+        patch.setattr(in_place.Conversion, "steps", lambda self: steps)
         with pytest.raises(PyllamafileError, match=r"m\.gguf: No space left"):
             pyllamafile.build("m.gguf", in_place=True)
     assert Path("m.gguf").read_bytes() == content
@@ -197,7 +201,7 @@ NEW = PROGRAM + b"# newer" + random.Random(1).randbytes(200_000).hex().encode()
 @pytest.fixture
 def old(here: Path, prebuilt: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A llamafile whose engine is not what is at hand now."""
-    monkeypatch.setattr(care, "SMALL", 0)
+    monkeypatch.setattr(upgrading, "SMALL", 0)
     Path("notes.txt").write_text("notes")
     path = Path("f.llamafile")
     options = {"args": ["-c", "64"], "add": [("notes.txt", "notes.txt")]}
@@ -252,11 +256,11 @@ def upgraded_by_copy(path: Path) -> dict[str, bytes]:
     return contents(copy)
 
 
-def exchange(path: Path) -> shift.Exchange:
+def exchange(path: Path) -> upgrading.Exchange:
     """What `upgrade` runs, not run yet."""
     caught = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shift.Exchange, "run", lambda self: caught.append(self))
+        patch.setattr(upgrading.Exchange, "run", lambda self: caught.append(self))
         pyllamafile.upgrade(path)
     return caught[0]
 
@@ -341,7 +345,7 @@ def test_what_is_dead_is_left_to_the_old_file(
     Path("big").write_bytes(bytes(4 << 20))
     files = [("big", "big")]
     pyllamafile.build("m.gguf", old, add=files, name="Model", force=True)
-    care.remove(old, ["big"])
+    pyllamafile.remove(old, ["big"])
     put_runtime(prebuilt, NEW)
     first = started(old)
     expected = upgraded_by_copy(old)
@@ -429,15 +433,23 @@ def test_what_is_half_written_is_not_taken_for_that(old: Path, prebuilt: Path) -
         {},
         {"head": None, "runtimes": []},
         {"head": {"size": -1, "sha256": ""}, "runtimes": []},
-        {"head": {"size": 1 << 60, "sha256": ""}, "runtimes": []},
+        {"head": {"size": 1 << 60, "sha256": "0" * 64}, "runtimes": []},
+        {"head": {"size": 1, "sha256": "0" * 64}},
         {"head": {"size": "1", "sha256": ""}, "runtimes": []},
         {"head": {"size": 1.5, "sha256": ""}, "runtimes": []},
         {"head": {"size": 1, "sha256": 0}, "runtimes": [0]},
     ],
 )
 def test_no_engine_is_like_a_manifest_that_says_nonsense(old: Path, manifest: Any) -> None:
+    text = json.dumps({**llamafile.read(old).manifest, **manifest, "nonsense": 1}).encode()
+    zipalign.add(old, [Entry(MANIFEST, text)])
     old.write_bytes(raw := bytes(BLOCK) + old.read_bytes())
-    shift.finish(old, manifest)
+    found = llamafile.read(old)
+    if found.ours:
+        assert upgrading._finish(found) == found
+    else:
+        with pytest.raises(PyllamafileError, match="can't be understood"):
+            pyllamafile.upgrade(old)
     assert old.read_bytes() == raw
 
 
@@ -465,7 +477,7 @@ def test_an_upgrade_that_fails_is_undone_or_done(old: Path, count: int, after: b
 
     steps[count] = fail
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shift.Exchange, "steps", lambda self: steps)
+        patch.setattr(upgrading.Exchange, "steps", lambda self: steps)
         with pytest.raises(KeyboardInterrupt):
             pyllamafile.upgrade(old)
     assert contents(old) == (expected if (count, after) >= (3, True) else before)
@@ -481,9 +493,10 @@ def test_killed_at_any_moment(old: Path, prebuilt: Path) -> None:
     states = started(old), started(Path("by-copy"))
     original = old.read_bytes()
     code = (
-        "import pathlib, sys; from pyllamafile import care, native\n"
-        "native.PREBUILT = pathlib.Path(sys.argv[1]); care.SMALL = 0\n"
-        "print(flush=True); care.upgrade(sys.argv[2]); print(flush=True)"
+        "import pathlib, sys, pyllamafile.ops.upgrade as upgrading\n"
+        "from pyllamafile import native\n"
+        "native.PREBUILT = pathlib.Path(sys.argv[1]); upgrading.SMALL = 0\n"
+        "print(flush=True); upgrading.upgrade(sys.argv[2]); print(flush=True)"
     )
     command = [sys.executable, "-c", code, str(prebuilt), str(old)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE)
@@ -543,9 +556,9 @@ def test_an_interrupted_upgrade_comes_first(old: Path) -> None:
     for step in exchange(old).steps()[:4]:
         step()
     with pytest.raises(PyllamafileError, match="an upgrade of it was interrupted"):
-        care.add(old, [("notes.txt", "more.txt")])
+        pyllamafile.add(old, [("notes.txt", "more.txt")])
     pyllamafile.upgrade(old)
-    care.add(old, [("notes.txt", "more.txt")])
+    pyllamafile.add(old, [("notes.txt", "more.txt")])
     assert pyllamafile.verify(old) == []
 
 

@@ -16,14 +16,15 @@ import pytest
 from fixtures import tiny_gguf
 from test_build import prebuilt, split_gguf
 
-from pyllamafile import PyllamafileError, build, sources
-from pyllamafile.sources import choose
+from pyllamafile import PyllamafileError, build
+from pyllamafile.models import sources
+from pyllamafile.models.hub import choose
 
 __all__ = ["prebuilt"]  # a fixture
 
 REPO = "makers/tiny-GGUF"
-PROGRAM = "import sys, pathlib; from pyllamafile import cli, native; "
-PROGRAM += "native.PREBUILT = pathlib.Path(sys.argv[1]); cli.main(sys.argv[2:])"
+PROGRAM = "import sys, pathlib; from pyllamafile import native; from pyllamafile.cli import main; "
+PROGRAM += "native.PREBUILT = pathlib.Path(sys.argv[1]); main(sys.argv[2:])"
 
 
 @pytest.fixture

@@ -25,7 +25,8 @@ from fixtures import tiny_elf, tiny_pe
 
 from pyllamafile.errors import PyllamafileError
 from pyllamafile.launcher import pe
-from pyllamafile.verify import Problem, verify, work
+from pyllamafile.ops.verify import Problem, verify
+from pyllamafile.progress import Step
 
 BLOCK = 65536
 HEAD = b"#!/bin/sh\nexit 0\n".ljust(16384, b"\n")
@@ -240,9 +241,10 @@ def test_sound_with_a_comment_and_with_a_compressed_manifest(box: Box) -> None:
 
 def test_progress(box: Box) -> None:
     box.entries["more.gguf"] = WEIGHTS * 30
-    seen: list[int] = []
-    assert verify(box.write(), seen.append) == []
-    total = work(box.path)
+    steps: list[Step] = []
+    assert verify(box.write(), progress=steps.append) == []
+    seen, total = [step.done for step in steps], steps[0].total
+    assert {step.total for step in steps} == {total}
     assert seen[0] == 0
     assert seen[-1] == total
     assert seen == sorted(seen)
@@ -255,9 +257,16 @@ def test_progress(box: Box) -> None:
 def test_progress_ends_at_the_total_although_there_is_damage(box: Box) -> None:
     box.write()
     patch(box.path, box.at["linux-amd64"])
-    seen: list[int] = []
-    assert verify(box.path, seen.append)
-    assert seen[-1] == work(box.path)
+    seen: list[Step] = []
+    assert verify(box.path, progress=seen.append)
+    assert seen[-1].done == work(box.path) == work(box.write())
+
+
+def work(path: Path) -> int:
+    """How many bytes are to be read of a file."""
+    steps: list[Step] = []
+    verify(path, progress=steps.append)
+    return steps[-1].total
 
 
 # Other archives
@@ -684,7 +693,7 @@ def runtime(manifest: dict[str, Any]) -> dict[str, Any]:
         (lambda m: b"[" * 100_000, "cannot be understood"),
         (lambda m: b'{"format":1,"format":1}', "a key is there twice"),
         (lambda m: b'{"format":1' + b"0" * 5000 + b"}", "cannot be understood"),
-        (lambda m: b" " * (5 << 20), "which no manifest has"),
+        (lambda m: b" " * (65 << 20), "which no manifest has"),
         (lambda m: b"[]", "does not say which format"),
         (lambda m: m.pop("format"), "does not say which format"),
         (lambda m: m.update(format=True), "does not say which format"),

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from fixtures import tiny_gguf
 
-from pyllamafile import weights
 from pyllamafile.errors import PyllamafileError
-from pyllamafile.weights import Array
+from pyllamafile.models import gguf as weights
+from pyllamafile.models.gguf import Array
 
 U32, F32, STRING, ARRAY, U64 = 4, 6, 8, 9, 10
 

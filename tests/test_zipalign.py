@@ -22,16 +22,15 @@ from pathlib import Path
 
 import pytest
 
-from pyllamafile import zipalign
+from pyllamafile import copying, zipalign
+from pyllamafile.copying import Digest, Source
 from pyllamafile.errors import PyllamafileError
 from pyllamafile.zipalign import (
     BLOCK,
     DEFLATED,
     STORED,
-    Digest,
     Entry,
     Late,
-    Source,
     add,
     deflate,
     from_file,
@@ -113,7 +112,7 @@ def test_write_is_read_by_zipfile(tmp_path, model):
     path.write_bytes(prefix)
     seen = []
     with path.open("r+b") as file:
-        digests = write(file, plan, seen.append)
+        digests = write(file, plan, lambda step: seen.append(step.done))
 
     sha256 = hashlib.sha256(RANDOM).hexdigest()
     page = b"<p>hello</p>" * 500
@@ -132,7 +131,7 @@ def test_write_is_read_by_zipfile(tmp_path, model):
         6000, zlib.crc32(page), hashlib.sha256(page).hexdigest()
     )
     assert seen == sorted(seen)
-    assert seen[-1] == sum(item.stored_size for item in plan.placed)
+    assert seen[-1] == plan.size
     with zipfile.ZipFile(path) as archive:
         for info, item in zip(archive.infolist(), plan.placed, strict=True):
             assert info.header_offset == item.header_offset
@@ -178,7 +177,7 @@ def test_a_source_is_a_range_of_a_file(tmp_path, model):
 
 
 def test_many_chunks(tmp_path, model, monkeypatch):
-    monkeypatch.setattr(zipalign, "_CHUNK", 1000)
+    monkeypatch.setattr(copying, "CHUNK", 1000)
     path = packed(tmp_path / "a.zip", some(model))
     assert dict(contents(path))["model.gguf"] == RANDOM
 
@@ -263,7 +262,7 @@ def test_a_source_that_changes_meanwhile(tmp_path, model):
         path.open("r+b") as file,
         pytest.raises(PyllamafileError, match=r"model\.gguf: changed"),
     ):
-        write(file, layout([gguf(model)], 0), lambda done: os.utime(model, ns=(1, done)))
+        write(file, layout([gguf(model)], 0), lambda step: os.utime(model, ns=(1, step.done)))
 
 
 def test_what_was_announced_is_checked(tmp_path):
@@ -341,7 +340,7 @@ def test_blocks_are_shared_where_possible(tmp_path, model, monkeypatch):
         os.pwrite(fd, os.pread(source, length, offset), at)
         calls.append((length, at))
 
-    monkeypatch.setattr(zipalign.fcntl, "ioctl", ioctl)
+    monkeypatch.setattr(copying.fcntl, "ioctl", ioctl)
     path = packed(tmp_path / "a.zip", [gguf(model)])
     block = os.statvfs(path).f_bsize
     assert calls == [(len(RANDOM) // block * block, BLOCK)]
@@ -360,8 +359,8 @@ def test_the_disk_begins_before_the_end(tmp_path, model, monkeypatch, error):
         if error:
             raise OSError(error, "no")
 
-    monkeypatch.setattr(zipalign, "_STRIDE", 50_000)
-    monkeypatch.setattr(zipalign, "_share", lambda *_: 0)
+    monkeypatch.setattr(copying, "_STRIDE", 50_000)
+    monkeypatch.setattr(copying, "_share", lambda *_: 0)
     monkeypatch.setattr(os, "posix_fadvise", advise)
     path = packed(tmp_path / "a.zip", [gguf(model)])
     assert contents(path) == [("model.gguf", RANDOM)]
@@ -372,7 +371,7 @@ def test_the_disk_begins_before_the_end(tmp_path, model, monkeypatch, error):
 def test_reading_by_seeking(tmp_path, model, monkeypatch):
     """As Windows reads, where a file that two threads read has one position."""
     monkeypatch.delattr(os, "preadv", raising=False)
-    monkeypatch.setattr(zipalign, "_CHUNK", 100)
+    monkeypatch.setattr(copying, "CHUNK", 100)
     path = packed(tmp_path / "a.zip", some(model))
     assert dict(contents(path))["model.gguf"] == RANDOM
 
@@ -388,8 +387,8 @@ def test_reading_little_by_little(tmp_path, model, monkeypatch):
 def test_what_is_shared_is_not_written(tmp_path, model, monkeypatch):
     """But for the rest behind the last whole block."""
     shared = 2 * BLOCK
-    monkeypatch.setattr(zipalign, "_share", lambda *_: shared)
-    monkeypatch.setattr(zipalign, "_CHUNK", 1000)
+    monkeypatch.setattr(copying, "_share", lambda *_: shared)
+    monkeypatch.setattr(copying, "CHUNK", 1000)
     path = packed(tmp_path / "a.zip", [Entry("m", Source(model, size=len(RANDOM)), align=BLOCK)])
     [member] = read(path).members
     raw = path.read_bytes()[member.data_offset : member.end]
@@ -400,7 +399,7 @@ def test_what_is_shared_is_not_written(tmp_path, model, monkeypatch):
 def test_nobody_reads_a_file_that_was_closed(tmp_path, model, monkeypatch):
     """Not even when copying stops while threads still hash."""
     closed, late = threading.Event(), []
-    real, fill = zipalign._read_into, zipalign._fill
+    real, fill = copying.read_into, zipalign._fill
 
     def slowly(fd, offset, view):
         if threading.current_thread() is not threading.main_thread():
@@ -417,9 +416,9 @@ def test_nobody_reads_a_file_that_was_closed(tmp_path, model, monkeypatch):
         finally:
             closed.set()
 
-    monkeypatch.setattr(zipalign, "_CHUNK", 10_000)
-    monkeypatch.setattr(zipalign, "_share", lambda *_: 0)
-    monkeypatch.setattr(zipalign, "_read_into", slowly)
+    monkeypatch.setattr(copying, "CHUNK", 10_000)
+    monkeypatch.setattr(copying, "_share", lambda *_: 0)
+    monkeypatch.setattr(copying, "read_into", slowly)
     monkeypatch.setattr(zipalign, "_fill", watched)
     monkeypatch.setattr(os, "write", stop)
     with pytest.raises(PyllamafileError, match="cannot write"):

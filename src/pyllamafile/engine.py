@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import Literal
 
 from pyllamafile import native, plan, zipalign
-from pyllamafile.errors import DamagedError, NotFoundError, RefusedError, UnavailableError
+from pyllamafile.errors import (
+    DamagedError,
+    NotFoundError,
+    PyllamafileError,
+    RefusedError,
+    UnavailableError,
+)
 from pyllamafile.launcher import Outer, pack
 from pyllamafile.llamafile import GUI, GUI_NOTICES, LICENSES, Llamafile, of_archive
 from pyllamafile.ops.verify import verify
@@ -178,8 +184,12 @@ def _from_wheel(path: Path, archive: Archive, folder: Path, gui: bool) -> Parts:
             packed = _taken_out(path, program, folder)
             runtimes.append(_runtime(path, target, zipalign.content(path, facts, _MOST), packed))
     pages = members.get("ui.zip")
-    entries = plan.gui_entries(_taken_out(path, pages, folder)) if gui and pages else []
-    return Parts(runtimes, entries, str(path))
+    if not (gui and pages):
+        return Parts(runtimes, (), str(path))
+    try:
+        return Parts(runtimes, plan.gui_entries(_taken_out(path, pages, folder)), str(path))
+    except PyllamafileError as error:
+        raise DamagedError(f"{path}: ui.zip can't be understood", path=path) from error
 
 
 def _taken_out(path: Path, member: Member, folder: Path) -> Path:

@@ -231,7 +231,7 @@ def of_archive(path: Path, archive: Archive) -> Llamafile:
     if type(number) is int and number > FORMAT:
         what = f"its manifest is of format {number}, and this version knows {FORMAT}"
         return Llamafile(path, archive, "newer", problem=what)
-    if number != FORMAT:
+    if type(number) is not int or number != FORMAT:
         what = f"{number!r} is no format that there ever was"
         return Llamafile(path, archive, "damaged", problem=what)
     if problem := next(_misfits(facts, _SHAPE, "it"), None):

@@ -595,6 +595,7 @@ def write(file: BinaryIO, plan: Layout, progress: Progress = silent) -> dict[str
         count = counted(progress, f"writing {path.name}", plan.size, plan.start)
         digests = _write(target, plan, count)
         os.ftruncate(target.fd, plan.size)
+    count(plan.size - plan.start)
     file.seek(plan.size)
     return digests
 

@@ -12,7 +12,7 @@ from typing import NoReturn, TextIO, cast
 
 import click
 
-from pyllamafile.cli.commands import commands
+from pyllamafile.cli.commands import program
 from pyllamafile.cli.screen import err, fail
 from pyllamafile.errors import PyllamafileError
 
@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
             _ending_on_signals(),
             contextlib.redirect_stdout(sys.stdout and cast(TextIO, _Output(sys.stdout))),
         ):
-            code = commands.main(arguments, prog_name="pyllamafile", standalone_mode=False)
+            code = program.main(arguments, prog_name="pyllamafile", standalone_mode=False)
         sys.exit(code)
     except PyllamafileError as error:
         fail(error.message, error.hint)

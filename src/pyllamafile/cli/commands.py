@@ -41,7 +41,7 @@ _PATH = click.Path(path_type=Path)
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(pyllamafile.__version__, message="pyllamafile %(version)s")
-def commands() -> None:
+def program() -> None:
     """Turn a language model into one file that anybody can run."""
 
 
@@ -83,7 +83,7 @@ def _complete_entries(
 # build
 
 
-@commands.command()
+@program.command()
 @click.option(
     "--gguf",
     multiple=True,
@@ -323,7 +323,7 @@ def _choice(models: Sequence[str]) -> str:
 # advise
 
 
-@commands.command()
+@program.command()
 @click.argument("source", metavar="SOURCE", shell_complete=_complete_files)
 @click.option(
     "-c",
@@ -382,7 +382,7 @@ def _print_advice(advice: Advice) -> None:
 # inspect, verify, extract
 
 
-@commands.command()
+@program.command()
 @click.argument("file", type=_PATH)
 @click.option("-a", "--all", "everything", is_flag=True, help="Every file of the web GUI, too.")
 @click.option("--json", "as_json", is_flag=True, help="For programs; always everything.")
@@ -504,7 +504,7 @@ def _print_model(model: ModelFacts) -> None:
             out.print(f"  {label:<12}  {shown(str(value))}")
 
 
-@commands.command()
+@program.command()
 @click.argument("file", type=_PATH)
 def verify(file: Path) -> None:
     """Check all that is in a llamafile.
@@ -530,7 +530,7 @@ def _ending(file: Path) -> str | None:
     return f"an upgrade of it was interrupted: pyllamafile upgrade {file} ends it"
 
 
-@commands.command()
+@program.command()
 @click.argument("file", type=_PATH, required=False)
 def doctor(file: Path | None) -> None:
     """Say why a llamafile doesn't start here, and what to do about it.
@@ -549,7 +549,7 @@ def doctor(file: Path | None) -> None:
     out.print(shown(f"{file or 'this machine'}: nothing keeps it from starting"))
 
 
-@commands.command()
+@program.command()
 @click.argument("file", type=_PATH)
 @click.argument("names", nargs=-1, shell_complete=_complete_entries)
 @click.option("-C", "--directory", type=_PATH, default=Path(), help="Where to.  [default: here]")
@@ -569,7 +569,7 @@ def extract(file: Path, names: tuple[str, ...], directory: Path, force: bool) ->
 # upgrade, add, remove
 
 
-@commands.command()
+@program.command()
 @click.argument("file", type=_PATH)
 @click.option(
     "--engine",
@@ -603,7 +603,7 @@ def upgrade(file: Path, engine: Path | None, targets: tuple[str, ...]) -> None:
         out.print(f"  Windows   {shown(str(done.companion))} starts it there")
 
 
-@commands.command()
+@program.command()
 @click.argument("file", type=_PATH)
 @click.argument(
     "what",
@@ -629,7 +629,7 @@ def add(file: Path, what: tuple[str, ...]) -> None:
         out.print(shown(name))
 
 
-@commands.command()
+@program.command()
 @click.argument("file", type=_PATH)
 @click.argument(
     "names", metavar="NAME...", nargs=-1, required=True, shell_complete=_complete_entries
@@ -646,7 +646,7 @@ def remove(file: Path, names: tuple[str, ...]) -> None:
 # zipalign
 
 
-@commands.command("zipalign")
+@program.command("zipalign")
 @click.argument("archive", metavar="ZIP", type=_PATH)
 @click.argument("files", metavar="FILE...", type=_PATH, nargs=-1, required=True)
 @click.option("-v", "--verbose", is_flag=True, help="Say what is done.")
@@ -725,15 +725,15 @@ def _new_manifest(archive: Path, entries: list[zipalign.Entry]) -> list[zipalign
 # man
 
 
-@commands.command("man")
+@program.command("man")
 def man_page() -> None:
     """Print the manual page.
 
     It is troff: pyllamafile man | man -l -
     """
-    program = click.Context(commands, info_name="pyllamafile", **commands.context_settings)
-    parts = [_described(click.Context(command, program)) for command in _all(commands, program)]
-    whole = _described(program)
+    context = click.Context(program, info_name="pyllamafile", **program.context_settings)
+    parts = [_described(click.Context(command, context)) for command in _all(program, context)]
+    whole = _described(context)
     click.echo(man.page(whole, parts, pyllamafile.__version__, MAN_ENDS), nl=False)
 
 
@@ -784,7 +784,7 @@ def _described(context: click.Context) -> man.Command:
 # runtimes
 
 
-@commands.group()
+@program.group()
 def runtimes() -> None:
     """The native programs that go into a file."""
 
@@ -888,6 +888,6 @@ def _share(tell: Progress, number: int, count: int) -> Progress:
     def tell_share(step: Step) -> None:
         done = steps * step.done // step.total if step.total else 0
         what = f"{step.what} ({number + 1} of {count})"
-        tell(Step("steps", what, number * steps + done, count * steps))
+        tell(Step("bytes", what, number * steps + done, count * steps))  # a share of the whole
 
     return tell_share

@@ -85,7 +85,7 @@ def _extract_one(path: Path, member: Member, target: Path, force: bool, count: C
     except OSError as error:
         raise AccessError(f"{target}: {error.strerror}", path=target) from error
     mode = permitted(0o777 if member.mode & 0o100 else 0o666)
-    with appearing(target, member.size, force=force, mode=mode) as (file, _):
+    with appearing(target, force=force, mode=mode) as (file, _):
         done = 0
         for chunk in zipalign.chunks(path, member):
             done += file.write(chunk)

@@ -98,13 +98,13 @@ def convert(
             raise RefusedError(f"{path}: is to be put in twice", hint="leave out --in-place")
         if plan.zip.placed[0].stored_size != path.stat().st_size:
             raise RefusedError(f"{path}: changed while it was being packed", path=path)
-        _Conversion(path, destination, plan, progress).run()
+        Conversion(path, destination, plan, progress).run()
     except OSError as error:
         raise AccessError(f"{path}: {error.strerror}", path=path) from error
 
 
 @dataclass(frozen=True)
-class _Conversion:
+class Conversion:
     """A GGUF that becomes a llamafile, without room for a copy.
 
     The zip's end is written behind the weights, which leaves a GGUF; then room is made in front of

@@ -224,7 +224,7 @@ def _shift(found: Llamafile, new: Engine, kept: Sequence[Member]) -> bool:
 
 
 @dataclass(frozen=True)
-class _Exchange:
+class Exchange:
     """Another engine for a llamafile, under weights that are not copied.
 
     The new engine is put behind the old one, where nobody looks, then the new directory behind
@@ -295,7 +295,7 @@ def _exchange(
     engine: Engine,
     entries: Sequence[Entry],
     remove: Collection[str],
-) -> _Exchange | None:
+) -> Exchange | None:
     """Plan to put another engine under the weights of a file; None if they can't stay.
 
     Args:
@@ -327,7 +327,7 @@ def _exchange(
             zipalign.layout(entries, members[-1].end, kept=kept, moves=(0, move), former=members)
     except PyllamafileError:
         return None
-    return _Exchange(path, engine, entries, remove, old, new)
+    return Exchange(path, engine, entries, remove, old, new)
 
 
 def _finish(found: Llamafile) -> Llamafile:
