@@ -25,6 +25,9 @@ OPTIMIZE = "-Os -DNDEBUG"
 # the first token comes 80 ms later.
 LINK = "-O2 -s -Wl,--gc-sections"
 
+# CMake asks a compiler who it is by linking a program, but an object will do, too.
+OBJECT_WILL_DO = 'case "$*" in *CompilerId*) set -- -c "$@" ;; esac\n'
+
 BUILDING = Path(__file__).parent
 RUNTIME = BUILDING.parent / "runtime"
 
@@ -160,12 +163,10 @@ def _toolchain(folder: Path, target: Target, zig: Path, source: Path) -> dict[st
     hidden = [f"-ffile-prefix-map={path}=." for path in places]
     options = [*_options(target), *hidden]
     folder.mkdir(parents=True, exist_ok=True)
-    # CMake asks a compiler who it is by linking a program, but an object will do, too.
-    object_will_do = 'case "$*" in *CompilerId*) set -- -c "$@" ;; esac\n'
     return {
         "CMAKE_C_COMPILER": tools.script(folder / "zig-cc", zig, "cc", *options),
         "CMAKE_CXX_COMPILER": tools.script(
-            folder / "zig-c++", zig, "c++", *options, before=object_will_do
+            folder / "zig-c++", zig, "c++", *options, before=OBJECT_WILL_DO
         ),
         "CMAKE_AR": tools.script(folder / "zig-ar", zig, "ar"),
         "CMAKE_RANLIB": tools.script(folder / "zig-ranlib", zig, "ranlib"),

@@ -96,12 +96,13 @@ class Difference:
         return f"{self.seam.name}: {missing if self.found is None else counts}: {line}"
 
 
-def read(path: Path = TABLE) -> list[Seam]:
-    """Read the table.
+def read(path: Path | None = None) -> list[Seam]:
+    """Read the table, ours unless another is named.
 
     Raises:
         PyllamafileError: A row lacks a key, has one too many, or is there twice.
     """
+    path = path or TABLE
     try:
         rows = tomllib.loads(path.read_text())["seam"]
     except (ValueError, KeyError) as error:
