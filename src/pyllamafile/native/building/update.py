@@ -116,7 +116,9 @@ def _excerpt(content: str, text: str) -> list[str]:
     """The lines around a text, with their numbers; of one that isn't there, around the likest."""
     lines = content.splitlines()
     needle = text.strip("\n").splitlines()
-    starts = [content.count("\n", 0, match.start()) for match in re.finditer(re.escape(text), content)]
+    starts = [
+        content.count("\n", 0, match.start()) for match in re.finditer(re.escape(text), content)
+    ]
     if not starts:
         wanted = needle[0].strip()
         likest = max(range(len(lines)), key=lambda n: _likeness(wanted, lines[n]), default=0)
@@ -139,7 +141,10 @@ def _tables(new: Path) -> Iterator[tuple[str, list[str]]]:
     theirs = runpy.run_path(str(new / "gguf-py" / "gguf" / "constants.py"))
     sizes = theirs["GGML_QUANT_SIZES"]
     tensor_types = {kind.value: (kind.name, *sizes[kind]) for kind in sizes}
-    yield "tensor types", _unlike({n: tuple(kind) for n, kind in TENSOR_TYPES.items()}, tensor_types)
+    yield (
+        "tensor types",
+        _unlike({n: tuple(kind) for n, kind in TENSOR_TYPES.items()}, tensor_types),
+    )
     file_types = {
         kind.value: re.sub("^(ALL|MOSTLY)_", "", kind.name)
         for kind in theirs["LlamaFileType"]
