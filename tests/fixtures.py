@@ -57,6 +57,7 @@ def tiny_phi3(
     kv_heads: int = 2,
     template: str | None = "",
     pooling: int | None = None,
+    window: int | None = None,
 ) -> Path:
     """A phi3 model with Phi-3's real vocabulary and random weights, one layer deep.
 
@@ -69,6 +70,7 @@ def tiny_phi3(
         kv_heads: How many of them have keys and values of their own.
         template: For chats; "" for that of the vocabulary, None for none.
         pooling: Makes it a model for embeddings: 1 is the mean of all tokens'.
+        window: How many tokens attention sees; None for all.
     """
     queries = (heads + 2 * kv_heads) * width // heads
     hyperparameters = {
@@ -95,6 +97,8 @@ def tiny_phi3(
             tokens = len(field.data)
     if pooling is not None:
         hyperparameters["phi3.pooling_type"] = pooling
+    if window is not None:
+        hyperparameters["phi3.attention.sliding_window"] = window
     for key, value in hyperparameters.items():
         writer.add_uint32(key, value)
     rng = np.random.default_rng(3)

@@ -80,7 +80,7 @@ def lines(*said: str) -> bytes:
     return "".join(f"{line}\n" for line in said).encode()
 
 
-def test_over_a_pipe(llamafile: Path, run: Run) -> None:
+def test_seam_over_a_pipe(llamafile: Path, run: Run) -> None:
     """Standard output is answers and what was asked for; no colours, no prompt, no banner."""
     said = lines("Count: one, two,", "/context", "/system", "/stats", "/exit", "never read")
     done = run(llamafile, *GREEDY, "-sys", "You can count.", stdin=said)
@@ -219,7 +219,7 @@ def test_grammar_and_schema(llamafile: Path, run: Run) -> None:
     assert isinstance(json.loads(done.stdout)["n"], int)
 
 
-def test_at_a_terminal(llamafile: Path) -> None:
+def test_seam_at_a_terminal(llamafile: Path) -> None:
     with terminal(llamafile, *GREEDY) as at:
         shown = at.see("> ")
         assert "8192 tokens of context; /help lists the commands, Ctrl-D ends" in shown

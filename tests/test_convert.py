@@ -102,7 +102,7 @@ def in_f16(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("type", ["F32", "F16"])
-def test_a_folder_becomes_a_llamafile(type: str, copy: Path, tmp_path: Path) -> None:
+def test_seam_a_folder_becomes_a_llamafile(type: str, copy: Path, tmp_path: Path) -> None:
     """By the command; in the floats that it has, each of them as it is."""
     if type == "F16":
         in_f16(copy)

@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import lief
 import numpy as np
 import pytest
 from conftest import Run
 from fixtures import tiny_phi3
 
 from pyllamafile import native
+from pyllamafile.native.building import driver
+from pyllamafile.progress import silent
+from pyllamafile.targets import TARGETS
 
 # Of every product: five tiles of eight, one of four, one of one; too few for tiles.
 COLUMNS = [45, 5]
@@ -54,6 +58,27 @@ def probabilities(
     rows = np.frombuffer(content, np.uint16, offset=20 + 4 * context * chunks).reshape(-1, width)
     scale, least = np.ascontiguousarray(rows[:, :4]).view(np.float32).T
     return least[:, None] + scale[:, None] * rows[:, 4 : 4 + words]
+
+
+@pytest.mark.native
+def test_seam_products_come_to_ours() -> None:
+    """Upstream's kernels would give the same results, slower; the objects say whom they ask."""
+    target = TARGETS["linux-amd64"]
+    out = native.build_folder(target) / "out"
+    if not (out / "runtime").is_file():  # the runtime came from elsewhere
+        driver.compile_runtime(target, native.llama_source(), None, silent)
+    for source, ours, upstreams in (
+        ("ggml-cpu.c", "our_sgemm", "llamafile_sgemm"),
+        ("repack.cpp", "our_gemm_q4_0", "ggml_gemm_q4_0_8x8_q8_0"),
+    ):
+        asked = set()
+        for path in out.rglob(f"ggml-cpu/{source}.o"):
+            binary = lief.ELF.parse(str(path))
+            assert binary is not None
+            missing = {str(symbol.name) for symbol in binary.symbols if symbol.shndx == 0}
+            asked |= {name for name in missing if name.startswith((ours, upstreams))}
+        suffixes = ["", *(f"__{level.name}" for level in target.levels[1:])]
+        assert asked == {ours + suffix for suffix in suffixes}
 
 
 @pytest.mark.native

@@ -148,7 +148,7 @@ def test_an_older_one_gets_a_clear_line(cpu: str, qemu: str, runtime: Path, run:
 
 @pytest.mark.native
 @pytest.mark.parametrize("level", LEVELS["linux-amd64"])
-def test_a_level_can_be_asked_for(
+def test_seam_a_level_can_be_asked_for(
     level: str, runtime: Path, phi3: Path, run: Run, expected: bytes
 ) -> None:
     environment = {**os.environ, "PYLLAMAFILE_CPU": level}

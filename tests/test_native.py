@@ -16,6 +16,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import lief
 import pytest
@@ -41,13 +42,15 @@ def answer(runtime: Path, model: Path, run: Run) -> bytes:
 # -p and -f
 
 
-def test_llamafile_says_what_the_bare_weights_say(llamafile: Path, run: Run, answer: bytes) -> None:
+def test_seam_llamafile_says_what_the_bare_weights_say(
+    llamafile: Path, run: Run, answer: bytes
+) -> None:
     done = run(llamafile, "-p", PROMPT, *GREEDY)
     assert (done.returncode, done.stdout, done.stderr) == (0, answer, b"")
     assert b"Paris" in answer
 
 
-def test_output_is_the_text_and_one_newline(llamafile: Path, run: Run, answer: bytes) -> None:
+def test_seam_output_is_the_text_and_one_newline(llamafile: Path, run: Run, answer: bytes) -> None:
     assert answer.startswith(PROMPT.encode())
     assert answer.endswith(b"\n")
     done = run(llamafile, "-p", PROMPT, *GREEDY, "--no-display-prompt")
@@ -81,7 +84,7 @@ def test_a_prompt_that_looks_like_a_flag(llamafile: Path, run: Run) -> None:
     assert done.stdout.startswith(b"--help")
 
 
-def test_log_only_on_request_and_on_stderr(llamafile: Path, run: Run, answer: bytes) -> None:
+def test_seam_log_only_on_request_and_on_stderr(llamafile: Path, run: Run, answer: bytes) -> None:
     done = run(llamafile, "-p", PROMPT, *GREEDY, "-v")
     assert done.stdout == answer
     assert b"llama_model_loader" in done.stderr
@@ -151,7 +154,7 @@ def test_wrong_arguments_get_one_line(
     assert WRONG[arguments] in done.stderr.decode()
 
 
-def test_busy_threads_let_others_go_first(runtime: Path, model: Path, run: Run) -> None:
+def test_seam_busy_threads_let_others_go_first(runtime: Path, model: Path, run: Run) -> None:
     """Waiting threads give the processor away, which strace sees."""
     trace = run(
         need("strace"), "-f", "-c", "-e", "trace=sched_yield",
@@ -170,7 +173,7 @@ def threads(done: subprocess.CompletedProcess[bytes]) -> int:
     return int(count)
 
 
-def test_no_more_threads_than_the_affinity_allows(llamafile: Path, run: Run) -> None:
+def test_seam_no_more_threads_than_the_affinity_allows(llamafile: Path, run: Run) -> None:
     asked = (llamafile, "-p", "A", "-n", "1", "-v")
     (cpu, *_) = sorted(os.sched_getaffinity(0))
     assert threads(run("taskset", "-c", str(cpu), *asked)) == 1
@@ -209,7 +212,9 @@ def test_no_more_threads_than_the_control_group_allows(llamafile: Path, run: Run
         assert threads(run(*inside, llamafile, "-p", "A", "-n", "1", "-v")) == 1
 
 
-def test_no_longer_context_than_the_control_group_has_memory_for(llamafile: Path, run: Run) -> None:
+def test_seam_no_longer_context_than_the_control_group_has_memory_for(
+    llamafile: Path, run: Run
+) -> None:
     def context(*inside: str | Path, options: tuple[str, ...] = ()) -> int:
         done = run(*inside, llamafile, "--chat", *options, stdin=b"/context\n")
         assert (done.returncode, done.stderr) == (0, b"")
@@ -248,7 +253,7 @@ def test_every_option_in_the_manual_exists(llamafile: Path, run: Run) -> None:
     assert named - known == ours & named
 
 
-def test_version_and_licenses(llamafile: Path, run: Run) -> None:
+def test_seam_version_and_licenses(llamafile: Path, run: Run) -> None:
     text = run(llamafile, "--version").stdout.decode()
     assert text.splitlines()[0] == f"pyllamafile {pyllamafile.__version__}"
     assert "linux-amd64, CPU level " in text
@@ -270,6 +275,24 @@ def test_a_runtime_alone_says_where_the_licences_are(runtime: Path, run: Run) ->
     done = run(runtime, "--licenses")
     assert (done.returncode, done.stdout) == (1, b"")
     assert done.stderr.startswith(b"error: the licences are in the folder LICENSES/ of a llamafile")
+
+
+@pytest.mark.parametrize(
+    ("mode", "own"),
+    [
+        ("--server", "--models-dir"),
+        ("--completion", "-no-cnv"),
+        ("--perplexity", "--kl-divergence"),
+        ("--tokenize", "--ids"),
+        ("--bench", "--n-depth"),
+        ("--quantize", "--allow-requantize"),
+    ],
+)
+def test_seam_every_mode_starts_its_tool(mode: str, own: str, runtime: Path, run: Run) -> None:
+    """Each lists an option of its own, which most of the others don't have."""
+    done = run(runtime, mode, "--help")
+    assert done.returncode == 0
+    assert own in (done.stdout + done.stderr).decode()
 
 
 def test_tokenize(llamafile: Path, run: Run) -> None:
@@ -465,7 +488,7 @@ def test_several_models(
     assert run(file, "-m", f"@{model.stem}", "-p", PROMPT, *GREEDY).stdout == answer
 
 
-def test_weights_that_info_zip_moved(
+def test_seam_weights_that_info_zip_moved(
     llamafile: Path, runtime: Path, run: Run, answer: bytes, tmp_path: Path
 ) -> None:
     file = tmp_path / "moved.llamafile"
@@ -652,7 +675,24 @@ def test_embeddings(llamafile: Path) -> None:
     assert likeness(cat, kitten) > likeness(cat, market)
 
 
-def test_gui_comes_out_of_the_file(server: str, llamafile: Path) -> None:
+def test_seam_embeddings_for_older_clients(llamafile: Path) -> None:
+    def made(path: str, content: object) -> Any:
+        body = json.dumps({"content": content}).encode()
+        request = urllib.request.Request(url + path, body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return json.loads(answer.read())
+
+    flags = ("--nobrowser", "--embeddings", "--pooling", "mean", "--port", "0")
+    with serving(llamafile, *flags) as url:
+        (row,) = made("embedding", "a cat")
+        (vector,) = row["embedding"]
+        assert len(vector) == 576
+        one = {"embedding": pytest.approx(vector, abs=1e-5)}
+        assert made("llamafile/embedding", "a cat") == one
+        assert made("llamafile/embedding", ["a cat", "a cat"]) == {"results": [one, one]}
+
+
+def test_seam_gui_comes_out_of_the_file(server: str, llamafile: Path) -> None:
     with zipfile.ZipFile(llamafile) as archive:
         for name in ("index.html", "favicon.svg", "manifest.webmanifest", "sw.js"):
             body, headers = get(server + name, **{"Accept-Encoding": "gzip"})
@@ -688,7 +728,7 @@ def test_a_taken_port_gives_the_next_one(llamafile: Path) -> None:
         process.stdout.close()
 
 
-def test_a_port_that_was_asked_for_is_taken(server: str, llamafile: Path, run: Run) -> None:
+def test_seam_a_port_that_was_asked_for_is_taken(server: str, llamafile: Path, run: Run) -> None:
     port = server.rsplit(":", 1)[1].strip("/")
     done = run(llamafile, "--nobrowser", "--port", port)
     assert done.returncode == 1
@@ -726,7 +766,7 @@ def test_llamafiles_names_for_flags(llamafile: Path) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["/llm", "llm", "llm/"])
-def test_prefix_and_key_together(prefix: str, llamafile: Path) -> None:
+def test_seam_prefix_and_key_together(prefix: str, llamafile: Path) -> None:
     flags = ("--nobrowser", "--url-prefix", prefix, "--api-key", "k", "--port", str(free_port()))
     with serving(llamafile, *flags) as url:
         assert url.endswith("/llm/")
@@ -793,7 +833,7 @@ def test_any_free_port(flags: tuple[str, ...], llamafile: Path) -> None:
         assert json.loads(get(url + "health")[0]) == {"status": "ok"}
 
 
-def test_interrupt_ends_the_server_while_it_answers(llamafile: Path) -> None:
+def test_seam_interrupt_ends_the_server_while_it_answers(llamafile: Path) -> None:
     process = subprocess.Popen(
         [llamafile, "--nobrowser", "--port", str(free_port())], stdout=subprocess.PIPE
     )

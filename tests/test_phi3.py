@@ -166,6 +166,22 @@ def test_a_prompt_longer_than_the_sliding_window(
     assert answer["tokens"] != rows.argmax(-1).tolist()
 
 
+def test_seam_the_sliding_window_is_on(tmp_path: Path, runtime: Path) -> None:
+    """Without the reference: a text gets other probabilities as soon as it is longer than that."""
+    vocabulary = native.llama_source() / "models" / "ggml-vocab-phi-3.gguf"
+    found: dict[int | None, list[dict[str, Any]]] = {}
+    for window in (None, 16):
+        gguf = tiny_phi3(tmp_path / f"{window}.gguf", vocabulary, window=window)
+        with serving(runtime, "--server", "--nobrowser", "-m", gguf, "-np", "1", *EXACT) as url:
+            found[window] = [complete(url, list(range(100, 100 + n)), 1) for n in (15, 40)]
+    (short, long), (short_too, long_too) = (
+        [answer["completion_probabilities"][0]["top_logprobs"] for answer in answers]
+        for answers in found.values()
+    )
+    assert short == short_too
+    assert long != long_too
+
+
 # Tokens
 
 

@@ -163,7 +163,7 @@ def test_what_it_is_called(name, called):
 
 @native_test
 @pytest.mark.parametrize("format", FORMATS)
-def test_each_format_is_built_and_answers(f16, made, run, tmp_path, format):
+def test_seam_each_format_is_built_and_answers(f16, made, run, tmp_path, format):
     output = tmp_path / "f.llamafile"
     done: list[tuple[int, int]] = []
     built = pyllamafile.build(

@@ -6,6 +6,7 @@ import base64
 import json
 import re
 import shlex
+import signal
 import subprocess
 import time
 import urllib.error
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ARTIFACTS, Run, browsing, childless, children, serving
+from conftest import ARTIFACTS, Run, browsing, childless, children, ready, serving
 from fixtures import png, tiny_ear, tiny_gguf, tiny_lora, tiny_phi3, tiny_projector, wav
 from test_build import COMMAND, folder, prebuilt
 
@@ -274,7 +275,7 @@ def pictures(place: Path) -> list[Path]:
 
 
 @pytest.mark.native
-def test_pictures_in_the_terminal(
+def test_seam_pictures_in_the_terminal(
     seeing: Path, pictures: list[Path], model: Path, run: Run
 ) -> None:
     def look(picture: Path, *options: str | Path) -> str:
@@ -410,7 +411,7 @@ def test_sounds_over_the_api(hearing: Path, tones: list[Path], pictures: list[Pa
 
 
 @pytest.mark.native
-def test_a_draft_changes_nothing_but_the_time(
+def test_seam_a_draft_changes_nothing_but_the_time(
     make: Callable[..., Path], model: Path, runtime: Path, place: Path, run: Run
 ) -> None:
     draft = place / "draft.gguf"
@@ -442,7 +443,7 @@ SEVERAL = ["SmolLM2-135M-Instruct.Q4_1", "embed", "phi3"]
 
 
 @pytest.mark.native
-def test_the_server_has_all_models_and_loads_them_on_demand(
+def test_seam_the_server_has_all_models_and_loads_them_on_demand(
     several: Path, adapted: Path, server: str
 ) -> None:
     def status() -> dict[str, str]:
@@ -468,6 +469,21 @@ def test_the_server_has_all_models_and_loads_them_on_demand(
         assert code == 400
         assert "model 'nix' not found" in message
     assert childless(several)
+
+
+@pytest.mark.native
+def test_seam_what_models_say_is_no_output(several: Path, tmp_path: Path) -> None:
+    """Their log goes to standard error, and standard output has our lines alone."""
+    command = [str(several), "--nobrowser", "-v", "-c", "512"]
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log)
+    try:
+        said(chat(ready(process), model="phi3", max_tokens=1))
+    finally:
+        process.send_signal(signal.SIGINT)
+        rest, _ = process.communicate(timeout=30)
+    assert rest == b""
+    assert re.search(rb"^\[\d+\] .+", (tmp_path / "log").read_bytes(), re.M)
 
 
 @pytest.mark.native

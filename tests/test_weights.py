@@ -188,9 +188,9 @@ def test_tensor_types_are_those_of_the_gguf_package() -> None:
     theirs = {
         kind.value: (kind.name, *gguf.GGML_QUANT_SIZES[kind]) for kind in gguf.GGMLQuantizationType
     }
-    # The pinned llama.cpp is newer than some releases of the package: ggml-common.h, block_q2_0.
-    newer = {42: ("Q2_0", 64, 18)}
-    assert newer | theirs == ours
+    # The pinned llama.cpp is newer than the package: ggml-common.h, block_q8_1 and block_q2_0.
+    newer = {9: ("Q8_1", 32, 36), 42: ("Q2_0", 64, 18)}
+    assert theirs | newer == ours
 
 
 def test_file_types_are_those_of_the_gguf_package() -> None:

@@ -104,7 +104,7 @@ def test_arguments_arrive_as_typed(
     )
 
 
-def test_as_many_arguments_as_were_typed(
+def test_seam_as_many_arguments_as_were_typed(
     windows: Wine, runtime: Path, phi3: Path, run: Run
 ) -> None:
     """llama.cpp would take the command line of the process for them, modes and all."""
@@ -228,7 +228,7 @@ def server(program: Path, wine: dict[str, str], phi3: Path) -> Iterator[subproce
     process.stdout.close()
 
 
-def test_the_server_answers_and_ctrl_c_ends_it(server: subprocess.Popen[bytes]) -> None:
+def test_seam_the_server_answers_and_ctrl_c_ends_it(server: subprocess.Popen[bytes]) -> None:
     url = ready(server)
     with openai.OpenAI(base_url=f"{url}v1", api_key="none") as client:
         answer = client.chat.completions.create(

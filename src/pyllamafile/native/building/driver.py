@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pyllamafile.errors import UnavailableError
-from pyllamafile.native.building import licenses, tools
+from pyllamafile.native.building import licenses, seams, tools
 from pyllamafile.native.building.source import LLAMA_COMMIT, SDIST_SHA256
 from pyllamafile.progress import Progress, Step
 from pyllamafile.targets import Target
@@ -25,11 +25,14 @@ OPTIMIZE = "-Os -DNDEBUG"
 # the first token comes 80 ms later.
 LINK = "-O2 -s -Wl,--gc-sections"
 
+# CMake asks a compiler who it is by linking a program, but an object will do, too.
+OBJECT_WILL_DO = 'case "$*" in *CompilerId*) set -- -c "$@" ;; esac\n'
+
 BUILDING = Path(__file__).parent
 RUNTIME = BUILDING.parent / "runtime"
 
 # What CMake runs of ours, and what decides over a runtime's facts.
-_SCRIPTS = ("icon.py", "levels.py", "licenses.py")
+_SCRIPTS = ("icon.py", "levels.py", "licenses.py", "seams.py")
 
 
 def key(target: Target) -> str:
@@ -97,12 +100,15 @@ def compile_runtime(
     zig, cmake, ninja = programs()
     folder = build_folder(target)
     out = folder / "out"
+    edited = folder / "edited"
+    seams.meet(source, edited, target.system)
     scripts = _toolchain(folder / "tools", target, zig, source)
     settings = {
         **_settings(target),
         **scripts,
         "CMAKE_MAKE_PROGRAM": ninja,
         "LLAMA_SOURCE": source,
+        "EDITED": edited,
         "BUILDING": BUILDING,
         "PYTHON": sys.executable,
     }
@@ -122,7 +128,7 @@ def compile_runtime(
         tools.run(configure, log=log, what=what)
         tools.run(command, log=log, what=what, append=True, each_line=step)
     program = (out / "runtime").read_bytes()
-    files = licenses.linked(ninja, out)
+    files = [seams.original(file, edited, source) for file in licenses.linked(ninja, out)]
     return program, licenses.notices(target, files, source, zig.parent, RUNTIME)
 
 
@@ -153,15 +159,14 @@ def _settings(target: Target) -> dict[str, str]:
 def _toolchain(folder: Path, target: Target, zig: Path, source: Path) -> dict[str, Path]:
     """Make zig something that CMake can call: CMake's variable and a script for each."""
     # Paths of this machine would end up in assertion messages.
-    hidden = [f"-ffile-prefix-map={path}=." for path in (source, RUNTIME, zig.parent)]
+    places = (source, folder.parent / "edited", RUNTIME, zig.parent)
+    hidden = [f"-ffile-prefix-map={path}=." for path in places]
     options = [*_options(target), *hidden]
     folder.mkdir(parents=True, exist_ok=True)
-    # CMake asks a compiler who it is by linking a program, but an object will do, too.
-    object_will_do = 'case "$*" in *CompilerId*) set -- -c "$@" ;; esac\n'
     return {
         "CMAKE_C_COMPILER": tools.script(folder / "zig-cc", zig, "cc", *options),
         "CMAKE_CXX_COMPILER": tools.script(
-            folder / "zig-c++", zig, "c++", *options, before=object_will_do
+            folder / "zig-c++", zig, "c++", *options, before=OBJECT_WILL_DO
         ),
         "CMAKE_AR": tools.script(folder / "zig-ar", zig, "ar"),
         "CMAKE_RANLIB": tools.script(folder / "zig-ranlib", zig, "ranlib"),

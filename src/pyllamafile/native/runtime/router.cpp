@@ -1,19 +1,12 @@
 #include "router.h"
 
 #include "container.h"
+#include "seams/presets.h"
 #include "speculative.h"
 #include "weights.h"
 
 #include <cstdlib>
 #include <filesystem>
-
-// preset.cpp has two of its functions under other names (CMakeLists.txt), so that these here take
-// their place. This is how one of them can still be called.
-#define load_from_models_dir                                                                       \
-    load_from_models_dir(const std::string & models_dir) const;                                    \
-    common_presets load_from_models_dir_upstream
-#include "preset.h"
-#undef load_from_models_dir
 
 extern container own_container; // main.cpp
 
@@ -264,35 +257,30 @@ bool is_routers_child(arguments & args) {
     return true;
 }
 
-// A folder is for upstream; of a llamafile each model is one.
-common_presets common_preset_context::load_from_models_dir(const std::string & models_dir) const {
+std::optional<common_presets> presets_of_llamafile(const common_preset_context & context,
+                                                   const std::string & path) {
     container zip;
-    if (std::filesystem::is_directory(models_dir) || !read_container(models_dir, zip)) {
-        return load_from_models_dir_upstream(models_dir);
+    if (std::filesystem::is_directory(path) || !read_container(path, zip)) {
+        return {};
     }
     common_presets out;
     for (const entry * model : models_in(zip)) {
         weights found;
         common_preset preset;
         preset.name = out.count(name_of(*model)) == 0 ? name_of(*model) : model->name;
-        preset.set_option(*this, "LLAMA_ARG_MODEL", models_dir + "@" + model->name);
-        if (find_weights(models_dir + "@" + model->name, found).empty()) {
+        preset.set_option(context, "LLAMA_ARG_MODEL", path + "@" + model->name);
+        if (find_weights(path + "@" + model->name, found).empty()) {
             if (found.embeds) {
-                preset.set_option(*this, "LLAMA_ARG_EMBEDDINGS", "1");
+                preset.set_option(context, "LLAMA_ARG_EMBEDDINGS", "1");
             }
             if (found.offset % TENSOR_ALIGNMENT != 0) {
-                preset.set_option(*this, "load-mode", "none");
+                preset.set_option(context, "load-mode", "none");
             }
         }
         if (out.empty()) {
-            add_partners(*this, zip, preset);
+            add_partners(context, zip, preset);
         }
         out[preset.name] = preset;
     }
     return out;
-}
-
-// What -hf has downloaded is no part of this file, and there is no -hf here.
-common_presets common_preset_context::load_from_cache() const {
-    return {};
 }

@@ -9,12 +9,11 @@ __declspec(dllimport) int __stdcall SwitchToThread(void);
 #include <sched.h>
 #endif
 
-static inline void upstreams_relax(void);
-
-static inline void patient_relax(void) {
+// `pause` is upstream's way to spin, one turn of it.
+static inline void relax_patiently(void (*pause)(void)) {
     enum { PAUSES = 128 }; // microseconds: more than two threads are mostly apart
     static __thread unsigned pauses;
-    upstreams_relax();
+    pause();
     if (++pauses % PAUSES == 0) {
 #ifdef _WIN32
         SwitchToThread();
@@ -23,8 +22,3 @@ static inline void patient_relax(void) {
 #endif
     }
 }
-
-// The definition says `ggml_thread_cpu_relax(void)`, a call `ggml_thread_cpu_relax()`.
-#define ggml_thread_cpu_relax(nothing) RELAX_##nothing
-#define RELAX_void upstreams_relax(void)
-#define RELAX_ patient_relax()
