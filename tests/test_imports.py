@@ -53,7 +53,9 @@ GRAPH = {
     "ops.verify": {"errors", "progress"},
     "ops.inspect": {"errors", "llamafile", "models.gguf", "zipalign"},
     "ops.extract": {"appearing", "copying", "errors", "llamafile", "progress", "zipalign"},
-    "ops.edit": {"errors", "llamafile", "models.gguf", "models.source", "plan", "progress", "zipalign"},
+    "ops.edit": {
+        "errors", "llamafile", "models.gguf", "models.source", "plan", "progress", "zipalign",
+    },
     "ops.advise": {"errors", "models.forecast", "models.source", "models.sources", "targets"},
     "ops.doctor": {"ops.inspect", "ops.verify", "targets"},
     "ops.in_place": {
@@ -83,8 +85,8 @@ GRAPH = {
     "__main__": {"cli"},
     "native.building": set(),
     "native.building.driver": {
-        "errors", "launcher", "native.building.licenses", "native.building.source",
-        "native.building.tools", "progress", "runtimes", "targets",
+        "errors", "launcher", "native.building.licenses", "native.building.seams",
+        "native.building.source", "native.building.tools", "progress", "runtimes", "targets",
     },
     "native.building.gui": {
         "errors", "native.building.source", "native.building.tools", "progress",
