@@ -8,7 +8,10 @@ import importlib.util
 import io
 import re
 import shlex
+import subprocess
 import sys
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -133,7 +136,7 @@ def test_a_stale_page_and_a_long_readme_are_found(tmp_path, monkeypatch):
     assert list(check_docs.problems()) == []
     (tmp_path / "README.md").unlink()
     (tmp_path / "README.md").write_text(README + "\n" * 150)
-    monkeypatch.setattr(check_docs.cli, "MAN_ENDS", (("NEWS", "Something."),))
+    monkeypatch.setattr(check_docs, "MAN_ENDS", (("NEWS", "Something."),))
     found = list(check_docs.problems())
     assert [line.split(" ")[0] for line in found] == ["README.md:151:", "docs/commands.md:1:"]
 
@@ -166,13 +169,11 @@ def test_the_examples_of_the_api_run(folder):
     assert not said
 
 
-def test_the_page_of_the_api_has_every_public_name():
-    text = (ROOT / "docs" / "python.md").read_text()
-    code = "\n".join(content for _, language, content in blocks(text) if language == "python")
-    headings = set(re.findall(r"^## (\w+)$", text, re.M))
-    missing = {name for name in pyllamafile.__all__ if name not in headings}
-    assert missing == {"__version__"}
-    assert "pyllamafile.__version__" in code
+def test_the_examples_of_the_api_have_every_public_name():
+    page = (ROOT / "docs" / "python.md").read_text()
+    code = "\n".join(content for _, language, content in blocks(page) if language == "python")
+    named = set(re.findall(r"pyllamafile\.(\w+)", code))
+    assert set(pyllamafile.__all__) - named == set()
 
 
 def test_the_builds_of_the_readme_run(run, folder, prebuilt):
@@ -203,3 +204,63 @@ def test_ways_to_run_are_six_and_limits_five():
     assert len(re.findall(r"^\| `\./f", ways, re.M)) == 6
     limits = README.split("## Five limits")[1].split("\n## ")[0]
     assert len(re.findall(r"^- \*\*", limits, re.M)) == 5
+
+
+# With the real model
+
+
+def conversations(name: str) -> list[tuple[str, list[str], str]]:
+    """The command of each example in a page, the lines typed into it, and what is shown.
+
+    Left out: servers, which don't end, and how the chat greets on a terminal.
+    """
+    examples = []
+    for _, language, content in blocks((ROOT / name).read_text()):
+        if language != "console" or "./smollm2.llamafile" not in content:
+            continue
+        first, *rest = content.splitlines()
+        if rest and " is ready: " not in content:
+            typed = [line[2:] for line in rest if line.startswith("> ")]
+            shown = [line for line in rest if not line.startswith("> ") and "/help" not in line]
+            examples.append((first.removeprefix("$ "), typed, "\n".join(shown)))
+    return examples
+
+
+EXAMPLES = [*conversations("README.md"), *conversations("docs/running.md")]
+
+
+@pytest.mark.native
+@pytest.mark.parametrize(("command", "typed", "shown"), EXAMPLES)
+def test_the_examples_say_what_the_model_says(llamafile, tmp_path, command, typed, shown):
+    (tmp_path / "smollm2.llamafile").symlink_to(llamafile)
+    done = subprocess.run(
+        ["sh", "-c", command],
+        cwd=tmp_path,
+        input="".join(f"{line}\n" for line in typed),
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout.split()) == (0, shown.split())
+
+
+def test_there_are_such_examples():
+    assert len(EXAMPLES) >= 4
+    assert sum(bool(typed) for _, typed, _ in EXAMPLES) == 2
+
+
+@pytest.mark.native
+def test_the_endpoints_of_the_page_are_there(server):
+    page = (ROOT / "docs" / "api.md").read_text().split("## Endpoints")[1].split("\n## ")[0]
+    paths = set(re.findall(r"`(/[\w/-]+)`", page))
+    assert len(paths) > 15
+
+    def code(path: str, body: bytes | None) -> int:
+        try:
+            with urllib.request.urlopen(f"{server.rstrip('/')}{path}", body, timeout=60) as answer:
+                return answer.status
+        except urllib.error.HTTPError as error:
+            return error.code
+
+    assert code("/nowhere", None) == code("/nowhere", b"{}") == 404
+    missing = {path for path in paths if {code(path, None), code(path, b"{}")} == {404}}
+    assert missing == set()
