@@ -109,7 +109,7 @@ def test_what_is_right(page, text):
         ("```sh\npyllamafile build --quantize Q9\n```", 2, "'Q9' is not one of"),
         ("```sh\na && ./phi3.llamafile \\\n  --tempp 0\n```", 2, "no option --tempp"),
         ("```console\n$ (cat x) | ./f --chatt\n```", 2, "./f has no option --chatt"),
-        ("```sh\nzip --nonsense x\n```", 2, "zip has no option --nonsense"),
+        ("```sh\ncurl --nonsense x\n```", 2, "curl has no option --nonsense"),
         ("```sh\nunheard-of --option\n```", 2, "add its options to OTHERS"),
         ("`scripts/nothing`", 1, "scripts/nothing: there is no such file"),
         ("`test_of_nothing_at_all`", 1, "there is no such test"),
