@@ -84,6 +84,7 @@ def page(tmp_path):
         "```sh\n./f -p 'a --nonsense in quotes' --temp 0 | cat\n```",
         "```sh\npyllamafile build --gguf x.gguf \\\n    --arg --not-ours\n```",
         "```console\n$ ./f --version\n--anything in an output\n```",
+        "```sh\npytest -m '' -k name\n```",
         "`scripts/check_docs --write`, `tests/test_docs.py`, `test_the_documentation_is_right`",
         "```sh\nPYLLAMAFILE_CACHE=/x sh ./f.llamafile --clean-cache # --nonsense\n```",
     ],
