@@ -112,6 +112,7 @@ def test_what_is_right(page, text):
         ("```console\n$ (cat x) | ./f --chatt\n```", 2, "./f has no option --chatt"),
         ("```sh\ncurl --nonsense x\n```", 2, "curl has no option --nonsense"),
         ("```sh\nunheard-of --option\n```", 2, "add its options to OTHERS"),
+        ("a\n`word with no end", 2, "goes on in the next line"),
         ("`scripts/nothing`", 1, "scripts/nothing: there is no such file"),
         ("`test_of_nothing_at_all`", 1, "there is no such test"),
     ],
