@@ -197,6 +197,12 @@ def test_the_builds_of_the_readme_run(run, folder, prebuilt):
     assert "LICENSES/phi3.txt" in {e.name for e in inspect("phi3-unix.llamafile").entries}
 
 
+def test_the_readme_leads_to_every_page():
+    linked = {link for _, link in check_docs.parsed(README).links}
+    pages = {f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")}
+    assert pages - linked == set()
+
+
 def test_scripts_check_runs_it():
     assert "check_docs" in (ROOT / "scripts" / "check").read_text()
 
@@ -248,6 +254,16 @@ def test_the_examples_say_what_the_model_says(llamafile, tmp_path, command, type
 def test_there_are_such_examples():
     assert len(EXAMPLES) >= 4
     assert sum(bool(typed) for _, typed, _ in EXAMPLES) == 2
+
+
+@pytest.mark.native
+def test_the_quick_start_says_what_the_model_says(llamafile):
+    question = re.search(r"^Q: (.*)$", README, re.M)[1]
+    answer = re.search(r"^A: (.*)$", README, re.M)[1]
+    text = f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
+    flags = ["--temp", "0", "-n", "100", "--no-display-prompt", "--no-escape", "-p", text]
+    done = subprocess.run([llamafile, *flags], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, answer)
 
 
 @pytest.mark.native
