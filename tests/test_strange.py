@@ -32,6 +32,9 @@ class Result(NamedTuple):
     err: str
 
 
+Command = Callable[..., Result]
+
+
 @dataclass(frozen=True)
 class Case:
     """A strange file in a folder of its own, and what talks to it.
@@ -46,7 +49,7 @@ class Case:
     name: str
     bench: Bench
     folder: Path
-    command: Callable[..., Result]
+    command: Command
 
     @property
     def path(self) -> Path:
@@ -56,25 +59,27 @@ class Case:
     def verdict(self) -> str:
         return ROWS[self.name].verdict
 
-    def snapshot(self) -> dict[str, bytes | None]:
-        """All that is in the folder; None is what has no bytes."""
-        paths = sorted(path for path in self.folder.rglob("*"))
-        return {
-            str(path.relative_to(self.folder)): path.read_bytes() if path.is_file() else None
-            for path in paths
-        }
 
-    def refused(self, *words: str) -> Result:
-        """Run what must fail: in one line, and nothing is written."""
-        before = self.snapshot()
-        done = self.command(*words)
-        assert (done.code, done.out) == (1, ""), done
-        check_error(done.err)
-        assert self.snapshot() == before
-        return done
+def snapshot(folder: Path) -> dict[str, bytes | None]:
+    """All that is in a folder; None is what has no bytes."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def refused(command: Command, *words: str) -> Result:
+    """Run what must fail: in one line, and nothing is written, here or beside it."""
+    before = snapshot(Path().absolute().parent)
+    done = command(*words)
+    assert (done.code, done.out) == (1, ""), done
+    check_error(done.err)
+    assert snapshot(Path().absolute().parent) == before
+    return done
 
 
 def check_error(text: str) -> None:
+    """That it is one line, and a hint at most."""
     first, *rest = text.splitlines()
     assert first.startswith("error: ")
     assert all(line.startswith("hint: ") for line in rest), text
@@ -114,31 +119,38 @@ def made(bench: Bench) -> Callable[[str], bytes]:
 
 
 @pytest.fixture
-def case(
-    name: str,
-    bench: Bench,
-    made: Callable[[str], bytes],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> Case:
-    here = tmp_path / "here"
-    here.mkdir()
-    (here / FILE).write_bytes(made(name))
-    (here / FILE).chmod(0o755)
-    (here / "new.txt").write_text("new")
-    if put := ROWS[name].put:
-        put(here / FILE)
-    monkeypatch.chdir(here)
+def here(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current directory, empty, with the other engine at hand."""
+    place = tmp_path / "here"
+    place.mkdir()
+    monkeypatch.chdir(place)
     at_hand(monkeypatch, bench.prebuilt, tmp_path / "cache")
+    return place
 
-    def command(*words: str) -> Result:
+
+@pytest.fixture
+def command(here: Path, capfd: pytest.CaptureFixture[str]) -> Command:
+    """Runs a command of ours in this process."""
+
+    def run(*words: str) -> Result:
         with pytest.raises(SystemExit) as ended:
             cli.main(list(words))
         out, err = capfd.readouterr()
         assert "Traceback" not in out + err
         return Result(ended.value.code or 0, out, err)
 
+    return run
+
+
+@pytest.fixture
+def case(
+    name: str, bench: Bench, made: Callable[[str], bytes], here: Path, command: Command
+) -> Case:
+    (here / FILE).write_bytes(made(name))
+    (here / FILE).chmod(0o755)
+    (here / "new.txt").write_text("new")
+    if put := ROWS[name].put:
+        put(here / FILE)
     return Case(name, bench, here, command)
 
 
@@ -160,7 +172,7 @@ def reading(case: Case, expected: str) -> None:
 
 def inspect(case: Case, expected: str) -> None:
     if expected == "error":
-        case.refused("inspect", FILE)
+        refused(case.command, "inspect", FILE)
         return
     done = case.command("inspect", "--json", FILE)
     assert (done.code, done.err) == (0, "")
@@ -190,9 +202,9 @@ def verify(case: Case, expected: str) -> None:
 
 
 def extract(case: Case, expected: str) -> None:
-    before = case.snapshot()
+    before = snapshot(case.folder)
     done = case.command("extract", FILE, "-C", "out")
-    after = case.snapshot()
+    after = snapshot(case.folder)
     inside = {name for name in after if name.split("/")[0] == "out"}
     assert {name: data for name, data in after.items() if name not in inside} == before
     assert done.code == (1 if expected == "error" else 0), done.err
@@ -209,13 +221,13 @@ def extract(case: Case, expected: str) -> None:
 def changes(case: Case, expected: str, *words: str, gone: str = "", new: str = "") -> None:
     """A command that changes the file: it does so without a loss, or refuses."""
     if expected == "error":
-        done = case.refused(*words)
+        done = refused(case.command, *words)
         assert re.search(SAYS.get(case.verdict, "."), done.err)
         return
     kept = people(case) if words[0] == "upgrade" else raw_entries(case.path)
     kept = [entry for entry in kept if entry[0] not in (MANIFEST, gone, new)]
     if expected == "asks":
-        done = case.refused(*words)
+        done = refused(case.command, *words)
         assert "--drop-unknown" in done.err
         dropped = [entry for entry in kept if not entry[0].endswith((".gguf", ".args"))]
         unnamed = [name for name, *_ in dropped if name.split("/")[0] not in done.err]
@@ -288,10 +300,10 @@ def zipalign(case: Case, expected: str) -> None:
 
 
 def doctor(case: Case, expected: str) -> None:
-    before = case.snapshot()
+    before = snapshot(case.folder)
     done = case.command("doctor", FILE)
     assert done.code == (0 if expected == "well" else 1), done
-    assert case.snapshot() == before
+    assert snapshot(case.folder) == before
     if done.err:
         check_error(done.err)
 
