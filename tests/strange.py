@@ -35,8 +35,8 @@ NEWER = PROGRAM + b"# of another version\n"
 
 # ---------------------------------------------------------------- the verdicts
 
-# reading    what llamafile.py says: the maker, `interrupted`, or an error
-# inspect    shows: all of it; partly: what can be relied on, and a problem; error
+# reading    what llamafile.py says: the maker, interrupted, or an error
+# inspect    shows: all of it; partly: what can be relied on, and what is wrong; error
 # verify     sound, or named: what is wrong is
 # extract    all, or error: nothing outside, exit status 1
 # upgrade …  works: nothing that people put in is lost; error: the file keeps every byte;
@@ -59,11 +59,12 @@ damaged      damaged      partly   named   all      error    error  error   erro
 unreadable   damaged      partly   named   error    error    error  error   error     well    yes    yes        yes
 overlong     damaged      partly   named   all      error    error  error   error     ill     yes    yes        no
 interrupted  interrupted  partly   named   all      works    error  error   error     well    yes    yes        yes
-displaced    damaged      partly   named   all      works    error  error   error     ill     -      no         no
+displaced    interrupted  partly   named   all      works    error  error   error     ill     -      no         no
+misled       ours         shows    named   all      works    works  works   works     ill     -      no         no
 foreign      foreign      shows    named   all      works    error  error   works     ill     -      yes        yes
 mixed        foreign      shows    named   all      asks     error  error   works     ill     -      yes        yes
-zip          zip          shows    named   all      error    error  error   works     ill     -      yes        yes
-gguf         gguf         shows    named   error    error    error  error   error     ill     -      no         no
+zip          none         shows    named   all      error    error  error   works     ill     -      yes        yes
+gguf         error        shows    named   error    error    error  error   error     ill     -      no         no
 broken       error        error    named   error    error    error  error   error     ill     -      no         no
 nothing      error        error    named   error    error    error  error   -         ill     -      -          -
 """  # noqa: E501
@@ -479,6 +480,7 @@ ROWS: dict[str, Row] = {
         "sound", lambda b: ours(b, text=lambda t: json.dumps(json.loads(t)).encode())
     ),
     ".args of 1 MiB": Row("sound", lambda b: ours(b, {".args": b"#".ljust(1 << 20, b"x")})),
+    ".args in Latin-1": Row("sound", lambda b: ours(b, {".args": b"-p '\xe4'\n"})),
     "an empty .args": Row("sound", lambda b: ours(b, {".args": b""})),
     "an entry with a name in UTF-8": Row(
         "sound",
@@ -537,7 +539,6 @@ ROWS: dict[str, Row] = {
         "newer", lambda b: ours(b, long_names(340), facts=lambda f: {**f, "format": 2})
     ),
     "format 1000000": Row("newer", said(format=1_000_000)),
-    "format 0": Row("newer", said(format=0)),
     # Manifests that can't be understood
     "a manifest that is no JSON": Row("damaged", texts(b"oops")),
     "an empty manifest": Row("damaged", texts(b"")),
@@ -559,6 +560,7 @@ ROWS: dict[str, Row] = {
     "a manifest with a key twice": Row(
         "damaged", lambda b: ours(b, text=lambda t: t.replace(b"{", b'{"name": "x",', 1))
     ),
+    "format 0": Row("damaged", said(format=0)),
     "no format": Row("damaged", said(format=...)),
     "a format in quotes": Row("damaged", said(format="1")),
     "format 1.0": Row("damaged", said(format=1.0)),
@@ -602,7 +604,7 @@ ROWS: dict[str, Row] = {
     "bytes in front": Row("displaced", edited(lambda raw: b"#!/bin/sh\nexit 3\n" + raw)),
     "the first block is gone": Row("displaced", edited(lambda raw: raw[BLOCK:])),
     "a locator that points nowhere": Row(
-        "displaced", lambda b: ours(b, zip64={}, locator=MAX_64, **WIDE)
+        "misled", lambda b: ours(b, zip64={}, locator=MAX_64, **WIDE)
     ),
     # Of others
     "Mozilla's": Row("foreign", mozillas()),

@@ -511,7 +511,7 @@ def test_b22_mozillas_arguments_are_read_as_arguments(
     ]
 
 
-@pytest.mark.parametrize("flag", ["--model", "-m", "--mmproj"])
+@pytest.mark.parametrize("flag", ["--model", "--mmproj"])
 def test_b22_values_behind_equals(put: Callable[..., Path], command: Command, flag: str) -> None:
     put(lambda b: with_args(b, f"{flag}=m.gguf\n...\n".encode()))
     assert command("upgrade", FILE).code == 0
