@@ -487,7 +487,6 @@ ROWS: dict[str, Row] = {
         lambda b: ours(b, {"docs/ä 日.txt": b"x"}, change={"docs/ä 日.txt": {"flags": 1 << 11}}),
     ),
     "10,000 entries": Row("sound", lambda b: ours(b, many(10_000)), slow=True),
-    "45,000 entries": Row("sound", lambda b: ours(b, many(45_000)), slow=True),
     "70,000 entries": Row("sound", lambda b: ours(b, many(70_000)), slow=True),
     # Changed by other programs, as FORMAT.md allows
     "an entry added by zip": Row("changed", by_info_zip("FILE", "docs/new.txt")),
