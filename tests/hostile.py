@@ -53,7 +53,7 @@ def member(name: bytes = b"a.gguf", content: bytes = b"text", **changes: object)
 def archive(*members: dict, prefix: bytes = b"", comment: bytes = b"", **ends: object) -> bytes:
     """A zip of these entries; `ends` are fields of the end records, which may lie, too."""
     out = bytearray(prefix)
-    directory = b""
+    directory = bytearray()
     for it in members:
         at = len(out)
         head = (10, it["flags"], it["method"], 0, 33, it["crc"])
