@@ -95,10 +95,15 @@ GRAPH = {
     "native.building.levels": set(),
     "native.building.licenses": {"errors", "native.building.tools", "targets"},
     "native.building.source": {"errors", "native.building.tools", "progress"},
+    "native.building.seams": {"errors", "native.building.tools"},
+    "native.building.update": {
+        "errors", "models.gguf", "native.building.driver", "native.building.seams",
+        "native.building.source", "native.building.tools", "progress",
+    },
     "native.building.tools": {"errors", "progress"},
 }  # fmt: skip
 SPEAKERS = {"cli", "cli.commands", "cli.screen", "cli.man", "__main__"}
-STARTERS = {"native.building.driver", "native.building.licenses", "native.building.tools"}
+STARTERS = {f"native.building.{name}" for name in ("driver", "licenses", "tools", "update")}
 
 
 def modules() -> dict[str, ast.Module]:
