@@ -27,7 +27,7 @@ def sources() -> list[str | Path]:
     ours = TESTS.parent / "src" / "pyllamafile" / "native" / "runtime"
     stb = native.llama_source() / "vendor" / "stb"
     includes = ["-std=c++17", "-w", f"-I{ours}", f"-isystem{stb}"]
-    return [*includes, ours / "container.cpp", TESTS / "fuzz_container.cpp"]
+    return [*includes, ours / "container.cpp", TESTS / "container" / "fuzz_container.cpp"]
 
 
 def extra64(*values: int) -> bytes:

@@ -19,7 +19,7 @@ from pyllamafile.targets import TARGETS
 
 pytestmark = pytest.mark.native
 
-SCRIPT = Path(__file__).parent.parent / "scripts" / "build_wheel"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "build_wheel"
 PREBUILT = "pyllamafile/native/prebuilt/"
 
 

@@ -24,7 +24,7 @@ from pyllamafile import inspect
 
 __all__ = ["folder", "prebuilt", "run"]  # fixtures
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 
 

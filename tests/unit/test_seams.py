@@ -14,7 +14,7 @@ from pyllamafile.errors import PyllamafileError, RefusedError
 from pyllamafile.native.building import driver, seams, tools
 from pyllamafile.native.building.seams import Place, Seam
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 TABLE = seams.read()
 ROW = {
     "name": "one",
