@@ -20,16 +20,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import need
-from fixtures import tiny_gguf, tiny_pe
+from fixtures import PROGRAM, put_runtime, tiny_gguf, tiny_pe
 from hostile import MAX_16, MAX_32, MAX_64, archive, extra64, member
-from test_build import PROGRAM, put_runtime
+from judging import snapshot
+from running import Command, Result, need
 
 import pyllamafile
 from pyllamafile.targets import host
 
 MANIFEST = "llamafile.json"
 BLOCK = 65536
+FILE = "f.llamafile"
 MODEL = "m.gguf"
 NEWER = PROGRAM + b"# of another version\n"
 
@@ -716,3 +717,25 @@ def raw_entries(path: Path) -> list[tuple[str, int, bytes]]:
 def numberless(text: str) -> set[str]:
     """Lines without offsets and digests, which differ from file to file."""
     return {re.sub(r"\b[0-9a-f]{8,}\b|\d+", "N", line) for line in text.splitlines()}
+
+
+# ---------------------------------------------------------------- what all refusals share
+
+
+def refused(command: Command, *words: str) -> Result:
+    """Run what must fail: in one line, and nothing is written, here or beside it."""
+    before = snapshot(Path().absolute().parent)
+    done = command(*words)
+    assert (done.code, done.out) == (1, ""), done
+    check_error(done.err)
+    assert snapshot(Path().absolute().parent) == before
+    return done
+
+
+def check_error(text: str) -> None:
+    """That it is one line, and a hint at most."""
+    first, *rest = text.splitlines()
+    assert first.startswith("error: ")
+    assert all(line.startswith("hint: ") for line in rest), text
+    assert len(rest) <= 1
+    assert "bug in pyllamafile" not in text

@@ -16,10 +16,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import need
-from fixtures import tiny_gguf
-from test_build import folder, prebuilt, sparse_gguf  # noqa: F401 (fixtures)
-from test_cli import small_disk  # noqa: F401 (a fixture)
+from fixtures import sparse_gguf, tiny_gguf
+from running import need
 
 import pyllamafile
 from pyllamafile import PyllamafileError, native
@@ -32,7 +30,7 @@ def names() -> list[str]:
 
 
 @pytest.fixture
-def here(folder):  # noqa: F811
+def here(folder):
     tiny_gguf(Path("m.gguf"))
     with Path("m.gguf").open("ab") as file:
         file.write(random.Random(1).randbytes(30 << 20))
@@ -45,7 +43,7 @@ def check_message(error, pattern):
 
 
 @pytest.fixture
-def start(prebuilt):  # noqa: F811
+def start(prebuilt):
     """Starts the command as pip installs it, with a runtime at hand; returns it once it is on.
 
     Python itself, which starts before, answers an interrupt in its own way.
@@ -182,7 +180,7 @@ def test_two_builds_to_one_output_at_once(start, here):
 
 
 @pytest.mark.parametrize("old", [False, True])
-def test_a_disk_that_is_full_anywhere(prebuilt, here, small_disk, old):  # noqa: F811
+def test_a_disk_that_is_full_anywhere(prebuilt, here, small_disk, old):
     """Whatever the room, from nothing to nearly enough: the old file, one line, no litter."""
     Path("m.gguf").write_bytes(
         tiny_gguf(Path("small.gguf")).read_bytes() + bytes(range(256)) * 3000

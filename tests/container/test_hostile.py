@@ -15,9 +15,9 @@ import gguf
 import hostile
 import numpy as np
 import pytest
-from conftest import need
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from running import need
 
 from pyllamafile import zipalign
 from pyllamafile.errors import PyllamafileError

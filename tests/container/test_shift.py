@@ -20,8 +20,8 @@ from typing import Any
 
 import gguf
 import pytest
-from fixtures import tiny_gguf
-from test_build import PROGRAM, folder, model, prebuilt, put_runtime
+from fixtures import NEW, PROGRAM, put_runtime, tiny_gguf
+from judging import contents, runs
 
 import pyllamafile
 from pyllamafile import PyllamafileError, llamafile, shift, zipalign
@@ -29,8 +29,6 @@ from pyllamafile.llamafile import MANIFEST
 from pyllamafile.ops import in_place
 from pyllamafile.ops import upgrade as upgrading
 from pyllamafile.zipalign import BLOCK, Entry
-
-__all__ = ["folder", "model", "prebuilt"]  # fixtures
 
 MODEL = 3 << 20  # bytes of a model's
 
@@ -93,12 +91,6 @@ def conversion(**options: object) -> in_place.Conversion:
         with pytest.raises(PyllamafileError):  # there is nothing to check
             pyllamafile.build("m.gguf", in_place=True, **options)
     return caught[0]
-
-
-def runs(path: Path) -> bool:
-    """Whether the file starts, and a reader finds weights where the directory says."""
-    done = subprocess.run(["sh", f"./{path}", "-p", "x"], capture_output=True, text=True)
-    return (done.returncode, done.stdout) == (0, f"<--llamafile>\n<./{path}>\n<-p>\n<x>\n")
 
 
 @pytest.mark.parametrize("count", range(7))
@@ -195,9 +187,6 @@ def test_a_file_system_that_cannot(memory: Path, prebuilt: Path, model: Path) ->
 # Another engine
 
 
-NEW = PROGRAM + b"# newer" + random.Random(1).randbytes(200_000).hex().encode()
-
-
 @pytest.fixture
 def old(here: Path, prebuilt: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A llamafile whose engine is not what is at hand now."""
@@ -210,12 +199,6 @@ def old(here: Path, prebuilt: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     with zipfile.ZipFile(prebuilt / "ui.zip", "w") as archive:
         archive.writestr(zipfile.ZipInfo("ui/new.html"), b"<html>" * 1000)
     return path
-
-
-def contents(path: Path) -> dict[str, bytes]:
-    with zipfile.ZipFile(path) as archive:
-        assert archive.testzip() is None
-        return {name: archive.read(name) for name in archive.namelist()}
 
 
 def absolute(path: Path) -> dict[str, bytes]:
@@ -580,3 +563,33 @@ def test_entries_that_nobody_vouches_for_are_read(old: Path) -> None:
     assert not pyllamafile.upgrade(old).shifted
     assert contents(old)["foreign.txt"] == b"x"
     assert pyllamafile.verify(old) == []
+
+
+# Under the real runtime, on the file system that the tests run on
+
+
+@pytest.mark.native
+def test_the_real_runtime_finds_its_weights_at_every_step(
+    smollm2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole way, from a GGUF to another engine."""
+    monkeypatch.chdir(tmp_path)
+    if shift.unit(tmp_path) is None:
+        pytest.skip("files here can't be shifted")
+    shutil.copy(smollm2, "m.gguf")
+
+    def answer() -> str:
+        command = ["sh", "./m.llamafile", "-p", "Once upon a time", "-n", "4", "--temp", "0"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    pyllamafile.build("m.gguf", targets=["linux-amd64"], in_place=True)
+    expected = answer()
+    assert expected.startswith("Once upon a time")
+    for step in exchange(Path("m.llamafile")).steps():
+        step()
+        assert answer() == expected
+    assert pyllamafile.verify("m.llamafile") == []
+    assert pyllamafile.upgrade("m.llamafile").shifted
+    assert answer() == expected
