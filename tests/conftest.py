@@ -7,6 +7,7 @@ What a test imports by name is in the modules beside this one.
 from __future__ import annotations
 
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -30,6 +31,32 @@ from pyllamafile import cli, native
 from pyllamafile.targets import host
 
 MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
+SEED = "PYLLAMAFILE_TEST_SEED"
+
+
+# Chance
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """One seed for all that is done at random in this session, in whatever process."""
+    config.option.hypothesis_seed = os.environ.setdefault(SEED, str(random.randrange(1 << 32)))
+
+
+def pytest_report_header() -> str:
+    """It is said at the top, and once more by what fails (`rng`)."""
+    return f"{SEED}={os.environ[SEED]}"
+
+
+@pytest.fixture
+def rng(request: pytest.FixtureRequest) -> random.Random:
+    """What a test does at random; if it fails, it says how to have the same again.
+
+    Every test has numbers of its own, whatever others run before it or beside it.
+    """
+    seed = os.environ[SEED]
+    request.node.add_report_section("call", "seed", f"{SEED}={seed} does the same again")
+    return random.Random(f"{seed} {request.node.name}")
 
 
 # A runtime of a few bytes, and places to work in

@@ -107,7 +107,7 @@ EXITS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129, signal.SIG
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_at_random_moments(start, here, how):
+def test_at_random_moments(start, here, rng, how):
     """Old or new, whole, and nothing beside it; only SIGINT has something to say."""
     arguments = ("build", "--gguf", "m.gguf", "-o", "o", "--force")
     process = start(*arguments)
@@ -115,7 +115,6 @@ def test_at_random_moments(start, here, how):
     assert process.communicate()[1] == ""
     took = time.monotonic() - begin
     new = Path("o").read_bytes()
-    rng = random.Random()
     outcomes = set()
     for _ in range(15):
         Path("o").write_bytes(b"old")
@@ -218,10 +217,9 @@ def overwrite(path):
 
 
 @pytest.mark.parametrize("change", ["truncate", "remove", "grow", "overwrite"])
-def test_a_model_that_changes_at_random_moments(here, change):
+def test_a_model_that_changes_at_random_moments(here, rng, change):
     """Either all of what was there at the beginning, or one line that names it."""
     content = Path("m.gguf").read_bytes()
-    rng = random.Random()
     changes = {
         "truncate": lambda path: os.truncate(path, 9000),
         "remove": Path.unlink,

@@ -339,12 +339,11 @@ def test_what_is_dead_is_left_to_the_old_file(
     assert contents(old) == expected
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("number", range(40))  # which gives each its own numbers
 def test_a_shift_makes_one_archive_of_another(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rng: random.Random, number: int
 ) -> None:
     """Whatever is added, replaced and removed, and whatever gaps there are."""
-    rng = random.Random(seed)
     monkeypatch.setattr(zipalign, "_MOVE", rng.choice([0, 5000, 16 << 20]))
     path, front = tmp_path / "a.zip", rng.randint(1, 3) * BLOCK
     path.write_bytes(bytes(front))
@@ -470,7 +469,7 @@ def test_an_upgrade_that_fails_is_undone_or_done(old: Path, count: int, after: b
         assert old.stat().st_size == size
 
 
-def test_killed_at_any_moment(old: Path, prebuilt: Path) -> None:
+def test_killed_at_any_moment(old: Path, prebuilt: Path, rng: random.Random) -> None:
     """By SIGKILL, in a process of its own: whatever it was doing."""
     before, expected = contents(old), upgraded_by_copy(old)
     states = started(old), started(Path("by-copy"))
@@ -488,7 +487,6 @@ def test_killed_at_any_moment(old: Path, prebuilt: Path) -> None:
     process.communicate()
     took = time.monotonic() - begin
     assert process.returncode == 0
-    rng = random.Random()
     for _ in range(12):
         old.write_bytes(original)
         process = subprocess.Popen(command, stdout=subprocess.PIPE)
@@ -506,7 +504,9 @@ def test_killed_at_any_moment(old: Path, prebuilt: Path) -> None:
 
 
 @pytest.mark.parametrize("how", [shift.collapse, shift.insert])
-def test_a_shift_is_killed(disk: Path, how: Callable[[Path, int, int], None]) -> None:
+def test_a_shift_is_killed(
+    disk: Path, rng: random.Random, how: Callable[[Path, int, int], None]
+) -> None:
     """XFS lets a kill come between moving blocks and the new length, but not if there is no
     part of a block to be cut off at the end. (If there is, this fails within a few rounds.)"""
     path = disk / "f"
@@ -527,7 +527,7 @@ def test_a_shift_is_killed(disk: Path, how: Callable[[Path, int, int], None]) ->
                 how(path, 3 * BLOCK if how is shift.insert else 0, 3 * BLOCK)
             os._exit(0)
         os.read(reader, 1)
-        time.sleep(random.uniform(0, 2e-3))
+        time.sleep(rng.uniform(0, 2e-3))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         os.close(reader)

@@ -523,7 +523,7 @@ def test_read_empty(tmp_path):
 
 
 @pytest.mark.parametrize("zip64", [False, True])
-def test_hostile_input(tmp_path, monkeypatch, zip64):
+def test_hostile_input(tmp_path, monkeypatch, rng, zip64):
     """Whatever is cut off or flipped: an answer or our error."""
     if zip64:
         monkeypatch.setattr(zipalign, "_MAX_32", 100)
@@ -550,7 +550,6 @@ def test_hostile_input(tmp_path, monkeypatch, zip64):
         assert names(good[:length]) is None
     for start in range(1, len(good)):
         names(good[start:])
-    rng = random.Random(1)
     answers = []
     for _ in range(3000):
         data = bytearray(good)
@@ -817,11 +816,10 @@ KILLED = """
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
-def test_killed_for_real(tmp_path):
+def test_killed_for_real(tmp_path, rng):
     path = tmp_path / "a.zip"
     kept = [("kept", RANDOM[:5000])]
     packed(path, [Entry("first", b"0" * 100_000), Entry("last", b"0"), Entry(*kept[0])], PREFIX)
-    rng = random.Random()
     environment = {**os.environ, "PYTHONPATH": str(Path(zipalign.__file__).parents[1])}
     for _ in range(12):
         child = subprocess.Popen(
