@@ -36,7 +36,7 @@ from pyllamafile.copying import (
     read_into,
     writing,
 )
-from pyllamafile.errors import DamagedError, PyllamafileError, RefusedError
+from pyllamafile.errors import DamagedError, NotFoundError, PyllamafileError, RefusedError
 from pyllamafile.progress import Progress, silent
 
 STORED = 0
@@ -265,7 +265,7 @@ def from_file(
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
-            raise PyllamafileError(f"{path}: not a regular file")
+            raise RefusedError(f"{path}: not a regular file", path=path)
         content = path.read_bytes() if level else b""
     except OSError as error:
         raise failed(path, "read", error) from error
@@ -288,7 +288,7 @@ def _default_time() -> Time:
     try:
         return _clamped(time.gmtime, int(value))
     except ValueError:
-        raise PyllamafileError(
+        raise RefusedError(
             f"SOURCE_DATE_EPOCH is not a number of seconds: {value!r}", hint="unset it"
         ) from None
 
@@ -408,9 +408,9 @@ def _check(entry: Entry, taken: Collection[str]) -> None:
     }
     for reason, holds in reasons.items():
         if holds:
-            raise PyllamafileError(f"cannot pack {name!r}: the name {reason}")
+            raise RefusedError(f"cannot pack {name!r}: the name {reason}")
     if entry.align < 1 or entry.align & (entry.align - 1):
-        raise PyllamafileError(f"cannot align {name} to {entry.align}: not a power of two")
+        raise RefusedError(f"cannot align {name} to {entry.align}: not a power of two")
     if entry.method not in (STORED, DEFLATED):
         raise ValueError(f"{name}: unknown method {entry.method}")
     if entry.method == DEFLATED and (entry.size is None or isinstance(entry.data, Late)):
@@ -521,7 +521,7 @@ def _blocks(plan: Layout, digests: Mapping[str, Digest], when: Time) -> list[tup
         blocks.append((at - move, body + end))
     ends = [start + len(directory) for start, directory in blocks]
     if any(end > start for end, (start, _) in zip(ends, blocks[1:], strict=False)):
-        raise PyllamafileError("cannot be moved by less than the length of its directory")
+        raise RefusedError("cannot be moved by less than the length of its directory")
     return blocks
 
 
@@ -675,7 +675,7 @@ def read(path: Path) -> Archive:
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # asked first: to open a FIFO is to wait
-            raise PyllamafileError(f"{path}: not a regular file")
+            raise RefusedError(f"{path}: not a regular file", path=path)
         with path.open("rb", buffering=0) as file:
             return _read(file.fileno(), path)
     except OSError as error:
@@ -730,7 +730,7 @@ def _read(fd: int, path: Path) -> Archive:
         raise file.error(f"{end.length} bytes of directory cannot hold {end.entries} entries")
 
     if end.length > _MOST_DIRECTORY:
-        raise file.error(f"a directory of {end.length} bytes is not believable")
+        raise file.error(f"a directory of {end.length:,} bytes: {_MOST_DIRECTORY:,} is the most for one")
 
     # The directory ends where the end records begin. Where its recorded offset differs, all
     # offsets count from the start of the archive, not of the file.
@@ -972,7 +972,7 @@ def add(
     """
     for entry in entries:
         if isinstance(entry.data, Source) and _same(entry.data.path, path):
-            raise PyllamafileError(f"{path}: cannot be added to itself")
+            raise RefusedError(f"{path}: cannot be added to itself", path=path)
     layout(entries, 0)  # refuse what cannot be written before anything is touched
     total = sum(entry.stored_size for entry in entries)
     count = counted(progress, f"writing {path.name}", total)
@@ -980,7 +980,9 @@ def add(
         file = path.open("r+b", buffering=0)
     except FileNotFoundError:
         for name in sorted(remove):
-            raise PyllamafileError(f"{path}: no such file, so no {name!r} to remove") from None
+            raise NotFoundError(
+                f"{path}: no such file, so no {name!r} to remove", path=path
+            ) from None
         return _create(path, entries, count)
     except OSError as error:
         raise failed(path, "write", error) from error
@@ -1054,7 +1056,7 @@ def _change(
     except OSError as error:
         raise failed(path, "read", error) from error
     for name in sorted(set(remove) - {member.name for member in archive.members}):
-        raise PyllamafileError(f"{path}: has no {name!r} to remove")
+        raise NotFoundError(f"{path}: has no {name!r} to remove", path=path)
     new = {entry.name: entry for entry in entries}
     gone = new.keys() | set(remove)
     kept, lost, behind = _split(archive.members, gone)

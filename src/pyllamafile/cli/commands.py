@@ -25,7 +25,7 @@ import pyllamafile
 from pyllamafile import Adapter, Built, llamafile, native, zipalign
 from pyllamafile.cli import man, screen
 from pyllamafile.cli.screen import amount, bold, complain, err, fail, out, print_table, shown, warn
-from pyllamafile.errors import PyllamafileError
+from pyllamafile.errors import PyllamafileError, RefusedError
 from pyllamafile.models.fit import KINDS
 from pyllamafile.models.forecast import FORMATS
 from pyllamafile.ops.advise import Advice
@@ -423,6 +423,8 @@ def _print_report(report: Report) -> None:
     origin = {"called": report.name, "built by pyllamafile": report.built_by}
     facts = ", ".join(f"{what} {value}" for what, value in origin.items() if value)
     out.print(bold(str(report.path)), f" {amount(report.size)}  {shown(facts)}".rstrip())
+    for label, problem in _problems(report).items():
+        out.print(f"  {label:<12}  {shown(problem)}")
     if report.runtimes:
         out.print("  " + ", ".join(f"{what} {amount(size)}" for what, size in _shares(report)))
     for model in report.models:
@@ -443,6 +445,9 @@ def _print_report(report: Report) -> None:
                 for runtime in report.runtimes
             ],
         )
+    if report.args_problem:
+        out.print(bold(".args"))
+        out.print(f"  {'problem':<12}  {shown(report.args_problem)}")
     if report.args is not None:
         out.print(bold(".args"))
         for line in report.args.splitlines():
@@ -462,6 +467,18 @@ def _print_report(report: Report) -> None:
                 for entry in report.entries
             ],
         )
+
+
+def _problems(report: Report) -> dict[str, str]:
+    """What is wrong with the file as a whole, by what to call it."""
+    problems = {}
+    if report.problem:
+        damaged = "its manifest can't be understood: " if report.maker == "damaged" else ""
+        problems["newer" if report.maker == "newer" else "problem"] = damaged + report.problem
+    if report.interrupted:
+        ended = f"pyllamafile upgrade {report.path} ends it"
+        problems["interrupted"] = f"an upgrade of it did not end: {ended}"
+    return problems
 
 
 def _shares(report: Report) -> Iterator[tuple[str, int]]:
@@ -705,7 +722,7 @@ def _entry_name(path: Path) -> str:
     """As Info-ZIP names a file: relative, without what leads to the root."""
     name = path.as_posix().lstrip("/")
     if ".." in path.parts:
-        raise PyllamafileError(
+        raise RefusedError(
             f"cannot pack {name!r}: the name has .. in it",
             hint="-j leaves out the directories of the names",
         )
@@ -719,6 +736,7 @@ def _new_manifest(archive: Path, entries: list[zipalign.Entry]) -> list[zipalign
     found = llamafile.read(archive)
     found.check_known()
     found.check_whole()
+    found.check_room(entries)
     return [found.updated_manifest(entries)] if found.ours else []
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from pyllamafile import plan, zipalign
 from pyllamafile.errors import NotFoundError, RefusedError
-from pyllamafile.llamafile import ARGS, GUI, MANIFEST, WEIGHTS, read
+from pyllamafile.llamafile import ARGS, GUI, MANIFEST, WEIGHTS, check_args, read
 from pyllamafile.models import gguf
 from pyllamafile.models.source import PathLike
+from pyllamafile.paths import path_of
 from pyllamafile.progress import Progress, silent
 
 
@@ -35,21 +36,23 @@ def add(
     Raises:
         PyllamafileError: A file can't be read or be added, or the llamafile can't be written.
     """
-    path = Path(path)
+    path = path_of(path)
     found = read(path)
     found.check_ours()
     entries = []
-    for given, name in files:
+    for source, name in files:
+        given = path_of(source)
         if name == MANIFEST or (found.has_gui and name.startswith(GUI)):
             raise RefusedError(
                 f"{path}: cannot add {name!r}: pyllamafile itself writes what has such a name",
                 path=path,
             )
-        entries.append(zipalign.from_file(Path(given), name, align=plan.alignment(name)))
+        entries.append(zipalign.from_file(given, name, align=plan.alignment(name)))
         if name.endswith(WEIGHTS):
-            gguf.read(Path(given))  # what is none is refused
+            gguf.read(given)  # what is none is refused
         if name == ARGS:
-            _check_args(Path(given))
+            check_args(given, entries[-1].full_size)
+            _check_text(given)
     zipalign.add(path, [*entries, found.updated_manifest(entries)], progress=progress or silent)
     return [entry.name for entry in entries]
 
@@ -62,18 +65,20 @@ def remove(path: PathLike, names: Sequence[str]) -> None:
     Raises:
         PyllamafileError: There is no such entry, or the file needs it, or can't be written.
     """
-    path = Path(path)
+    path = path_of(path)
     found = read(path)
     found.check_ours()
     for name in names:
         if name not in found.members:
-            raise NotFoundError(f"{path}: has no entry {name!r}", hint="inspect lists them")
+            raise NotFoundError(f"{path}: has no entry {name!r}", hint="inspect lists them", path=path)
         if name == MANIFEST:
-            raise RefusedError(f"{path}: {name} can't be removed: it says what is in the file")
+            raise RefusedError(
+                f"{path}: {name} can't be removed: it says what is in the file", path=path
+            )
     zipalign.add(path, [found.updated_manifest([], names)], remove=set(names))
 
 
-def _check_args(path: Path) -> None:
+def _check_text(path: Path) -> None:
     try:
         path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
