@@ -413,7 +413,7 @@ def test_what_is_half_written_is_not_taken_for_that(old: Path, prebuilt: Path) -
     assert started_over.old == started_over.new
     for step in started_over.steps()[:2]:
         step()
-    head, _ = started_over.pieces()
+    head, _ = started_over.engine.pieces()
     with old.open("r+b") as file:
         file.seek(started_over.old + head[0])
         file.write(head[1])

@@ -19,14 +19,14 @@ from pyllamafile.appearing import appearing, scratch_folder
 from pyllamafile.engine import Format
 from pyllamafile.errors import AccessError, PyllamafileError, RefusedError
 from pyllamafile.launcher import BLOCK, Outer
-from pyllamafile.llamafile import ARGS, WEIGHTS, Llamafile, manifest_entry, read
+from pyllamafile.llamafile import ARGS, WEIGHTS, Llamafile, manifest_entry, of_archive, read
 from pyllamafile.models.source import PathLike
 from pyllamafile.output import check_written, companion_path, write, write_companion
 from pyllamafile.plan import Engine
 from pyllamafile.progress import Progress, silent
 from pyllamafile.runtimes import Runtime
 from pyllamafile.targets import TARGETS, TOO_LARGE, select
-from pyllamafile.zipalign import Entry, Member
+from pyllamafile.zipalign import Archive, Entry, Member
 
 Step = Callable[[], None]
 
@@ -215,7 +215,7 @@ def _shift(found: Llamafile, new: Engine, kept: Sequence[Member]) -> bool:
     stay = {member.name for member in kept} | {entry.name for entry in entries}
     remove = [name for name in found.members if name not in stay]
     with _writing(path):
-        exchange = _exchange(path, new, entries, remove)
+        exchange = _exchange(found, new, entries, remove)
         if exchange is None:
             return False
         exchange.run()
@@ -223,7 +223,7 @@ def _shift(found: Llamafile, new: Engine, kept: Sequence[Member]) -> bool:
     return True
 
 
-@dataclass(frozen=True)
+@dataclass
 class Exchange:
     """Another engine for a llamafile, under weights that are not copied.
 
@@ -236,6 +236,7 @@ class Exchange:
 
     Attributes:
         path: The file.
+        archive: What its zip is, after every step anew.
         engine: The new one.
         entries: What is added to the zip or replaced in it, the manifest last.
         remove: Names of entries that go.
@@ -244,6 +245,7 @@ class Exchange:
     """
 
     path: Path
+    archive: Archive
     engine: Engine
     entries: Sequence[Entry]
     remove: Collection[str]
@@ -252,14 +254,13 @@ class Exchange:
 
     def steps(self) -> tuple[Step, ...]:
         """What is to be done, in order. Killed within one or behind it, the file still starts."""
-        path, old, new = self.path, self.old, self.new
         return (
-            lambda: _add(path, [], (), new),
-            lambda: shift.insert(path, old, new),
-            lambda: shift.put(path, ((old + at, piece) for at, piece in self.engine.pieces())),
-            lambda: _add(path, self.entries, self.remove, -old),
-            lambda: shift.collapse(path, 0, old),
-            lambda: zipalign.compact(path),
+            lambda: self._change([], (), self.new),
+            lambda: self._insert(self.new),
+            self._put_engine,
+            lambda: self._change(self.entries, self.remove, -self.old),
+            lambda: self._collapse(0, self.old),
+            self._compact,
         )
 
     def run(self) -> None:
@@ -269,7 +270,7 @@ class Exchange:
             PyllamafileError: The file can't be written.
             OSError: The same.
         """
-        before = zipalign.read(self.path).members
+        before = self.archive.members
         try:
             for step in self.steps():
                 step()
@@ -280,18 +281,39 @@ class Exchange:
 
     def _settle(self, before: Sequence[Member]) -> None:
         """Undo what was begun, or finish what is nearly done."""
-        now = zipalign.read(self.path).members
+        self.archive = zipalign.read(self.path)  # nobody knows how far it came
+        now = self.archive.members
         if now[0].header_offset == before[0].header_offset + self.new:
             if [_moved(member, self.new) for member in before] == [_moved(m, 0) for m in now]:
-                _add(self.path, [], (), -self.new)
-                shift.collapse(self.path, self.old, self.new)
+                self._change([], (), -self.new)
+                self._collapse(self.old, self.new)
             else:
-                shift.collapse(self.path, 0, self.old)
-        zipalign.compact(self.path)
+                self._collapse(0, self.old)
+        self._compact()
+
+    def _change(self, entries: Sequence[Entry], remove: Collection[str], move: int) -> None:
+        """Change the zip so that all of it may be moved then by so many bytes."""
+        self.archive, _ = zipalign.change(
+            self.path, entries, remove=remove, moves=(0, move), archive=self.archive
+        )
+
+    def _insert(self, size: int) -> None:
+        shift.insert(self.path, self.old, size)
+        self.archive = self.archive.shifted(size)
+
+    def _put_engine(self) -> None:
+        shift.put(self.path, ((self.old + at, piece) for at, piece in self.engine.pieces()))
+
+    def _collapse(self, at: int, size: int) -> None:
+        shift.collapse(self.path, at, size)
+        self.archive = self.archive.shifted(-size)
+
+    def _compact(self) -> None:
+        self.archive = zipalign.compact(self.path, self.archive)
 
 
 def _exchange(
-    path: Path,
+    found: Llamafile,
     engine: Engine,
     entries: Sequence[Entry],
     remove: Collection[str],
@@ -299,19 +321,19 @@ def _exchange(
     """Plan to put another engine under the weights of a file; None if they can't stay.
 
     Args:
-        path: A llamafile, or any zip with something in front.
+        found: The file.
         engine: The new engine.
         entries: What is added to the zip or replaced in it.
         remove: Names of entries that go.
     """
+    path, members = found.path, found.archive.members
     block = shift.unit(path.parent)
-    members = zipalign.read(path).members
     if block is None or not members or shift.busy(path):
         return None
     first = members[0].header_offset
     old = first // block * block
     # Weights end up aligned to blocks. Where an upgrade was killed they may be off now, all alike.
-    off = {m.data_offset % BLOCK for m in members if m.name.endswith(".gguf")} or {0}
+    off = {member.data_offset % BLOCK for member in found.weights} or {0}
     new = engine.end + (old - max(off) - engine.end) % BLOCK
     if not old or len(off) > 1 or new % block:
         return None
@@ -321,13 +343,12 @@ def _exchange(
             return None
     try:
         for move in (new, -old):
-            kept = [member for member in members if member.name not in remove]
-            gone = {entry.name for entry in entries}
-            kept = [member for member in kept if member.name not in gone]
+            gone = {*remove, *(entry.name for entry in entries)}
+            kept = [member for member in members if member.name not in gone]
             zipalign.layout(entries, members[-1].end, kept=kept, moves=(0, move), former=members)
     except PyllamafileError:
         return None
-    return Exchange(path, engine, entries, remove, old, new)
+    return Exchange(path, found.archive, engine, entries, remove, old, new)
 
 
 def _finish(found: Llamafile) -> Llamafile:
@@ -340,14 +361,13 @@ def _finish(found: Llamafile) -> Llamafile:
     """
     path, base = found.path, found.archive.base
     block = shift.unit(path.parent)
-    if block is None or base % block or shift.busy(path):
+    if base < 0 or block is None or base % block or shift.busy(path):
         return found
     room = found.archive.members[0].header_offset - base
     if not _stands(path, base, room, found.manifest):
         return found
     shift.collapse(path, 0, base)
-    zipalign.compact(path)
-    return read(path)
+    return of_archive(path, zipalign.compact(path, found.archive.shifted(-base)))
 
 
 def _stands(path: Path, at: int, room: int, manifest: Mapping[str, Any]) -> bool:
@@ -363,10 +383,6 @@ def _stands(path: Path, at: int, room: int, manifest: Mapping[str, Any]) -> bool
             if hashlib.sha256(file.read(size)).hexdigest() != sha256:
                 return False
     return True
-
-
-def _add(path: Path, entries: Sequence[Entry], remove: Collection[str], move: int) -> None:
-    zipalign.add(path, entries, remove=remove, moves=(0, move))
 
 
 def _moved(member: Member, by: int) -> tuple[str, int, int]:
