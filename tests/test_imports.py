@@ -57,7 +57,8 @@ GRAPH = {
         "appearing", "copying", "errors", "llamafile", "paths", "progress", "zipalign",
     },
     "ops.edit": {
-        "errors", "llamafile", "models.gguf", "models.source", "paths", "plan", "progress", "zipalign",
+        "errors", "llamafile", "models.gguf", "models.source", "paths", "plan", "progress",
+        "zipalign",
     },
     "ops.advise": {"errors", "models.forecast", "models.source", "models.sources", "targets"},
     "ops.doctor": {"ops.inspect", "ops.verify", "targets"},
@@ -71,8 +72,8 @@ GRAPH = {
         "ops.in_place", "output", "paths", "plan", "progress", "targets", "zipalign",
     },
     "ops.upgrade": {
-        "", "appearing", "engine", "errors", "launcher", "llamafile", "models.source", "output",
-        "paths", "plan", "progress", "runtimes", "shift", "targets", "zipalign",
+        "", "appearing", "copying", "engine", "errors", "launcher", "llamafile", "models.source",
+        "output", "paths", "plan", "progress", "runtimes", "shift", "targets", "zipalign",
     },
     "": {
         "errors", "ops.advise", "ops.build", "ops.doctor", "ops.edit", "ops.extract",

@@ -895,7 +895,7 @@ def test_what_a_change_returns_is_what_is_read(tmp_path, monkeypatch, seed):
 
     if front:
         packed(path, some(5), bytes(front), rng.choice([b"", b"words"]))
-    known, dead = zipalign.change(path, some(3))
+    known, _ = zipalign.change(path, some(3))
     assert known == read(path)
     for _ in range(6):
         names = [member.name for member in known.members]
@@ -913,7 +913,7 @@ def test_what_a_change_returns_is_what_is_read(tmp_path, monkeypatch, seed):
             if known.base < 0 or known.base % BLOCK:
                 break  # no such thing is ever changed again
         else:
-            known, dead = zipalign.change(path, some(2), remove=gone, archive=known)
+            known, _ = zipalign.change(path, some(2), remove=gone, archive=known)
         assert known == read(path)
         if rng.random() < 0.5:
             known = zipalign.compact(path, known)

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from pyllamafile import native, plan, zipalign
 from pyllamafile.errors import (
@@ -17,8 +17,17 @@ from pyllamafile.errors import (
     RefusedError,
     UnavailableError,
 )
-from pyllamafile.launcher import Outer, pack
-from pyllamafile.llamafile import GUI, GUI_NOTICES, LICENSES, Llamafile, of_archive
+from pyllamafile.launcher import HeadProgram, pack
+from pyllamafile.llamafile import (
+    GUI,
+    GUI_NOTICES,
+    LICENSES,
+    RUNTIME,
+    Llamafile,
+    is_text,
+    misfits,
+    of_archive,
+)
 from pyllamafile.ops.verify import verify
 from pyllamafile.progress import Progress
 from pyllamafile.runtimes import Runtime
@@ -138,12 +147,12 @@ def one_linux(names: Sequence[str]) -> Sequence[str]:
     return [target.name for target in chosen]
 
 
-def outer_program(runtimes: Sequence[Runtime], format: Format) -> Outer | None:
+def head_program(runtimes: Sequence[Runtime], format: Format) -> HeadProgram | None:
     """The program that the file itself is: on Windows there is no script to start one."""
     system = "linux" if format == "elf" else "windows"
     for runtime in runtimes:
         if TARGETS[runtime.target].os == system:
-            return Outer(runtime, runtime.program())
+            return HeadProgram(runtime, runtime.program())
     return None
 
 
@@ -202,16 +211,22 @@ def _taken_out(path: Path, member: Member, folder: Path) -> Path:
 def _runtime(wheel: Path, target: str, text: bytes, packed: Path) -> Runtime:
     """A runtime as the facts beside it in a wheel have it."""
     try:
-        facts = {**json.loads(text), "path": packed, "origin": "engine"}
-        facts["levels"], facts["licenses"] = tuple(facts["levels"]), dict(facts["licenses"])
-        found = Runtime(**facts)
-        if found.target == target and all(
-            isinstance(text, str) for text in (*found.levels, *found.licenses.values())
-        ):
-            return found
-    except (ValueError, KeyError, TypeError):
-        pass
-    raise DamagedError(f"{wheel}: {target}.json can't be understood", path=wheel)
+        facts = json.loads(text)
+        problem = next(misfits(facts, _SHAPE, "it"), None)
+        if problem is None and facts["target"] == target and len(facts) == len(_SHAPE):
+            facts["levels"] = tuple(facts["levels"])
+            return Runtime(**facts, path=packed, origin="engine")
+    except (ValueError, RecursionError):
+        problem = "it is not JSON"
+    problem = problem or "it is of another runtime, or another version of pyllamafile"
+    raise DamagedError(f"{wheel}: {target}.json can't be understood: {problem}", path=wheel)
+
+
+# What a wheel says of a runtime: as the manifest does, but for where it is; and its notices.
+_SHAPE: Final = {
+    **{key: shape for key, shape in RUNTIME.items() if key != "offset"},
+    "licenses": {"*": is_text},
+}
 
 
 def _from_llamafile(found: Llamafile, folder: Path, gui: bool) -> Parts:

@@ -265,7 +265,7 @@ def of_archive(path: Path, archive: Archive) -> Llamafile:
     if type(number) is not int or number != FORMAT:
         what = f"{number!r} is no format that there ever was"
         return Llamafile(path, archive, "damaged", problem=what)
-    if problem := next(_misfits(facts, _SHAPE, "it"), None):
+    if problem := next(misfits(facts, _SHAPE, "it"), None):
         return Llamafile(path, archive, "damaged", problem=problem)
     return Llamafile(path, archive, "ours", facts)
 
@@ -285,7 +285,8 @@ def _is_sha256(value: object) -> bool:
     return isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")
 
 
-def _is_text(value: object) -> bool:
+def is_text(value: object) -> bool:
+    """Whether it is text, as a shape of `misfits`."""
     return isinstance(value, str)
 
 
@@ -294,29 +295,37 @@ def _is_target(value: object) -> bool:
     return isinstance(value, str) and bool(re.fullmatch("[a-z0-9]+-[a-z0-9]+", value))
 
 
-# What a manifest looks like (FORMAT.md, section 6). "*" is every key; a list has one shape for all.
+RUNTIME: Final = {
+    "target": _is_target,
+    "offset": _is_size,
+    "packed_size": _is_size,
+    "packed_sha256": _is_sha256,
+    "size": _is_size,
+    "sha256": _is_sha256,
+    "llama_cpp": is_text,
+    "levels": [is_text],
+}
+"""What is said of a runtime, for `misfits`."""
+
+# What a manifest looks like (FORMAT.md, section 6).
 _SHAPE: Final = {
-    "name": _is_text,
-    "pyllamafile": _is_text,
+    "name": is_text,
+    "pyllamafile": is_text,
     "head": {"size": _is_size, "sha256": _is_sha256},
-    "runtimes": [
-        {
-            "target": _is_target,
-            "offset": _is_size,
-            "packed_size": _is_size,
-            "packed_sha256": _is_sha256,
-            "size": _is_size,
-            "sha256": _is_sha256,
-            "llama_cpp": _is_text,
-            "levels": [_is_text],
-        }
-    ],
+    "runtimes": [RUNTIME],
     "entries": {"*": {"size": _is_size, "sha256": _is_sha256}},
 }
 
 
-def _misfits(value: object, shape: object, at: str) -> Iterator[str]:
-    """What of a value is not as the table has it, in words."""
+def misfits(value: object, shape: object, at: str) -> Iterator[str]:
+    """What of a value is not as a table has it, in words.
+
+    Args:
+        value: What was read from JSON.
+        shape: A function that says whether a value is one; a dictionary of shapes, in which ``*``
+            stands for every key; or a list of one shape, which each item has.
+        at: What to call the value.
+    """
     if isinstance(shape, dict):
         if not isinstance(value, dict):
             yield f"{at} is not an object"
@@ -325,13 +334,13 @@ def _misfits(value: object, shape: object, at: str) -> Iterator[str]:
             if key not in value:
                 yield f"{at} lacks {key!r}"
             else:
-                yield from _misfits(value[key], inner, f"{at}[{key!r}]")
+                yield from misfits(value[key], inner, f"{at}[{key!r}]")
     elif isinstance(shape, list):
         if not isinstance(value, list):
             yield f"{at} is not an array"
             return
         for index, item in enumerate(value):
-            yield from _misfits(item, shape[0], f"{at}[{index}]")
+            yield from misfits(item, shape[0], f"{at}[{index}]")
     elif callable(shape) and not shape(value):
         yield f"{at} is not what it should be: {str(value)[:40]!r}"
 

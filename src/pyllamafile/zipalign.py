@@ -59,7 +59,7 @@ _CENTRAL = struct.Struct("<4s6H3L5H2L")  # 4.3.12
 _END64 = struct.Struct("<4sQ2H2L4Q")  # 4.3.14
 _LOCATOR = struct.Struct("<4sLQL")  # 4.3.15
 _END = struct.Struct("<4s4H2LH")  # 4.3.16
-_ENCRYPTED, _DESCRIPTOR, _UTF8 = 1 << 0, 1 << 3, 1 << 11  # 4.4.4
+_ENCRYPTED, _DESCRIPTOR, UTF8 = 1 << 0, 1 << 3, 1 << 11  # 4.4.4
 _ZIP64 = 0x0001  # 4.5.3
 _UNIX = 3  # 4.4.2.2
 
@@ -466,7 +466,7 @@ def _split64(*values: int, whole: bool = False) -> tuple[list[int], bytes]:
 def _common(entry: Entry, zip64: bytes, when: Time) -> tuple[int, int, int, int, int]:
     """Version needed (4.4.3.2), flags, method, time, date: alike in both headers."""
     needed = 45 if zip64 else 20 if entry.method == DEFLATED or "/" in entry.name else 10
-    flags = 0 if entry.name.isascii() else _UTF8
+    flags = 0 if entry.name.isascii() else UTF8
     return (needed, flags, entry.method, *_dos(entry.date_time or when))
 
 
@@ -743,7 +743,9 @@ def _read(fd: int, path: Path) -> Archive:
         raise file.error(f"{end.length} bytes of directory cannot hold {end.entries} entries")
 
     if end.length > _MOST_DIRECTORY:
-        raise file.error(f"a directory of {end.length:,} bytes: {_MOST_DIRECTORY:,} is the most for one")
+        raise file.error(
+            f"a directory of {end.length:,} bytes: {_MOST_DIRECTORY:,} is the most for one"
+        )
 
     # The directory ends where the end records begin. Where its recorded offset differs, all
     # offsets count from the start of the archive, not of the file.
@@ -812,7 +814,7 @@ def _parse(file: _Reader, directory: bytes, position: int) -> Member:
     record = directory[position:end]
     raw, extra, _ = _variable(record, _CENTRAL.size, *head[10:13])
     try:
-        name = raw.decode("utf-8" if head[3] & _UTF8 else "cp437")
+        name = raw.decode("utf-8" if head[3] & UTF8 else "cp437")
     except UnicodeDecodeError:
         raise file.error(f"the name {raw!r} is not UTF-8") from None
     if not name or "\0" in name:

@@ -595,11 +595,13 @@ def extract(file: Path, names: tuple[str, ...], directory: Path, force: bool) ->
     help="Where it comes from.  [default: the runtimes at hand]",
 )
 @_target_option("A system to run on, or a group; repeat it.  [default: those of FILE]")
-def upgrade(file: Path, engine: Path | None, targets: tuple[str, ...]) -> None:
+@click.option("--drop-unknown", is_flag=True, help="Drop entries that belong to no engine.")
+def upgrade(file: Path, engine: Path | None, targets: tuple[str, ...], drop_unknown: bool) -> None:
     """Put a new engine under the same weights.
 
     Programs, launch script, web GUI and notices are replaced; weights, .args and what else was
     added stay. Of Mozilla's llamafiles weights and .args are taken, and FILE becomes one of ours.
+    If somebody added anything else to such a file, nothing is done unless you say --drop-unknown.
 
     --engine takes a wheel of pyllamafile that has runtimes in it, or another llamafile.
 
@@ -609,7 +611,9 @@ def upgrade(file: Path, engine: Path | None, targets: tuple[str, ...]) -> None:
     file that starts; if `verify` doesn't like it, the same command again ends what it began.
     """
     with screen.progress() as tell:
-        done = pyllamafile.upgrade(file, engine=engine, targets=targets, progress=tell)
+        done = pyllamafile.upgrade(
+            file, engine=engine, targets=targets, drop_unknown=drop_unknown, progress=tell
+        )
     out.print(bold(str(done.path)), f" {amount(done.size)}")
     out.print(f"  weights   {shown(', '.join(done.models) or 'none: give some with -m FILE')}")
     out.print(f"  runs on   {', '.join(done.targets)}")

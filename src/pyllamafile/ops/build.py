@@ -192,7 +192,7 @@ def build(
 
         wanted = engine.one_linux(targets) if format == "elf" else targets
         runtimes = engine.runtimes_for(wanted, tell)
-        outer = engine.outer_program(runtimes, format)
+        head_program = engine.head_program(runtimes, format)
         if quantize_to:
             groups = [_quantized(g, quantize_to, requantize, folder, tell) for g in groups]
         models = list(itertools.chain(*groups))
@@ -201,17 +201,17 @@ def build(
             version=pyllamafile.__version__,
             models=[*models, *itertools.chain(*going)],
             runtimes=runtimes,
-            outer=outer,
+            head_program=head_program,
             extras=extras,
             args=text,
             gui=engine.gui_entries(tell) if gui else (),
         )
-        too_large = bool(outer) and format == "portable" and decided.size >= TOO_LARGE
+        too_large = bool(head_program) and format == "portable" and decided.size >= TOO_LARGE
         exe = companion_path(destination) if too_large and companion else None
         if exe:
             _check_output(exe, inputs, force)
-        program = outer.program if exe and outer else None
-        del outer  # as many bytes again as the head has; writing needs memory of its own
+        program = head_program.program if exe and head_program else None
+        del head_program  # as many bytes again as the head has; writing needs memory of its own
         with contextlib.ExitStack() as undo:
             if in_place:
                 if exe and program:

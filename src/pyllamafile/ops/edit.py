@@ -70,7 +70,9 @@ def remove(path: PathLike, names: Sequence[str]) -> None:
     found.check_ours()
     for name in names:
         if name not in found.members:
-            raise NotFoundError(f"{path}: has no entry {name!r}", hint="inspect lists them", path=path)
+            raise NotFoundError(
+                f"{path}: has no entry {name!r}", hint="inspect lists them", path=path
+            )
         if name == MANIFEST:
             raise RefusedError(
                 f"{path}: {name} can't be removed: it says what is in the file", path=path

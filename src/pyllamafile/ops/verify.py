@@ -269,11 +269,11 @@ def _check_entry(
 
 def _check_head(
     listed: Mapping[str, Any],
-    outer: str | None,
+    target: str | None,
     chunks: Iterator[bytes],
     pool: ThreadPoolExecutor,
 ) -> Iterator[str]:
-    """The first bytes of the file; `outer` is the target that they are a program for."""
+    """The first bytes of the file; `target` is the target that they are a program for."""
     start = b""
     text = True
 
@@ -288,12 +288,12 @@ def _check_head(
     if start.startswith(_SCRIPT_MAGIC):
         if not text:
             yield "it is not plain ASCII without NUL"
-        if outer:
-            yield f"it is a script, not the program that the manifest lists for {outer}"
+        if target:
+            yield f"it is a script, not the program that the manifest lists for {target}"
     elif start.startswith((_PE_MAGIC, _ELF_MAGIC)):
         try:
             yield from (_pe_faults if start.startswith(_PE_MAGIC) else _elf_faults)(
-                start, listed["size"], outer or ""
+                start, listed["size"], target or ""
             )
         except struct.error:
             yield "its headers are cut short"
@@ -891,7 +891,7 @@ def _prefix_tasks(manifest: Mapping[str, Any] | None, report: _Report) -> Iterat
     if not manifest:
         return
     head = manifest["head"]
-    outer: str | None = None
+    target: str | None = None
     targets: set[str] = set()
     for runtime in manifest["runtimes"]:
         where = f"runtime {_shown(runtime['target'])} (offset {runtime['offset']})"
@@ -900,7 +900,7 @@ def _prefix_tasks(manifest: Mapping[str, Any] | None, report: _Report) -> Iterat
         targets.add(runtime["target"])
         start, size = runtime["offset"], runtime["packed_size"]
         if start == 0:
-            outer = runtime["target"]
+            target = runtime["target"]
             for key in ("size", "packed_size", "sha256", "packed_sha256"):
                 if runtime[key] != head[key.removeprefix("packed_")]:
                     report(where, f"its {key} is not that of the head, which it is")
@@ -908,7 +908,7 @@ def _prefix_tasks(manifest: Mapping[str, Any] | None, report: _Report) -> Iterat
         if size == 0 or size % BLOCK:
             report(where, f"it is {size} bytes long, not a multiple of {BLOCK}")
         yield _Task(where, start, start, size, partial(_check_runtime, runtime))
-    yield _Task(_HEAD, 0, 0, head["size"], partial(_check_head, head, outer))
+    yield _Task(_HEAD, 0, 0, head["size"], partial(_check_head, head, target))
 
 
 def _in_order(tasks: Iterable[_Task], limit: int, report: _Report) -> list[_Task]:
