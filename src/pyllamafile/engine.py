@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Sequence
@@ -188,10 +189,12 @@ def _from_wheel(path: Path, archive: Archive, folder: Path, gui: bool) -> Parts:
     members = {member.name.removeprefix(_PREBUILT): member for member in archive.members}
     runtimes = []
     for target in TARGETS:
-        facts, program = members.get(f"{target}.json"), members.get(f"{target}.gz")
-        if facts and program:
-            packed = _taken_out(path, program, folder)
-            runtimes.append(_runtime(path, target, zipalign.content(path, facts, _MOST), packed))
+        if facts := members.get(f"{target}.json"):
+            text = zipalign.content(path, facts, _MOST)
+            runtimes.append(_runtime(path, target, text, folder / f"{target}.gz"))
+            if f"{target}.gz" not in members:
+                raise DamagedError(f"{path}: {target}.gz is missing", path=path)
+            _taken_out(path, members[f"{target}.gz"], folder)
     pages = members.get("ui.zip")
     if not (gui and pages):
         return Parts(runtimes, (), str(path))
@@ -210,16 +213,13 @@ def _taken_out(path: Path, member: Member, folder: Path) -> Path:
 
 def _runtime(wheel: Path, target: str, text: bytes, packed: Path) -> Runtime:
     """A runtime as the facts beside it in a wheel have it."""
-    try:
+    with contextlib.suppress(ValueError, RecursionError):
         facts = json.loads(text)
-        problem = next(misfits(facts, _SHAPE, "it"), None)
-        if problem is None and facts["target"] == target and len(facts) == len(_SHAPE):
+        fits = not any(misfits(facts, _SHAPE, "it")) and len(facts) == len(_SHAPE)
+        if fits and facts["target"] == target:
             facts["levels"] = tuple(facts["levels"])
             return Runtime(**facts, path=packed, origin="engine")
-    except (ValueError, RecursionError):
-        problem = "it is not JSON"
-    problem = problem or "it is of another runtime, or another version of pyllamafile"
-    raise DamagedError(f"{wheel}: {target}.json can't be understood: {problem}", path=wheel)
+    raise DamagedError(f"{wheel}: {target}.json can't be understood", path=wheel)
 
 
 # What a wheel says of a runtime: as the manifest does, but for where it is; and its notices.

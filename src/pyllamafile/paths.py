@@ -1,11 +1,16 @@
-"""Paths as callers give them."""
+"""Paths and lists as callers give them."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any, TypeVar, overload
 
 from pyllamafile.errors import NotFoundError
+
+PathLike = str | os.PathLike[str]
+Given = TypeVar("Given")
 
 
 def path_of(given: str | os.PathLike[str]) -> Path:
@@ -18,3 +23,16 @@ def path_of(given: str | os.PathLike[str]) -> Path:
     if "\0" in text:
         raise NotFoundError(f"{text!r}: no such file: a path can't hold a NUL")
     return Path(given)
+
+
+@overload
+def several(given: str | Iterable[str]) -> list[str]: ...
+
+
+@overload
+def several(given: PathLike | Iterable[Given]) -> list[PathLike | Given]: ...
+
+
+def several(given: Any) -> list[Any]:
+    """What was given as a list; a single path or name is a list of one."""
+    return [given] if isinstance(given, (str, os.PathLike)) else list(given)

@@ -260,7 +260,8 @@ def build(
     out.print("try:")
     out.print(f'  {run}{choice} -p "Once upon a time" -n 64')
     serving = choice if not built.models else ""  # it has all models, and loads them on demand
-    out.print(f"  {run}{serving}   # web GUI and API on http://127.0.0.1:8080")
+    offered = "web GUI and API" if gui else "API"
+    out.print(f"  {run}{serving}   # {offered} on http://127.0.0.1:8080")
 
 
 def _on_windows(built: Built) -> str | None:
@@ -282,8 +283,11 @@ def _announcing(tell: Progress) -> Progress:
         nonlocal announced
         if not announced and step.what.startswith(("building ", "fetching llama.cpp")):
             announced = True
+            lacking, what = "No runtime is", "llama.cpp and its web GUI"
+            if native.available():
+                lacking, what = "Not all that goes in is", "the rest of llama.cpp"
             err.print(
-                "No runtime is at hand yet: compiling llama.cpp and its web GUI, once. "
+                f"{lacking} at hand yet: compiling {what}, once. "
                 "That takes about ten minutes on two cores."
             )
         tell(step)
