@@ -36,3 +36,13 @@ def several(given: PathLike | Iterable[Given]) -> list[PathLike | Given]: ...
 def several(given: Any) -> list[Any]:
     """What was given as a list; a single path or name is a list of one."""
     return [given] if isinstance(given, (str, os.PathLike)) else list(given)
+
+
+def named(given: PathLike | tuple[PathLike, str]) -> tuple[Path, str]:
+    """A file and the name of its entry, which is its own if it comes alone.
+
+    Raises:
+        NotFoundError: As `path_of`.
+    """
+    path, name = given if isinstance(given, tuple) else (given, Path(given).name)
+    return path_of(path), name

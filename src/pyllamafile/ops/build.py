@@ -26,7 +26,7 @@ from pyllamafile.models.gguf import Weights, read, shards
 from pyllamafile.models.source import PathLike, Source, gguf_name
 from pyllamafile.ops import in_place as conversion
 from pyllamafile.output import check_written, companion_path, write, write_companion
-from pyllamafile.paths import path_of, several
+from pyllamafile.paths import named, path_of, several
 from pyllamafile.plan import File, Plan
 from pyllamafile.progress import Progress, silent
 from pyllamafile.targets import TARGETS, TOO_LARGE, select
@@ -362,7 +362,7 @@ def _gathered(
     partners = {
         partner: _models([partner.source], folder, headers, tell)[0] for partner in asked.partners
     }
-    extras = [_extra(each) for each in several(add)]
+    extras = [_file(*named(each)) for each in several(add)]
     _check_names(extras, gui)
     weights = [extra for extra in extras if extra.name.endswith(WEIGHTS)]  # they are to a runtime
     text_file = path_of(args_file) if args_file is not None else None
@@ -497,12 +497,6 @@ class _Quantized:
             first.path, self.folder / name, self.format, program, again=self.again, tell=tell
         )
         return _file(path, name)
-
-
-def _extra(given: PathLike | tuple[PathLike, str]) -> File:
-    """A file to add; without a name its entry is called as it is."""
-    path, name = given if isinstance(given, tuple) else (given, None)
-    return _file(path_of(path), Path(path).name if name is None else name)
 
 
 def _file(path: Path, name: str) -> File:

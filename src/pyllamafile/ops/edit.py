@@ -10,13 +10,13 @@ from pyllamafile.errors import NotFoundError, RefusedError
 from pyllamafile.llamafile import ARGS, GUI, MANIFEST, WEIGHTS, check_args, read
 from pyllamafile.models import gguf
 from pyllamafile.models.source import PathLike
-from pyllamafile.paths import path_of
+from pyllamafile.paths import named, path_of, several
 from pyllamafile.progress import Progress, silent
 
 
 def add(
     path: PathLike,
-    files: Sequence[tuple[PathLike, str]],
+    files: PathLike | Sequence[PathLike | tuple[PathLike, str]],
     *,
     progress: Progress | None = None,
 ) -> list[str]:
@@ -27,7 +27,7 @@ def add(
 
     Args:
         path: The llamafile.
-        files: What to add, each with the name of its entry; `.args` may be one of them.
+        files: What to add, each by itself or with the name of its entry; `.args` may be one.
         progress: Told about every step.
 
     Returns:
@@ -40,8 +40,7 @@ def add(
     found = read(path)
     found.check_ours()
     entries = []
-    for source, name in files:
-        given = path_of(source)
+    for given, name in map(named, several(files)):
         if name == MANIFEST or (found.has_gui and name.startswith(GUI)):
             raise RefusedError(
                 f"{path}: cannot add {name!r}: pyllamafile itself writes what has such a name",
@@ -57,7 +56,7 @@ def add(
     return [entry.name for entry in entries]
 
 
-def remove(path: PathLike, names: Sequence[str]) -> None:
+def remove(path: PathLike, names: str | Sequence[str]) -> None:
     """Take entries out of a finished file, in place.
 
     Their room is given back if at most 16 MiB stand behind them, and otherwise left unused.
@@ -65,7 +64,7 @@ def remove(path: PathLike, names: Sequence[str]) -> None:
     Raises:
         PyllamafileError: There is no such entry, or the file needs it, or can't be written.
     """
-    path = path_of(path)
+    path, names = path_of(path), several(names)
     found = read(path)
     found.check_ours()
     for name in names:

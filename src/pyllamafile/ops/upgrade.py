@@ -32,7 +32,7 @@ from pyllamafile.llamafile import (
 )
 from pyllamafile.models.source import PathLike
 from pyllamafile.output import check_written, companion_path, write, write_companion
-from pyllamafile.paths import path_of
+from pyllamafile.paths import path_of, several
 from pyllamafile.plan import Engine, Plan
 from pyllamafile.progress import Progress, silent
 from pyllamafile.runtimes import Runtime
@@ -76,7 +76,7 @@ def upgrade(
     path: PathLike,
     *,
     engine: PathLike | None = None,
-    targets: Sequence[str] = (),
+    targets: str | Sequence[str] = (),
     drop_unknown: bool = False,
     progress: Progress | None = None,
 ) -> Upgraded:
@@ -107,7 +107,7 @@ def upgrade(
     path = Path(os.path.realpath(path)) if path.is_symlink() else path  # the link stays one
     found = _ready(read(path))
     here = tuple(str(runtime["target"]) for runtime in found.runtimes)
-    wanted = tuple(target.name for target in select(targets or here))
+    wanted = tuple(target.name for target in select(several(targets) or here))
     gui = not found.ours or found.has_gui
     with contextlib.ExitStack() as scratch:
         if engine is None:
