@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from fixtures import tiny_pe
 
-from pyllamafile.launcher import BLOCK, Outer, Program, head, pack
+from pyllamafile.launcher import BLOCK, HeadProgram, Program, head, pack
 from pyllamafile.runtimes import Runtime
 from pyllamafile.targets import host
 
@@ -71,7 +71,7 @@ packed_once = functools.cache(pack)
 
 
 def llamafile(
-    path: Path, program: bytes = SCRIPT, outer: Outer | None = None, **changes: object
+    path: Path, program: bytes = SCRIPT, outer: HeadProgram | None = None, **changes: object
 ) -> Path:
     """A head, a gap, the program at the second block, and something behind it."""
     packed = packed_once(program)
@@ -83,4 +83,7 @@ def llamafile(
 
 
 # What a file itself is.
-KINDS = {"script": None, "windows": Outer(runtime(tiny_pe(), b"", "windows-amd64"), tiny_pe())}
+KINDS = {
+    "script": None,
+    "windows": HeadProgram(runtime(tiny_pe(), b"", "windows-amd64"), tiny_pe()),
+}

@@ -58,7 +58,7 @@ engine       ours         shows    named   all      works    works  works   work
 newer        newer        partly   named   all      error    error  error   error     well    yes    yes        yes
 damaged      damaged      partly   named   all      error    error  error   error     well    yes    yes        yes
 unreadable   damaged      partly   named   error    error    error  error   error     well    yes    yes        yes
-overlong     damaged      partly   named   all      error    error  error   error     ill     yes    yes        no
+overlong     ours         shows    named   all      error    works  works   works     ill     yes    yes        no
 interrupted  interrupted  partly   named   all      works    error  error   error     well    yes    yes        yes
 displaced    interrupted  partly   named   all      works    error  error   error     ill     -      no         no
 misled       ours         shows    named   all      works    works  works   works     ill     -      no         no
@@ -79,7 +79,7 @@ READERS = tuple(_HEADER[1:])
 SAYS = {
     "newer": r"format",
     "damaged": r"llamafile\.json|manifest",
-    "unreadable": r"llamafile\.json|manifest|\.args",
+    "unreadable": r"llamafile\.json|manifest",
     "overlong": r"\.args",
     "interrupted": r"interrupted",
 }
@@ -589,7 +589,7 @@ ROWS: dict[str, Row] = {
     "a manifest that is longer than it says": Row(
         "unreadable", lambda b: ours(b, manifest={"method": 8, "size": 10})
     ),
-    ".args with a flipped byte": Row("unreadable", lambda b: flipped(b, ".args")),
+    ".args with a flipped byte": Row("corrupt", lambda b: flipped(b, ".args")),
     ".args of 1 MiB and a byte": Row(
         "overlong", lambda b: ours(b, {".args": b"#".ljust((1 << 20) + 1, b"x")})
     ),

@@ -25,7 +25,7 @@ from running import need
 
 from pyllamafile import launcher
 from pyllamafile.errors import PyllamafileError
-from pyllamafile.launcher import BLOCK, BUDGET, HEAD, Outer, Program, head, head_size, pack
+from pyllamafile.launcher import BLOCK, BUDGET, HEAD, HeadProgram, Program, head, head_size, pack
 from pyllamafile.targets import TARGETS
 
 NAME = hashlib.sha256(SCRIPT).hexdigest()
@@ -47,13 +47,13 @@ def file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(params=KINDS)
-def outer(request: pytest.FixtureRequest) -> Outer | None:
+def outer(request: pytest.FixtureRequest) -> HeadProgram | None:
     """What the file itself is: a script, or a Windows program with the script in it."""
     return KINDS[request.param]
 
 
 @pytest.fixture
-def either(tmp_path: Path, outer: Outer | None) -> Path:
+def either(tmp_path: Path, outer: HeadProgram | None) -> Path:
     return llamafile(tmp_path / "tiny.llamafile", outer=outer)
 
 
@@ -773,7 +773,7 @@ def test_head_has_room_for_all_targets(grafted):
         for i, name in enumerate(TARGETS)
         if name != "windows-amd64"
     ]
-    outer = Outer(runtime(tiny_pe(), b"", "windows-amd64"), tiny_pe()) if grafted else None
+    outer = HeadProgram(runtime(tiny_pe(), b"", "windows-amd64"), tiny_pe()) if grafted else None
     content = head(many, outer)
     assert content.count(NAME.encode()) == len(TARGETS) - 2
     with pytest.raises(PyllamafileError, match=r"launch script is \d+ bytes"):
@@ -818,7 +818,7 @@ def several(path: Path, targets: Iterable[str]) -> Path:
     for target in targets:
         if not outer and target.startswith("windows"):
             program = program_for(target)
-            outer = Outer(runtime(program, b"", target), program)
+            outer = HeadProgram(runtime(program, b"", target), program)
             targets.remove(target)
     start = -(-head_size(outer) // BLOCK) * BLOCK
     content = b""
@@ -956,7 +956,7 @@ def test_a_shell_starts_a_windows_program_by_its_name(tmp_path, env, name):
 
 def test_an_elf_program_stands_alone():
     program = tiny_elf()
-    outer = Outer(runtime(program, b"", "linux-amd64"), program)
+    outer = HeadProgram(runtime(program, b"", "linux-amd64"), program)
     assert head([], outer) == program
     assert head_size(outer) == len(program)
     with pytest.raises(PyllamafileError, match="among others"):
@@ -964,7 +964,7 @@ def test_an_elf_program_stands_alone():
 
 
 def test_what_cannot_be_a_windows_program_is_named():
-    outer = Outer(runtime(SCRIPT, b"", "windows-amd64"), SCRIPT)
+    outer = HeadProgram(runtime(SCRIPT, b"", "windows-amd64"), SCRIPT)
     for make in (lambda: head([], outer), lambda: head_size(outer)):
         with pytest.raises(PyllamafileError, match=r"runtime\.gz: not a Windows program"):
             make()

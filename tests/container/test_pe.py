@@ -19,7 +19,7 @@ from judging import compare
 from running import need
 
 from pyllamafile.errors import PyllamafileError
-from pyllamafile.launcher import BLOCK, Outer, Program, head, pack, pe
+from pyllamafile.launcher import BLOCK, HeadProgram, Program, head, pack, pe
 from pyllamafile.runtimes import Runtime
 from pyllamafile.targets import host
 
@@ -206,7 +206,7 @@ def both(folder: Path) -> Path:
     assert here
     start = -(-(len(program) + pe.shift(program)) // BLOCK) * BLOCK
     behind = Program(stored(here.name, packed, SHELL_PROGRAM), start)
-    begin = head([behind], Outer(stored("windows-amd64"), program))
+    begin = head([behind], HeadProgram(stored("windows-amd64"), program))
     path = folder / "both.llamafile"
     path.write_bytes(begin.ljust(start, b"\0") + packed + b"last")
     path.chmod(0o755)

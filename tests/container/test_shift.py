@@ -395,7 +395,7 @@ def test_what_is_half_written_is_not_taken_for_that(old: Path, prebuilt: Path) -
     assert started_over.old == started_over.new
     for step in started_over.steps()[:2]:
         step()
-    head, _ = started_over.pieces()
+    head, _ = started_over.engine.pieces()
     with old.open("r+b") as file:
         file.seek(started_over.old + head[0])
         file.write(head[1])
@@ -423,7 +423,8 @@ def test_what_is_half_written_is_not_taken_for_that(old: Path, prebuilt: Path) -
     ],
 )
 def test_no_engine_is_like_a_manifest_that_says_nonsense(old: Path, manifest: Any) -> None:
-    text = json.dumps({**llamafile.read(old).manifest, **manifest, "nonsense": 1}).encode()
+    facts = {**llamafile.read(old).manifest, **manifest} if manifest else {}
+    text = json.dumps({**facts, "nonsense": 1}).encode()
     zipalign.add(old, [Entry(MANIFEST, text)])
     old.write_bytes(raw := bytes(BLOCK) + old.read_bytes())
     found = llamafile.read(old)
