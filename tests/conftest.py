@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,15 +33,37 @@ from pyllamafile.targets import host
 
 MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SEED = "PYLLAMAFILE_TEST_SEED"
+# The fixtures that have to be compiled or fetched.
+REAL = {"llamafile", "phi3", "runtime", "runtime_arm64", "server", "smollm2", "wine"}
 
 
-# Chance
+# The session
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """One seed for all that is done at random in this session, in whatever process."""
+    """One seed for all that is done at random, in whatever process."""
     config.option.hypothesis_seed = os.environ.setdefault(SEED, str(random.randrange(1 << 32)))
+    if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
+        # Else every command that is started compiles all of the package, for nothing.
+        place = tempfile.TemporaryDirectory(prefix="pyllamafile-bytecode-")
+        config.add_cleanup(place.cleanup)
+        os.environ["PYTHONPYCACHEPREFIX"] = place.name
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """One file or test that was named runs in this process, which starts sooner."""
+    return 0 if [".py" in argument for argument in config.args] == [True] else None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes the real things is native, and runs one after the other: it uses all cores."""
+    for item in items:
+        if not REAL.isdisjoint(getattr(item, "fixturenames", ())):
+            item.add_marker("native")
+        if any(item.get_closest_marker(name) for name in ("native", "browser", "clients")):
+            item.add_marker(pytest.mark.xdist_group("native"))
 
 
 def pytest_report_header() -> str:

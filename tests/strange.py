@@ -474,7 +474,7 @@ ROWS: dict[str, Row] = {
     "behind a symbolic link": Row("sound", lambda b: b.built, link_to("real")),
     "two models": Row("sound", lambda b: b.two),
     "a manifest of 1.2 MB": Row("sound", lambda b: ours(b, long_names(340))),
-    "a manifest of 5 MB": Row("sound", lambda b: ours(b, long_names(1430))),
+    "a manifest of 5 MB": Row("sound", lambda b: ours(b, long_names(1430)), slow=True),
     "a manifest that is deflated": Row("sound", lambda b: ours(b, manifest={"method": 8})),
     "a manifest with more in it": Row("sound", said(later={"x": [1, None]})),
     "a manifest in one line": Row(
@@ -583,6 +583,7 @@ ROWS: dict[str, Row] = {
     "a manifest of 65 MiB": Row(
         "damaged",
         lambda b: ours(b, text=lambda t: t + b" " * (65 << 20), manifest={"method": 8}),
+        slow=True,
     ),
     "a manifest with a flipped byte": Row("unreadable", lambda b: flipped(b, MANIFEST)),
     "a manifest that is encrypted": Row("unreadable", lambda b: ours(b, manifest={"flags": 1})),

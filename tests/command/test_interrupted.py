@@ -106,6 +106,7 @@ def test_an_ignored_interrupt_stays_ignored(tmp_path):
 EXITS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129, signal.SIGKILL: None}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_at_random_moments(start, here, rng, how):
     """Old or new, whole, and nothing beside it; only SIGINT has something to say."""
@@ -155,6 +156,7 @@ def test_a_signal_that_ends_leaves_by_the_front_door(how, ignored):
     assert done.returncode == (0 if ignored else EXITS[how])
 
 
+@pytest.mark.slow
 def test_two_builds_to_one_output_at_once(start, here):
     """Without --force one of them wins and the other says why not; with it the last one does."""
     tiny_gguf(Path("other.gguf"), name="Other")
@@ -216,6 +218,7 @@ def overwrite(path):
             time.sleep(0.005)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["truncate", "remove", "grow", "overwrite"])
 def test_a_model_that_changes_at_random_moments(here, rng, change):
     """Either all of what was there at the beginning, or one line that names it."""

@@ -91,7 +91,9 @@ SHELLS = {
 }
 
 
-@pytest.fixture(params=SHELLS)
+@pytest.fixture(
+    params=["bash", *(pytest.param(name, marks=pytest.mark.slow) for name in ("zsh", "fish"))]
+)
 def complete(request, folder):
     """What a shell makes of a line when the tab key is pressed, in a terminal of its own."""
     shell = need(request.param, request.param)

@@ -293,6 +293,7 @@ def test_seam_pictures_in_the_terminal(seeing: Path, pictures: list[Path], smoll
         assert done.stderr.decode().startswith(f"error: {message}")
 
 
+@pytest.mark.native
 def test_pictures_in_a_conversation(seeing: Path, pictures: list[Path]) -> None:
     def look(picture: Path, *options: str | Path, said: str) -> bytes:
         chat = ("--chat", "-n", "12", "--temp", "0", *options)

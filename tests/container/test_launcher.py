@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 from fixtures import tiny_elf, tiny_pe
-from launching import HOST, KINDS, SCRIPT, SHELLS, llamafile, packed_once, runtime
+from launching import COMMON, HOST, KINDS, SCRIPT, SHELLS, llamafile, packed_once, runtime
 from running import need
 
 from pyllamafile import launcher
@@ -35,7 +35,11 @@ PLANTED = b"#!/bin/sh\necho planted\nexit\n".ljust(len(SCRIPT), b"\n")
 BINFMT = "/proc/sys/fs/binfmt_misc"
 
 
-@pytest.fixture(params=SHELLS)
+@pytest.fixture(
+    params=[
+        name if name in COMMON else pytest.param(name, marks=pytest.mark.slow) for name in SHELLS
+    ]
+)
 def shell(request: pytest.FixtureRequest) -> list[str]:
     name, *rest = request.param.split()
     return [need(name, SHELLS[request.param]), *rest]
@@ -453,6 +457,7 @@ def test_read_only_home_of_an_ordinary_user(shell):
         assert cached(top / "tmp/pyllamafile-65534") == [NAME]
 
 
+@pytest.mark.xdist_group("/var/tmp")
 def test_link_in_the_temporary_directory_is_not_followed(shell, file, env):
     env["HOME"] = "/nowhere"
     elsewhere = Path(env["TMPDIR"], "elsewhere")
@@ -594,6 +599,7 @@ def test_directory_in_its_place(shell, file, env, place):
 # Many at once, and interruptions
 
 
+@pytest.mark.slow
 def test_thirty_first_starts_at_once(shell, file, env, place):
     many = [
         subprocess.Popen(

@@ -33,7 +33,7 @@ from pyllamafile.zipalign import BLOCK, Entry
 MODEL = 3 << 20  # bytes of a model's
 
 
-@pytest.fixture(params=["ext4", "xfs"])
+@pytest.fixture(params=["ext4", pytest.param("xfs", marks=pytest.mark.slow)])
 def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
     """A file system that can shift, and can't share."""
     options = {"ext4": ["-q"], "xfs": ["-q", "-m", "reflink=0"]}[request.param]
@@ -470,6 +470,7 @@ def test_an_upgrade_that_fails_is_undone_or_done(old: Path, count: int, after: b
         assert old.stat().st_size == size
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment(old: Path, prebuilt: Path, rng: random.Random) -> None:
     """By SIGKILL, in a process of its own: whatever it was doing."""
     before, expected = contents(old), upgraded_by_copy(old)
@@ -504,6 +505,7 @@ def test_killed_at_any_moment(old: Path, prebuilt: Path, rng: random.Random) -> 
         assert pyllamafile.verify(old) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [shift.collapse, shift.insert])
 def test_a_shift_is_killed(
     disk: Path, rng: random.Random, how: Callable[[Path, int, int], None]

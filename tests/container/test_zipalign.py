@@ -447,6 +447,7 @@ def test_zip64_cheaply(tmp_path, model, monkeypatch):
         run(*command, path)
 
 
+@pytest.mark.slow
 def test_zip64_for_real(tmp_path):
     """4 GiB of zeros that take no disk: holes stay holes."""
     size = 1 << 32
