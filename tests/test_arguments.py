@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import struct
 import subprocess
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 import pyllamafile
 from pyllamafile import arguments, native
 from pyllamafile.arguments import decoded, fault, fault_of_new, missing, parse, quote, renamed
+from pyllamafile.ops.verify import _args_faults
 
 RUNTIME = Path(pyllamafile.__file__).parent / "native" / "runtime"
 ENVIRONMENT = {"A": "of A", "LONG_1": "'\"\\$A #", "EMPTY": "", "DOTS": "..."}
@@ -68,7 +70,7 @@ class Twin:
 
 @pytest.fixture(scope="module")
 def twin(tmp_path_factory: pytest.TempPathFactory):
-    """arguments.cpp by itself: what else is in there needs llama.cpp, and goes when it is linked."""
+    """arguments.cpp by itself: what needs llama.cpp in there goes when it is linked."""
     clang = need("clang++", "clang")
     folder = tmp_path_factory.mktemp("twin")
     (folder / "main.cpp").write_text(TWIN)
@@ -202,7 +204,7 @@ def test_names_that_are_in_no_file(text: str, gone: list[str]) -> None:
         (b'-c 64\n-p "\\xg"', "line 2: an escape for NUL"),
         (b"\nDear reader,", "line 2: 'Dear' is no option"),
         (b"-c 64\n-p Once upon a time", "line 2: 'a' is no option"),
-        (b"#".ljust(arguments.MOST + 1), "1,048,577 bytes, and may have 1,048,576"),
+        (b"#".ljust(arguments.MOST + 1), "may have 1,048,576 bytes, and these have 1,048,577"),
     ],
 )
 def test_faults(text: bytes, what: str | None) -> None:
@@ -221,7 +223,8 @@ def test_a_quote_that_is_not_closed(text: bytes) -> None:
 def test_names_are_changed_where_they_stand() -> None:
     text = (
         b"# old.gguf\n\n-m\told.gguf  # the model\r\n--model='/zip/old.gguf'\n-p old.gguf\n"
-        b"--lora /zip/old.gguf,x.gguf,old.gguf:0.5 --lora_scaled old.gguf:2\n--alias 'old.gguf' ...\n"
+        b"--lora /zip/old.gguf,x.gguf,old.gguf:0.5 --lora_scaled old.gguf:2\n"
+        b"--alias 'old.gguf' ...\n"
     )
     mapping = {"old.gguf": "@a b", "/zip/old.gguf": "@a"}
     assert renamed(text, mapping) == (
@@ -245,3 +248,21 @@ def test_a_shell_agrees_where_it_can() -> None:
 def test_the_environment_of_this_process_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(os.environ, "A", "b")
     assert parse(b"$A")[0].text == ""
+
+
+WEIGHTS = ["m.gguf", "sub/a.gguf"]
+NAMING = st.sampled_from(
+    ["-m ", "--lora ", "--lora_scaled ", "-md ", "@m ", "@n", "@sub/a:1,", "--x "]
+)
+
+
+@settings(max_examples=1000, deadline=None)
+@given(st.lists(st.one_of(MORSELS, NAMING.map(str.encode)), max_size=12).map(b"".join))
+def test_the_second_opinion_is_the_same(text: bytes) -> None:
+    """verify shares no code with us, and so reads these texts by itself."""
+    named = [name.name for name in missing(text, WEIGHTS)]
+    faults = list(_args_faults(text, WEIGHTS))
+    assert bool(faults) == (fault(text, WEIGHTS) is not None)
+    said = [re.search(r" @(.*): there are no such", what) for what in faults]
+    if all(said):
+        assert [match[1] for match in said if match] == named

@@ -1,7 +1,7 @@
 """The grammar of `.args` (launcher/FORMAT.md, section 5): reading it, and changing names in it.
 
 native/runtime/arguments.cpp is what starts a file, and has the last word: a test holds the two
-against each other. A text is bytes here, as it stands in a file. Pure.
+against each other. A text is bytes here, as it stands in a file.
 """
 
 from __future__ import annotations
@@ -11,7 +11,10 @@ import itertools
 import math
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Final, NamedTuple
+
+from pyllamafile.errors import AccessError, RefusedError
 
 MOST: Final = 1 << 20
 """Bytes that a text of arguments may have."""
@@ -171,12 +174,51 @@ def decoded(raw: bytes) -> str:
         UnicodeDecodeError: It is neither UTF-8 nor UTF-16 with a byte order mark.
     """
     for mark, encoding in _MARKS.items():
-        if raw.startswith(mark):
+        if raw.startswith(mark) and (raw != mark or mark == codecs.BOM_UTF8):  # alone it is none
             text = raw[len(mark) :].decode(encoding)
             break
     else:
         text = raw.decode()
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def of_file(path: Path) -> bytes:
+    """The text in a file that is to become the arguments of a llamafile, as `decoded` has it.
+
+    Raises:
+        PyllamafileError: It can't be read, is no text, or has too much in it.
+    """
+    try:
+        with path.open("rb") as file:
+            raw = file.read(2 * MOST + 3)  # UTF-16 takes twice as much, and a mark
+    except OSError as error:
+        raise AccessError(f"{path}: {error.strerror}", path=path) from error
+    try:
+        return decoded(raw).encode()
+    except UnicodeDecodeError as error:
+        if len(raw) > MOST:  # it may have been cut within a letter
+            raise RefusedError(f"{path}: {_too_long(len(raw))}", path=path) from error
+        raise RefusedError(f"{path}: not UTF-8 text", path=path) from error
+
+
+def check(text: bytes, entries: Collection[str], where: str, path: Path | None = None) -> None:
+    """Refuse arguments with which a file would not start.
+
+    Args:
+        text: The text of `.args`.
+        entries: The names of the entries that the file will have.
+        where: What the text is from, for the message.
+        path: The file that it is from, if it is from one.
+
+    Raises:
+        RefusedError: It would not.
+    """
+    if what := fault_of_new(text, entries):
+        raise RefusedError(
+            f"{where}: {what}",
+            hint="these become the default arguments of a file, which would not start with them",
+            path=path,
+        )
 
 
 # Options, and the weights behind them
@@ -218,7 +260,7 @@ def _missing(text: bytes, words: Sequence[Word], entries: Collection[str]) -> It
     weights = [entry for entry in entries if entry.endswith(_WEIGHTS)]
     for option, value in itertools.pairwise(words):
         flag = spelled(option.text)
-        if flag not in WEIGHTS_OPTIONS or value.variables:
+        if flag not in WEIGHTS_OPTIONS or option.variables or value.variables:
             continue
         for each in _values(value.text) if flag in _LISTS else [value.text]:
             name = each.rpartition(":")[0] or each if flag == "--lora-scaled" else each
@@ -237,9 +279,24 @@ def _means(name: str, entry: str) -> bool:
     return entry in (name, name + _WEIGHTS) or entry.rpartition("/")[2] in (name, name + _WEIGHTS)
 
 
-def nameable(entry: str) -> bool:
-    """Whether a runtime finds weights of this name: what stands behind the last ``@`` is one."""
-    return "@" not in entry
+def check_nameable(path: Path, entry: str) -> None:
+    """Refuse weights under a name by which no runtime finds them.
+
+    To it, what stands behind the last ``@`` is the name of an entry (weights.cpp).
+
+    Args:
+        path: The file that they are in.
+        entry: What their entry is to be called; what is not weights may have any name.
+
+    Raises:
+        RefusedError: There is an ``@`` in it.
+    """
+    if entry.endswith(_WEIGHTS) and "@" in entry:
+        raise RefusedError(
+            f"{path}: weights called {entry!r} can't be used: their name has an @ in it",
+            hint=f"rename the file, or add it as NAME.gguf: --add {path}=NAME.gguf",
+            path=path,
+        )
 
 
 def renamed(text: bytes, mapping: Mapping[str, str]) -> bytes:
@@ -256,6 +313,9 @@ def renamed(text: bytes, mapping: Mapping[str, str]) -> bytes:
     for word in parse(text):
         flag, equals, value = word.text.partition("=")
         new = None
+        if word.variables:
+            option = ""
+            continue
         if equals and spelled(flag) in WEIGHTS_OPTIONS:
             new = _mapped(spelled(flag), value, mapping)
         elif option in WEIGHTS_OPTIONS:
@@ -293,7 +353,7 @@ def fault(text: bytes, entries: Collection[str]) -> str | None:
         entries: The names of the entries of the file that it is in.
     """
     if len(text) > MOST:
-        return f"it has {len(text):,} bytes, and may have {MOST:,}"
+        return _too_long(len(text))
     if any(text.startswith(mark) for mark in _MARKS):
         return "it begins with a byte order mark, which would belong to the first word"
     if b"\0" in text:
@@ -323,13 +383,17 @@ def fault_of_new(text: bytes, entries: Collection[str]) -> str | None:
     return None
 
 
+def _too_long(size: int) -> str:
+    return f"arguments may have {MOST:,} bytes, and these have {size:,}"
+
+
 _MOST_VALUES: Final = 2  # that any option of llama.cpp takes
 _FREE: Final = "--quantize"  # the mode whose arguments are not all options
 
 
 def _stray(words: Sequence[Word]) -> Word | None:
     """A word that is no option, where no option can be that it is a value of."""
-    if any(word.text == _FREE for word in words):
+    if any(word.text == _FREE and not word.variables for word in words):
         return None
     room = 0.0
     for word in words:

@@ -28,6 +28,7 @@ from pyllamafile.cli.screen import amount, bold, complain, err, fail, out, print
 from pyllamafile.errors import PyllamafileError, RefusedError
 from pyllamafile.models.fit import KINDS
 from pyllamafile.models.forecast import FORMATS
+from pyllamafile.ops import edit
 from pyllamafile.ops.advise import Advice
 from pyllamafile.ops.inspect import EntryFacts, ModelFacts, Report
 from pyllamafile.progress import Progress, Step
@@ -715,6 +716,12 @@ def zipalign_command(
         )
         for file in files
     ]
+    names = {entry.name for entry in entries}
+    if archive.exists():
+        names |= {member.name for member in zipalign.read(archive).members}
+    for file, entry in zip(files, entries, strict=True):
+        if entry.name == llamafile.ARGS:
+            edit.check_args(file, names)
     with screen.progress() as tell:
         dead = zipalign.add(archive, [*entries, *_new_manifest(archive, entries)], progress=tell)
     if verbose:
