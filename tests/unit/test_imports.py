@@ -21,6 +21,7 @@ GRAPH = {
     "runtimes": {"errors"},
     "arguments": {"errors"},
     "appearing": {"errors"},
+    "machine": set(),
     "copying": {"errors", "progress"},
     "zipalign": {"appearing", "copying", "errors", "progress"},
     "shift": set(),
@@ -63,8 +64,10 @@ GRAPH = {
         "progress",
         "zipalign",
     },
-    "ops.advise": {"errors", "models.forecast", "models.source", "models.sources", "targets"},
-    "ops.doctor": {"ops.inspect", "ops.verify", "targets"},
+    "ops.advise": {
+        "errors", "machine", "models.forecast", "models.source", "models.sources", "targets",
+    },
+    "ops.doctor": {"arguments", "errors", "llamafile", "machine", "ops.verify", "targets"},
     "ops.in_place": {
         "copying", "errors", "llamafile", "models.gguf", "models.source", "plan", "progress",
         "shift", "zipalign",

@@ -328,6 +328,18 @@ def _choice(models: Sequence[str]) -> str:
 # advise
 
 
+class _Gigabytes(click.FloatRange):
+    """An amount of memory: ``nan`` and ``inf`` are numbers, too, but no machine's."""
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        number = super().convert(value, param, ctx)
+        if not number < 1e9:  # nan isn't, either
+            self.fail(f"{value} is not an amount of memory that a machine has.", param, ctx)
+        return float(number)
+
+
 @program.command()
 @click.argument("source", metavar="SOURCE", shell_complete=_complete_files)
 @click.option(
@@ -338,7 +350,7 @@ def _choice(models: Sequence[str]) -> str:
 )
 @click.option(
     "--memory",
-    type=click.FloatRange(min=0, min_open=True),
+    type=_Gigabytes(min=0, min_open=True),
     metavar="GB",
     help="The memory of another machine, in units of 10^9 bytes.  [default: this one's]",
 )
