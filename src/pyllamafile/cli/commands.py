@@ -328,16 +328,13 @@ def _choice(models: Sequence[str]) -> str:
 # advise
 
 
-class _Gigabytes(click.FloatRange):
-    """An amount of memory: ``nan`` and ``inf`` are numbers, too, but no machine's."""
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        number = super().convert(value, param, ctx)
-        if not number < 1e9:  # nan isn't, either
-            self.fail(f"{value} is not an amount of memory that a machine has.", param, ctx)
-        return float(number)
+def _finite(
+    context: click.Context, parameter: click.Parameter, memory: float | None
+) -> float | None:
+    """Refuse ``nan`` and ``inf``, which are numbers, too, and what no machine has."""
+    if memory is not None and not memory < 1e9:
+        raise click.BadParameter(f"no machine has {memory:g} GB.")
+    return memory
 
 
 @program.command()
@@ -350,7 +347,8 @@ class _Gigabytes(click.FloatRange):
 )
 @click.option(
     "--memory",
-    type=_Gigabytes(min=0, min_open=True),
+    type=click.FloatRange(min=0, min_open=True),
+    callback=_finite,
     metavar="GB",
     help="The memory of another machine, in units of 10^9 bytes.  [default: this one's]",
 )
