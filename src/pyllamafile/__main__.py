@@ -12,7 +12,6 @@ import signal
 import sys
 from typing import NoReturn
 
-
 NOT_ON_WINDOWS = (
     "error: pyllamafile makes files on Linux, macOS and the BSDs; on Windows, install and start it "
     "in WSL (wsl --install). The files themselves run on Windows without it."

@@ -113,7 +113,7 @@ MORSELS = st.sampled_from(
 TEXTS = st.lists(st.one_of(MORSELS, st.binary(max_size=4)), max_size=20).map(b"".join)
 
 
-@pytest.mark.slow
+@pytest.mark.native  # it takes llama.cpp's headers
 @settings(max_examples=3000, deadline=None)
 @given(TEXTS)
 def test_both_readers_find_the_same_words(twin: Twin, text: bytes) -> None:
