@@ -188,16 +188,17 @@ def of_file(path: Path) -> bytes:
     Raises:
         PyllamafileError: It can't be read, is no text, or has too much in it.
     """
+    most = 2 * MOST + 2  # UTF-16 takes twice as much, and a mark
     try:
-        with path.open("rb") as file:
-            raw = file.read(2 * MOST + 3)  # UTF-16 takes twice as much, and a mark
+        size = path.stat().st_size
+        raw = path.read_bytes() if size <= most else b""
     except OSError as error:
         raise AccessError(f"{path}: {error.strerror}", path=path) from error
+    if size > most:
+        raise RefusedError(f"{path}: {_too_long(size)}", path=path)
     try:
         return decoded(raw).encode()
     except UnicodeDecodeError as error:
-        if len(raw) > MOST:  # it may have been cut within a letter
-            raise RefusedError(f"{path}: {_too_long(len(raw))}", path=path) from error
         raise RefusedError(f"{path}: not UTF-8 text", path=path) from error
 
 
@@ -384,7 +385,7 @@ def fault_of_new(text: bytes, entries: Collection[str]) -> str | None:
 
 
 def _too_long(size: int) -> str:
-    return f"arguments may have {MOST:,} bytes, and these have {size:,}"
+    return f"arguments can't have {size:,} bytes: {MOST:,} is the most for them"
 
 
 _MOST_VALUES: Final = 2  # that any option of llama.cpp takes

@@ -204,7 +204,7 @@ def test_names_that_are_in_no_file(text: str, gone: list[str]) -> None:
         (b'-c 64\n-p "\\xg"', "line 2: an escape for NUL"),
         (b"\nDear reader,", "line 2: 'Dear' is no option"),
         (b"-c 64\n-p Once upon a time", "line 2: 'a' is no option"),
-        (b"#".ljust(arguments.MOST + 1), "may have 1,048,576 bytes, and these have 1,048,577"),
+        (b"#".ljust(arguments.MOST + 1), "can't have 1,048,577 bytes: 1,048,576 is the most"),
     ],
 )
 def test_faults(text: bytes, what: str | None) -> None:
