@@ -9,11 +9,19 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from typing import NoReturn
+
+NOT_ON_WINDOWS = (
+    "error: pyllamafile makes files on Linux, macOS and the BSDs; on Windows, install and start it "
+    "in WSL (wsl --install). The files themselves run on Windows without it."
+)
 
 
 def main() -> NoReturn:
     """Run a command and exit, as `pyllamafile.cli.main` does, interruptible from the beginning."""
+    if os.name == "nt":
+        sys.exit(NOT_ON_WINDOWS)
     before = signal.getsignal(signal.SIGINT)
     if before is signal.default_int_handler:  # not when the signal is ignored, as by nohup's kin
         signal.signal(signal.SIGINT, _end)

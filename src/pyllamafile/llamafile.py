@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from pyllamafile import zipalign
+from pyllamafile import arguments, zipalign
 from pyllamafile.copying import Digest
 from pyllamafile.errors import DamagedError, PyllamafileError, RefusedError
 from pyllamafile.zipalign import Archive, Entry, Late, Member
@@ -34,7 +34,7 @@ FORMAT: Final = 1
 MOST_MANIFEST: Final = 64 << 20
 """Bytes that a manifest may have: some hundred thousand entries."""
 
-MOST_ARGS: Final = 1 << 20
+MOST_ARGS: Final = arguments.MOST
 """Bytes that `.args` may have: a runtime reads no more."""
 
 Maker = Literal["ours", "newer", "damaged", "foreign", "none"]

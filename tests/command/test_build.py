@@ -219,7 +219,10 @@ def test_the_same_bytes_everywhere(prebuilt, model, tmp_path):
         copy = shutil.copyfile(model, here / "m.gguf")
         os.utime(copy, (10**9 * number, 10**9 * number))
         subprocess.run(
-            [*COMMAND, prebuilt, "build", "--gguf", "m.gguf", "--add", "m.gguf=x", "--arg", "ä"],
+            [
+                *(*COMMAND, prebuilt, "build", "--gguf", "m.gguf", "--add", "m.gguf=x"),
+                *("--arg", "--alias", "--arg", "ä"),
+            ],
             cwd=here,
             env={
                 **os.environ,

@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fixtures import put_runtime, tiny_elf
 
 import pyllamafile
 from pyllamafile import PyllamafileError
+from pyllamafile.machine import memory
 from pyllamafile.ops import doctor
 from pyllamafile.ops.doctor import Finding, Machine, examine
 from pyllamafile.targets import TARGETS
@@ -165,6 +167,37 @@ def test_too_little_memory(file: Path, machine: Machine) -> None:
     assert len(examine(file, machine)) == 2
 
 
+@pytest.mark.parametrize(
+    ("groups", "files", "limit"),
+    [
+        ("0::/\n", {"memory.max": "5000"}, 5000),
+        ("0::/a/b\n", {"a/memory.max": "4000", "a/b/memory.max": "max"}, 4000),
+        ("0::/a/b\n", {"memory.max": "3000", "a/b/memory.max": "9000"}, 3000),
+        ("0::/../other\n", {"memory.max": "2000"}, 2000),
+        ("9:memory:/d\n0::/\n", {"memory/d/memory.limit_in_bytes": "1000"}, 1000),
+        ("9:cpu,memory:/d\n", {"memory/memory.limit_in_bytes": "800"}, 800),
+        ("0::/a\n", {"b/memory.max": "10"}, None),
+        ("0::/a\n", {"a/memory.max": "what"}, None),
+    ],
+)
+def test_memory_of_control_groups(
+    machine: Machine, groups: str, files: dict[str, str], limit: int | None
+) -> None:
+    """Both generations, for a process in a group and for one in a container."""
+    write(machine.root / "proc/self/cgroup", groups)
+    for name, text in files.items():
+        write(machine.root / "sys/fs/cgroup" / name, f"{text}\n")
+    found = memory(machine.root)
+    assert (found.total, found.group) == (16_000_000 * 1024, limit)
+    assert found.usable == (limit or found.total)
+
+
+def test_memory_of_this_machine() -> None:
+    found = memory()
+    assert found.total == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert memory(Path("/nonexistent")).usable is None
+
+
 def test_tools_that_are_missing(
     file: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -203,6 +236,50 @@ def test_a_cache_that_is_not_trusted(
     make(place)
     finding = only(examine(file, with_variables(machine, PYLLAMAFILE_CACHE=str(place.parent))))
     assert problem in finding.what
+
+
+@pytest.mark.parametrize(
+    ("mode", "owner", "trusted"),
+    [
+        (0o755, 0, True),
+        (0o1777, 0, True),
+        (0o777, 0, False),
+        (0o775, 0, True),
+        (0o755, 12345, False),
+    ],
+)
+def test_the_folder_around_it(
+    file: Path, machine: Machine, tmp_path: Path, mode: int, owner: int, trusted: bool
+) -> None:
+    """FORMAT.md, 2.2: who can change BASE can put another `run` there."""
+    if os.getuid() != 0:
+        pytest.skip("giving away takes root")
+    base = tmp_path / "base"
+    base.mkdir()
+    os.chown(base, owner, 0)
+    base.chmod(mode)
+    findings = examine(file, with_variables(machine, PYLLAMAFILE_CACHE=str(base)))
+    assert ["others can change" in finding.what for finding in findings] == [True] * (not trusted)
+
+
+def test_an_elf_program_takes_no_tools(
+    folder: Path, prebuilt: Path, model: Path, machine: Machine
+) -> None:
+    """Nor a place to unpack to: the system starts it as it is."""
+    put_runtime(prebuilt, tiny_elf())
+    path = pyllamafile.build(model, folder / "e", targets=["linux-amd64"], format="elf").path
+    assert examine(path, with_variables(machine, PATH="", PYLLAMAFILE_CACHE="/proc/no")) == []
+
+
+def test_programs_that_are_damaged(file: Path, machine: Machine) -> None:
+    """Of this machine alone: another one's keep nothing from starting here."""
+    raw = bytearray(file.read_bytes())
+    raw[65536 + 100] ^= 1  # in the first runtime, which is the only one
+    file.write_bytes(raw)
+    finding = only(examine(file, machine))
+    assert finding.what == "runtime linux-amd64: damaged, its SHA-256 is not the manifest's"
+    mac = dataclasses.replace(machine, target=TARGETS["macos-arm64"])
+    assert "only for linux-amd64" in only(examine(file, mac)).what
 
 
 def test_another_place_will_do(file: Path, machine: Machine, tmp_path: Path) -> None:

@@ -6,7 +6,10 @@ every strange file; here each fault is told as it happened.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import platform
 import re
 import resource
 import shlex
@@ -14,7 +17,7 @@ import struct
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import gguf
@@ -41,7 +44,10 @@ from strange import (
     upgrade_begun,
 )
 
-from pyllamafile.targets import host
+import pyllamafile
+from pyllamafile import launcher
+from pyllamafile.ops import doctor
+from pyllamafile.targets import TARGETS, host
 
 
 @pytest.fixture
@@ -231,6 +237,8 @@ def test_b7_a_target_is_no_path(
 
 # Wrong answers
 
+LIMIT = 1 << 20  # bytes of `.args`
+
 
 @pytest.mark.parametrize(
     "make",
@@ -293,6 +301,134 @@ def test_b9_such_a_file_does_not_start(put: Callable[..., Path], whole_runtime: 
     assert re.fullmatch(r"error: \.args of this file: .*gone.*\n", done.stderr)
 
 
+@pytest.mark.parametrize(
+    ("argument", "brought"),
+    [
+        (["--chat-template-kwargs", "{}"], True),
+        (["--alias", "a --chat-template b"], True),
+        (["--chat-template", "chatml"], False),
+        (["--chat_template_file", "chat.jinja"], False),
+    ],
+    ids=["another option", "a value", "the option", "with underscores"],
+)
+def test_b10_only_the_option_itself_brings_a_template(
+    bench: Bench, workbench: Path, argument: list[str], brought: bool
+) -> None:
+    """Its name anywhere in `.args` suppressed Phi-3's template, and the warning."""
+    tiny_gguf(Path("p.gguf"), arch="phi3", template=None)
+    Path("args").write_text("# not --chat-template-file, nor --chat-template\n")
+    built = pyllamafile.build("p.gguf", args=argument, args_file="args")
+    assert bool(built.template) == brought
+    tiny_gguf(Path("other.gguf"), template=None)
+    assert bool(pyllamafile.build("other.gguf", args=argument).untemplated) == brought
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be"])
+@pytest.mark.parametrize("how", ["build", "add"])
+def test_b11_arguments_as_windows_editors_write_them(
+    bench: Bench, workbench: Path, put: Callable[..., Path], run: Command, how: str, encoding: str
+) -> None:
+    """A byte order mark stayed in `.args`, whose first word was then no option."""
+    Path(MODEL).write_bytes(bench.gguf)
+    arguments: tuple[str, ...] = ("build", "--gguf", MODEL, "-o", FILE, "--args-file", "args")
+    if how == "add":
+        put(lambda b: b.built)
+        arguments = ("add", FILE, "args=.args")
+    mark = b"\xfe\xff" if encoding == "utf-16-be" else b""
+    Path("args").write_bytes(mark + "-c 64\r\n--alias '\u00e4 \u65e5'\r\n".encode(encoding))
+    assert run(*arguments).code == 0
+    assert contents(FILE)[".args"].decode() == "-c 64\n--alias '\u00e4 \u65e5'\n"
+    assert run("verify", FILE).code == 0
+
+
+BROKEN_ARGS = {
+    "marked": (b"\xef\xbb\xbf-c 64\n", "byte order mark"),
+    "UTF-16": ("-c 64\n".encode("utf-16"), "byte order mark"),
+    "UTF-16 without a mark": ("-c 64\n".encode("utf-16-le"), "line 1: a NUL"),
+    "an open quote": (b"-c 64\n-p 'it is\n", "line 2: a quote"),
+    "a letter": (b"Dear reader,\n", "line 1: 'Dear'"),
+    "weights that are not there": (b"-m @gone\n", "line 1: -m @gone"),
+    "too much": (b"#".ljust(LIMIT + 1, b"x"), "1,048,576 is the most"),
+}
+
+
+UNDERSTOOD = {"marked", "UTF-16"}  # by build and add: B11
+
+
+@pytest.mark.parametrize(
+    ("how", "name"),
+    [
+        *(
+            (how, name)
+            for how in ("build", "add")
+            for name in sorted(BROKEN_ARGS.keys() - UNDERSTOOD)
+        ),
+        *(("zipalign", name) for name in BROKEN_ARGS),
+    ],
+)
+def test_arguments_with_which_nothing_starts_do_not_get_in(
+    bench: Bench, workbench: Path, put: Callable[..., Path], run: Command, how: str, name: str
+) -> None:
+    """What goes into a file is tried by the rules with which it will be read."""
+    text, reason = BROKEN_ARGS[name]
+    Path(MODEL).write_bytes(bench.gguf)
+    arguments: tuple[str, ...] = ("build", "--gguf", MODEL, "-o", FILE, "--args-file", "args/.args")
+    if how != "build":
+        put(lambda b: b.built)
+        arguments = ("add", FILE, "args/.args=.args")
+    if how == "zipalign":
+        arguments = ("zipalign", "-j", FILE, "args/.args")
+    Path("args").mkdir()
+    Path("args/.args").write_bytes(text)
+    assert reason in refused(run, *arguments).err
+
+
+@pytest.mark.parametrize("name", BROKEN_ARGS)
+@pytest.mark.parametrize("reader", ["verify", "doctor"])
+def test_arguments_with_which_nothing_starts_are_told(
+    put: Callable[..., Path], run: Command, reader: str, name: str
+) -> None:
+    put(lambda b: ours(b, {".args": BROKEN_ARGS[name][0]}))
+    done = run(reader, FILE)
+    if name == "an open quote":  # FORMAT.md, 5: it ends with the text
+        assert done.code == 0
+    else:
+        assert (done.code, ".args" in done.out) == (1, True), done
+
+
+@pytest.mark.parametrize("name", ["a@b.gguf", "@.gguf", "sub@x/b.gguf"])
+@pytest.mark.parametrize("how", ["--gguf", "--add", "add"])
+def test_weights_that_no_runtime_finds(
+    bench: Bench, workbench: Path, put: Callable[..., Path], run: Command, how: str, name: str
+) -> None:
+    """They were built in, and the file never started."""
+    Path("x.gguf").write_bytes(bench.gguf)
+    Path(name).parent.mkdir(exist_ok=True)
+    Path(name).write_bytes(bench.gguf)
+    put(lambda b: b.built)
+    words = {
+        "--gguf": ("build", "--gguf", name, "-o", "new"),
+        "--add": ("build", "--gguf", "x.gguf", "-o", "new", "--add", f"x.gguf={name}"),
+        "add": ("add", FILE, f"x.gguf={name}"),
+    }[how]
+    if how == "--gguf" and "/" in name:
+        assert run(*words).code == 0  # a folder's name is not in the file
+        return
+    assert "@ in it" in refused(run, *words).err
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("name", ["a,b", "a=b", 'a"b', "a'b", " ", "-p", "a$b", "#", "%", "ab:c"])
+def test_weights_that_a_runtime_finds(
+    smollm2: Path, workbench: Path, whole_runtime: Path, name: str
+) -> None:
+    Path(f"{name}.gguf").symlink_to(smollm2)
+    pyllamafile.build(f"./{name}.gguf", FILE, gui=False, args=["-m", f"@{name}"])
+    words = ["--llamafile", FILE, "-p", "Once", "-n", "1", "-c", "64"]
+    done = subprocess.run([whole_runtime, *words], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.parametrize("what", ["zip", "llamafile", "engine alone"])
 def test_b12_what_is_called_gguf_is_one(put: Callable[..., Path], run: Command, what: str) -> None:
     """`add` took any zip for weights."""
@@ -304,9 +440,6 @@ def test_b12_what_is_called_gguf_is_one(put: Callable[..., Path], run: Command, 
     }
     put(makes[what], "given")
     assert "given" in refused(run, "add", FILE, "given=x.gguf").err
-
-
-LIMIT = 1 << 20  # bytes of `.args`
 
 
 @pytest.mark.parametrize("how", ["build", "add"])
@@ -338,6 +471,99 @@ def test_b13_a_file_of_45000_entries(bench: Bench, workbench: Path, run: Command
     done = run("build", "--gguf", MODEL, "-o", FILE, "--no-gui", *more)
     assert (done.code, done.err) == (0, "")
     assert run("verify", FILE).code == 0
+
+
+def test_the_builder_says_at_once_that_it_is_not_for_windows() -> None:
+    """Before it imports what Windows lacks, in one line, and for every command."""
+    code = "import os; os.name = 'nt'; from pyllamafile.__main__ import main; main()"
+    done = subprocess.run([sys.executable, "-c", code, "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(r"error: .*WSL.*\n", done.stderr)
+
+
+def test_b14_doctor_knows_what_the_script_calls() -> None:
+    """FORMAT.md, 2.1: mktemp and a tool for SHA-256 are used where present."""
+    script = (Path(launcher.__file__).parent / "launch.sh").read_text()
+    code = "\n".join(line for line in script.splitlines() if not line.lstrip().startswith("#"))
+    called = set(re.findall(r"\b(?:command|exec) ([a-z]+)\b", code))
+    assert called - {"cd", "pwd", "mktemp", "sysctl"} == set(doctor.TOOLS)
+
+
+@pytest.fixture
+def nobody() -> Iterator[None]:
+    """Another user than the one to whom the temporary folder belongs."""
+    if os.geteuid() == 0:
+        os.seteuid(65534)
+    yield
+    os.seteuid(os.getuid())
+
+
+def test_b15_a_home_that_cannot_be_read(
+    put: Callable[..., Path], workbench: Path, monkeypatch: pytest.MonkeyPatch, nobody: None
+) -> None:
+    """It ended in a PermissionError."""
+    home = workbench / "home"
+    with as_root():
+        (home / ".cache/pyllamafile").mkdir(parents=True)
+        home.chmod(0)
+    environment = {"HOME": str(home), "PATH": "/bin", "TMPDIR": "/nonexistent"}
+    places = list(doctor._places(environment))
+    assert [str(place) for place in places if "/tmp" in str(place)]
+    assert [*doctor._cache(doctor.Machine(TARGETS["linux-amd64"], environment), 0)] == []
+    unfit = doctor._unfit(home / ".cache/pyllamafile/run", 0)
+    assert unfit == "can't be reached (Permission denied)"
+    with as_root():
+        home.chmod(0o755)
+
+
+@contextlib.contextmanager
+def as_root() -> Iterator[None]:
+    """As the user that the tests were started by."""
+    before = os.geteuid()
+    os.seteuid(os.getuid())
+    yield
+    os.seteuid(before)
+
+
+@pytest.mark.parametrize("value", ["", "relative"])
+def test_b15_a_temporary_folder_that_is_none(workbench: Path, value: str) -> None:
+    """TMPDIR="" gave a relative place."""
+    places = list(doctor._places({"TMPDIR": value, "HOME": value, "XDG_CACHE_HOME": value}))
+    assert places
+    assert all(place.is_absolute() for place in places)
+    assert f"/var/tmp/pyllamafile-{os.geteuid()}" in map(str, places)
+
+
+@pytest.mark.parametrize(
+    ("system", "machine", "processor", "name"),
+    [
+        ("Linux", "x86_64", "", "linux-amd64"),
+        ("Linux", "aarch64", "", "linux-arm64"),
+        ("Darwin", "arm64", "arm", "macos-arm64"),
+        ("Darwin", "x86_64", "i386", "macos-amd64"),
+        ("Windows", "AMD64", "Intel64 Family 6 Model 140", "windows-amd64"),
+        ("Windows", "ARM64", "ARMv8 (64-bit) Family 8", "windows-arm64"),
+        ("FreeBSD", "amd64", "amd64", "freebsd-amd64"),
+        ("FreeBSD", "arm64", "aarch64", "freebsd-arm64"),
+        ("NetBSD", "amd64", "x86_64", "netbsd-amd64"),
+        ("NetBSD", "evbarm", "aarch64", "netbsd-arm64"),
+        ("OpenBSD", "amd64", "amd64", "openbsd-amd64"),
+        ("OpenBSD", "arm64", "arm64", "openbsd-arm64"),
+        ("Linux", "riscv64", "", None),
+        ("Linux", "armv7l", "", None),
+        ("Haiku", "x86_64", "", None),
+        ("NetBSD", "evbarm", "earmv7hf", None),
+    ],
+)
+def test_b16_what_this_runs_on(
+    monkeypatch: pytest.MonkeyPatch, system: str, machine: str, processor: str, name: str | None
+) -> None:
+    """Windows on ARM64 and NetBSD on boards were no targets."""
+    monkeypatch.setattr(platform, "system", lambda: system)
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setattr(platform, "processor", lambda: processor)
+    found = host()
+    assert (found.name if found else None) == name
 
 
 @pytest.mark.parametrize("memory", ["nan", "inf", "-inf", "1e400"])

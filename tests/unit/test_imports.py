@@ -19,12 +19,13 @@ GRAPH = {
     "progress": set(),
     "targets": {"errors"},
     "runtimes": {"errors"},
-    "arguments": set(),
+    "arguments": {"errors"},
     "appearing": {"errors"},
+    "machine": set(),
     "copying": {"errors", "progress"},
     "zipalign": {"appearing", "copying", "errors", "progress"},
     "shift": set(),
-    "llamafile": {"copying", "errors", "zipalign"},
+    "llamafile": {"arguments", "copying", "errors", "zipalign"},
     "launcher": {"errors", "launcher.pe", "runtimes", "targets"},
     "launcher.pe": {"errors"},
     "native": {
@@ -36,10 +37,12 @@ GRAPH = {
         "errors", "launcher", "llamafile", "native", "ops.verify", "plan", "progress", "runtimes",
         "targets", "zipalign",
     },
-    "output": {"appearing", "errors", "ops.verify", "plan", "progress", "zipalign"},
+    "output": {
+        "appearing", "errors", "llamafile", "ops.verify", "plan", "progress", "zipalign",
+    },
     "models": set(),
     "models.gguf": {"errors"},
-    "models.fit": {"models.gguf"},
+    "models.fit": {"arguments", "models.gguf"},
     "models.forecast": {"errors", "models.gguf"},
     "models.source": {"copying", "errors", "models.gguf", "progress"},
     "models.convert": {
@@ -57,11 +60,14 @@ GRAPH = {
         "appearing", "copying", "errors", "llamafile", "paths", "progress", "zipalign",
     },
     "ops.edit": {
-        "errors", "llamafile", "models.gguf", "models.source", "paths", "plan", "progress",
+        "arguments", "errors", "llamafile", "models.gguf", "models.source", "paths", "plan",
+        "progress",
         "zipalign",
     },
-    "ops.advise": {"errors", "models.forecast", "models.source", "models.sources", "targets"},
-    "ops.doctor": {"ops.inspect", "ops.verify", "targets"},
+    "ops.advise": {
+        "errors", "machine", "models.forecast", "models.source", "models.sources", "targets",
+    },
+    "ops.doctor": {"arguments", "errors", "llamafile", "machine", "ops.verify", "targets"},
     "ops.in_place": {
         "copying", "errors", "llamafile", "models.gguf", "models.source", "plan", "progress",
         "shift", "zipalign",
@@ -72,8 +78,9 @@ GRAPH = {
         "ops.in_place", "output", "paths", "plan", "progress", "targets", "zipalign",
     },
     "ops.upgrade": {
-        "", "appearing", "copying", "engine", "errors", "launcher", "llamafile", "models.source",
-        "output", "paths", "plan", "progress", "runtimes", "shift", "targets", "zipalign",
+        "", "appearing", "arguments", "copying", "engine", "errors", "launcher", "llamafile",
+        "models.source", "output", "paths", "plan", "progress", "runtimes", "shift", "targets",
+        "zipalign",
     },
     "": {
         "errors", "ops.advise", "ops.build", "ops.doctor", "ops.edit", "ops.extract",
@@ -82,7 +89,8 @@ GRAPH = {
     "cli": {"cli.commands", "cli.screen", "errors"},
     "cli.commands": {
         "", "cli.man", "cli.screen", "errors", "llamafile", "models.fit", "models.forecast",
-        "native", "ops.advise", "ops.inspect", "progress", "runtimes", "targets", "zipalign",
+        "native", "ops.advise", "ops.edit", "ops.inspect", "progress", "runtimes", "targets",
+        "zipalign",
     },
     "cli.man": set(),
     "cli.screen": {"progress"},

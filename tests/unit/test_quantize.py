@@ -379,3 +379,33 @@ def test_advice_as_json_says_what_the_table_does(tmp_path, capfd):
     for row in facts["rows"]:
         memory = row["memory"]
         assert memory["total"] == memory["weights"] + memory["cache"] + memory["compute"]
+
+
+def test_advise_on_a_part_is_on_the_whole(tmp_path):
+    """As `build` sees it: all parts, or an error that says which is missing."""
+    names = [f"m-{n:05}-of-00002.gguf" for n in (1, 2)]
+    for number, name in enumerate(names):
+        writer = gguf.GGUFWriter(tmp_path / name, "llama")
+        writer.add_uint16("split.no", number)
+        writer.add_uint16("split.count", 2)
+        if number == 0:
+            writer.add_context_length(64)
+            writer.add_embedding_length(32)
+            writer.add_block_count(1)
+            writer.add_head_count(2)
+            writer.add_tokenizer_model("llama")
+            writer.add_token_list(["a"] * 8)
+        writer.add_tensor(f"blk.{number}.ffn_up.weight", np.ones((64, 32), np.float32))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    whole = advise(tmp_path / names[0], machine=1 << 30)
+    assert whole.parameters == 2 * 64 * 32
+    assert advise(tmp_path / names[1], machine=1 << 30).rows == whole.rows
+    (tmp_path / names[0]).rename(tmp_path / "renamed.gguf")
+    with pytest.raises(PyllamafileError, match=r"renamed.gguf: part 1 of 2 of a split model") as it:
+        advise(tmp_path / "renamed.gguf", machine=1 << 30)
+    assert "NAME-00001-of-00003.gguf" in (it.value.hint or "")
+    with pytest.raises(PyllamafileError, match=f"{names[0]} is missing"):
+        advise(tmp_path / names[1], machine=1 << 30)

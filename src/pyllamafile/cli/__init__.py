@@ -66,7 +66,7 @@ def _ending_on_signals() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
-_ENDING = ("SIGTERM", "SIGHUP")  # Windows has no SIGHUP
+_ENDING = ("SIGTERM", "SIGHUP")
 
 
 class _Output:

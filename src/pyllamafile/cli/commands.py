@@ -28,6 +28,7 @@ from pyllamafile.cli.screen import amount, bold, complain, err, fail, out, print
 from pyllamafile.errors import PyllamafileError, RefusedError
 from pyllamafile.models.fit import KINDS
 from pyllamafile.models.forecast import FORMATS
+from pyllamafile.ops import edit
 from pyllamafile.ops.advise import Advice
 from pyllamafile.ops.inspect import EntryFacts, ModelFacts, Report
 from pyllamafile.progress import Progress, Step
@@ -327,6 +328,15 @@ def _choice(models: Sequence[str]) -> str:
 # advise
 
 
+def _finite(
+    context: click.Context, parameter: click.Parameter, memory: float | None
+) -> float | None:
+    """Refuse ``nan`` and ``inf``, which are numbers, too, and what no machine has."""
+    if memory is not None and not memory < 1e9:
+        raise click.BadParameter(f"no machine has {memory:g} GB.")
+    return memory
+
+
 @program.command()
 @click.argument("source", metavar="SOURCE", shell_complete=_complete_files)
 @click.option(
@@ -338,6 +348,7 @@ def _choice(models: Sequence[str]) -> str:
 @click.option(
     "--memory",
     type=click.FloatRange(min=0, min_open=True),
+    callback=_finite,
     metavar="GB",
     help="The memory of another machine, in units of 10^9 bytes.  [default: this one's]",
 )
@@ -715,6 +726,12 @@ def zipalign_command(
         )
         for file in files
     ]
+    names = {entry.name for entry in entries}
+    if archive.exists():
+        names |= {member.name for member in zipalign.read(archive).members}
+    for file, entry in zip(files, entries, strict=True):
+        if entry.name == llamafile.ARGS:
+            edit.check_args(file, names)
     with screen.progress() as tell:
         dead = zipalign.add(archive, [*entries, *_new_manifest(archive, entries)], progress=tell)
     if verbose:

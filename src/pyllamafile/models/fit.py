@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from pyllamafile import arguments
 from pyllamafile.models.gguf import Kind, Weights
 
 # How families talk whose weights may not say it, by architecture and tokenizer, in Jinja.
@@ -44,6 +45,8 @@ ROLES = {
     "draft": Role("model", "--model-draft"),
 }
 
+_TEMPLATE_OPTIONS = {"--chat-template", "--chat-template-file"}
+
 # speculative.cpp, SPEC_VOCAB_MAX_SIZE_DIFFERENCE
 _SAME_VOCABULARY = 128
 
@@ -66,7 +69,9 @@ def chat_template(models: Mapping[str, Weights], args: str | None) -> str | tupl
         and f"{facts.architecture}.pooling_type" not in facts.metadata  # it makes embeddings
     }
     silent = tuple(name for name, facts in talking.items() if not facts.chat_template)
-    if not silent or "--chat-template" in (args or ""):
+    if not silent or arguments.has(
+        (args or "").encode("utf-8", "surrogateescape"), _TEMPLATE_OPTIONS
+    ):
         return ()
     facts = talking[silent[0]]
     family = (facts.architecture, facts.metadata["tokenizer.ggml.model"])

@@ -261,7 +261,7 @@ class _Model:
                 return rows
             case "attn_qkv":
                 length = self.count(
-                    "attention.key_length", self.count("embedding_length", 0) // self.heads
+                    "attention.key_length", self.count("embedding_length", 0) // max(self.heads, 1)
                 )
                 return rows - self.heads * length
         return 0

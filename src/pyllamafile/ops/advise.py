@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Final
 
-from pyllamafile.errors import PyllamafileError
+from pyllamafile.errors import RefusedError, UnavailableError
+from pyllamafile.machine import memory
 from pyllamafile.models import forecast, sources
 from pyllamafile.models.forecast import FORMATS, Memory
 from pyllamafile.models.source import PathLike
@@ -115,13 +111,27 @@ def advise(given: PathLike, *, context: int | None = None, machine: int | None =
     """
     source = sources.find(given)
     parts = sources.headers(source)
+    for part in parts:
+        if part.split and part.split[1] != len(parts):
+            raise RefusedError(
+                f"{given}: part {part.split[0] + 1} of {part.split[1]} of a split model, under a "
+                "name that doesn't say so",
+                hint="give it back its name, such as NAME-00001-of-00003.gguf",
+                path=source.path,
+            )
     own = parts[0].context_length
     if not parts[0].vocabulary or not any(part.tensors for part in parts):
-        raise PyllamafileError(f"{given}: not a language model with weights")
+        raise RefusedError(f"{given}: not a language model with weights", path=source.path)
     if context is not None and own and context > own:
-        raise PyllamafileError(f"{given}: its context is at most {own} tokens, not {context}")
+        raise RefusedError(
+            f"{given}: its context is at most {own} tokens, not {context}", path=source.path
+        )
     context = context or min(own or _DEFAULT_CONTEXT, _DEFAULT_CONTEXT)
-    machine = machine or memory()
+    machine = memory().usable if machine is None else machine
+    if machine is None:
+        raise UnavailableError(
+            "this system doesn't say how much memory it has", hint="--memory GB says it"
+        )
     usable = machine * 7 // 8  # the rest is for the system
     as_it_is = forecast.quantized(parts)
 
@@ -188,32 +198,3 @@ def _recommend(
     if is_quantized:
         reason += "; make it of a GGUF in F16, for this one is quantized already"
     return best.format, reason
-
-
-def memory() -> int:
-    """The memory of this machine in bytes, or less if this process may not have all of it."""
-    found = [_windows_memory() if sys.platform == "win32" else _posix_memory()]
-    for limit in ("memory.max", "memory/memory.limit_in_bytes"):  # of a Linux container
-        with contextlib.suppress(OSError, ValueError):  # no such file; the word max
-            found.append(int((Path("/sys/fs/cgroup") / limit).read_text()))
-    return min(found)
-
-
-def _posix_memory() -> int:
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def _windows_memory() -> int:
-    class Status(ctypes.Structure):
-        """MEMORYSTATUSEX: its own length, a percentage, then seven counts."""
-
-        _fields_ = (
-            ("length", ctypes.c_uint32),
-            ("load", ctypes.c_uint32),
-            ("total", ctypes.c_uint64),
-            ("others", ctypes.c_uint64 * 6),
-        )
-
-    status = Status(length=ctypes.sizeof(Status))
-    ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status))  # type: ignore[attr-defined]
-    return int(status.total)

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import get_args
 
 import pyllamafile
-from pyllamafile import engine, plan, zipalign
+from pyllamafile import arguments, engine, plan, zipalign
 from pyllamafile.appearing import appearing, exists, permitted, scratch_folder
 from pyllamafile.arguments import quote
 from pyllamafile.engine import Format
 from pyllamafile.errors import AccessError, NotFoundError, RefusedError
-from pyllamafile.llamafile import ARGS, GUI, MANIFEST, WEIGHTS, check_args
+from pyllamafile.llamafile import ARGS, GUI, MANIFEST, WEIGHTS
 from pyllamafile.models import convert, forecast, sources
 from pyllamafile.models.fit import chat_template, misfit, partner_args
 from pyllamafile.models.gguf import Weights, read, shards
@@ -146,7 +146,7 @@ def build(
             # Now rather than after gigabytes were fetched or written.
             _check_output(destination, asked.paths, force)
             folder = scratch.enter_context(scratch_folder(folder))
-        given = _gathered(asked, add, args, args_file, gui, folder, tell)
+        given = _gathered(asked, add, args, args_file, quantize_to, gui, folder, tell)
         _check_output(destination, given.paths, force)
         quantized = _Quantized(quantize_to, requantize, folder) if quantize_to else None
         if quantized:
@@ -348,6 +348,7 @@ def _gathered(
     add: PathLike | Sequence[PathLike | tuple[PathLike, str]],
     args: str | Sequence[str],
     args_file: PathLike | None,
+    format: str | None,
     gui: bool,
     folder: Path,
     tell: Progress,
@@ -370,6 +371,11 @@ def _gathered(
     files = [*itertools.chain(*models, *partners.values()), *extras]
     for file in files:
         headers.watch(file.path)
+        arguments.check_nameable(file.path, file.name)
+    names = [name for model in models for name in _names(model, headers, format)]
+    names += [file.name for file in (*itertools.chain(*partners.values()), *extras)]
+    if text is not None:
+        arguments.check(text.encode(), names, str(text_file or "--arg"), text_file)
     facts = {file.name: headers.of(file.path) for file in (*itertools.chain(*models), *weights)}
     lines = []
     template = chat_template(facts, text)
@@ -380,8 +386,7 @@ def _gathered(
         lines.append(partner_args(partner.role, first.name, partner.scale))
     if lines:
         text = "".join(" ".join(map(quote, line)) + "\n" for line in lines) + (text or "")
-    if text is not None:
-        check_args(text_file or Path(ARGS), len(text.encode()))
+        arguments.check(text.encode(), names, ARGS)
     zipalign.layout([zipalign.Entry(file.name, b"") for file in files], 0)  # refuses odd names
     return _Given(
         models=models,
@@ -456,6 +461,13 @@ def _models(
             if parts not in models:  # somebody may name every part
                 models.append(parts)
     return models
+
+
+def _names(model: Sequence[File], headers: _Headers, format: str | None) -> list[str]:
+    """What the files of a model will be called."""
+    if format and headers.of(model[0].path).kind == "model":
+        return [convert.quantized_name(model[0].name, format)]
+    return [file.name for file in model]
 
 
 @dataclass(frozen=True)
@@ -533,13 +545,7 @@ def _args_text(args: Sequence[str], args_file: Path | None) -> str | None:
     lines = []
     if args_file is not None:
         file = _file(args_file, ARGS)
-        check_args(file.path, file.size - 1)  # which may be a newline that goes
-        try:
-            lines.append(file.path.read_text(encoding="utf-8").rstrip("\n"))
-        except OSError as error:
-            raise AccessError(f"{file.path}: {error.strerror}", path=file.path) from error
-        except UnicodeDecodeError as error:
-            raise RefusedError(f"{file.path}: not UTF-8 text", path=file.path) from error
+        lines.append(arguments.of_file(file.path).decode().rstrip("\n"))
     for argument in args:
         try:
             argument.encode()

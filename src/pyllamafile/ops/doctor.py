@@ -1,26 +1,33 @@
 """Why a llamafile doesn't start here: what can be in its way, and the remedy.
 
 Nothing is started and nothing is changed. What is looked at is what the launch script and the
-runtime go by (launcher/launch.sh, native/cpu.cpp), and what systems do with a file before either
-is asked.
+runtime go by (launcher/launch.sh, native/runtime), and what systems do with a file before either
+is asked. What they don't go by, such as the manifest, keeps no file from starting.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
 import platform
 import shutil
 import stat
+import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
-from pyllamafile.ops.inspect import Report, inspect
+from pyllamafile import arguments, llamafile
+from pyllamafile import machine as machines
+from pyllamafile.errors import AccessError, PyllamafileError
+from pyllamafile.llamafile import ARGS, Llamafile
 from pyllamafile.ops.verify import verify
 from pyllamafile.targets import TARGETS, TOO_LARGE, Target, host
 
-TOOLS = ("dd", "gzip", "ls", "uname", "mktemp", "chmod", "mv", "mkdir", "rm", "wc")
-"""What the launch script calls, where its program is not unpacked yet."""
+TOOLS = ("dd", "gzip", "ls", "uname", "id", "chmod", "touch", "mv", "mkdir", "rm", "wc")
+"""What the launch script needs, where its program is not unpacked yet."""
 
 BEHIND_PATH = ("/usr/bin", "/bin", "/usr/sbin", "/sbin")
 """Where the launch script looks as well."""
@@ -72,41 +79,165 @@ def examine(
         PyllamafileError: There is no such file, or it is not a zip.
     """
     here = machine or Machine()
-    findings = [*_processor(here), *_tools(here)]
     if path is None:
-        return [*findings, *_handlers(here), *_cache(here, 0)]
+        return [*_processor(here), *_tools(here), *_handlers(here), *_cache(here, 0)]
     file = Path(path)
-    report = inspect(file)
-    with file.open("rb") as stream:
-        begins = stream.read(4)
-    of_windows = begins[:2] == b"MZ"
+    found = llamafile.read(file)
+    begins = _range(file, 0, 4)
+    of_windows, elf = begins[:2] == b"MZ", begins == b"\x7fELF"
     return [
-        *_damage(file),
+        *_engine(found, here, begins),
+        *_zip(found),
+        *_manifest(found),
+        *_arguments(found),
         *_permission(file),
         *_place(file),
-        *findings,
+        *_processor(here),
+        *(_tools(here) if not elf else ()),
         *(_handlers(here) if of_windows else ()),
         *(_shell(file, here) if of_windows else ()),
-        *_programs(report, here),
-        *(_size(file, report) if of_windows else ()),
-        *_memory(report, here),
-        *(_cache(here, _unpacked_size(report, here)) if begins != b"\x7fELF" else ()),
+        *_programs(found, here),
+        *(_size(found) if of_windows else ()),
+        *_memory(found, here),
+        *(_cache(here, _unpacked_size(found, here)) if not elf else ()),
     ]
 
 
 # The file
 
 
-def _damage(file: Path) -> Iterator[Finding]:
-    for problem in verify(file, contents=False):
-        yield Finding(
-            f"{problem.where}: {problem.what}",
-            f"get the file again; `pyllamafile verify {file}` lists all that is wrong",
+def _is_ours(found: Llamafile) -> bool:
+    """Whether there should be an engine of ours in it, whatever became of the manifest."""
+    return found.maker not in ("foreign", "none")
+
+
+def _broken(found: Llamafile, what: str) -> Finding:
+    remedy = f"get the file again; `pyllamafile verify {found.path}` lists all that is wrong"
+    return Finding(what, remedy)
+
+
+def _engine(found: Llamafile, here: Machine, begins: bytes) -> Iterator[Finding]:
+    """The head, and the program for this machine: as they were built?"""
+    if not _is_ours(found):
+        return
+    if not begins.startswith((b"#!/b", b"MZ", b"\x7fELF")):
+        yield _broken(found, "head: neither a script nor a program is at the front of the file")
+        return
+    if not found.ours or found.interrupted:
+        return  # the script knows by itself where its programs are
+    parts = [("head", 0, found.manifest["head"]["size"], found.manifest["head"]["sha256"])]
+    for runtime in found.runtimes:
+        if here.target and runtime["target"] == here.target.name and runtime["offset"]:
+            size, digest = runtime["packed_size"], runtime["packed_sha256"]
+            parts.append((f"runtime {here.target.name}", runtime["offset"], size, digest))
+    for where, offset, size, digest in parts:
+        whole = size <= _MOST_PART and offset + size <= found.archive.size
+        data = _range(found.path, offset, size) if whole else b""
+        if hashlib.sha256(data).hexdigest() != digest:
+            yield _broken(found, f"{where}: damaged, its SHA-256 is not the manifest's")
+
+
+_MOST_PART = 1 << 28  # bytes of a head or a packed program; they have some MiB
+
+
+def _zip(found: Llamafile) -> Iterator[Finding]:
+    try:
+        with found.path.open("rb") as file:
+            there = _has_directory(file)
+    except OSError as error:
+        raise AccessError(f"{found.path}: {error.strerror}", path=found.path) from error
+    if _is_ours(found) and not there:
+        yield _broken(
+            found, "its zip is not where its end says: something before it was added or cut off"
         )
 
 
+def _has_directory(file: BinaryIO) -> bool:
+    """Whether the runtime finds the zip: container.cpp goes by absolute offsets alone."""
+
+    def get(at: int, size: int) -> bytes:
+        file.seek(min(max(at, 0), length))
+        return file.read(size)
+
+    length = file.seek(0, os.SEEK_END)
+    base = max(length - _END.size - 0xFFFF, 0)
+    tail = get(base, length - base)
+    at = tail.rfind(b"PK\5\6", 0, max(len(tail) - _END.size + 4, 0))
+    while at >= 0 and at + _END.size + _END.unpack_from(tail, at)[1] > len(tail):
+        at = tail.rfind(b"PK\5\6", 0, at + 3)
+    if at < 0:
+        return False
+    offset, _ = _END.unpack_from(tail, at)
+    locator = get(base + at - 20, 20) if base + at >= 20 else b""
+    if locator[:4] == b"PK\6\7":
+        (at,) = struct.unpack_from("<8xQ", locator)
+        record = get(at, 56)
+        if record[:4] != b"PK\6\6" or len(record) < 56:
+            return False
+        (offset,) = struct.unpack_from("<48xQ", record)
+    return get(offset, 4) == b"PK\1\2"
+
+
+_END = struct.Struct("<16xIH")  # where the directory begins, and the length of the comment
+
+
+def _manifest(found: Llamafile) -> Iterator[Finding]:
+    """What is not as it was built, and keeps the file from nothing."""
+    file = found.path
+    if found.interrupted:
+        yield Finding(
+            "an upgrade of it was interrupted", f"`pyllamafile upgrade {file}` ends it", fatal=False
+        )
+        return
+    if found.maker == "newer":
+        remedy = "nothing, to start it; pip install --upgrade pyllamafile brings what can change it"
+        yield Finding(str(found.problem), remedy, fatal=False)
+        return
+    if found.maker == "damaged":
+        remedy = "nothing, to start it; get the file again to change it"
+        yield Finding(f"its manifest can't be understood: {found.problem}", remedy, fatal=False)
+        return
+    if not found.ours:
+        return
+    problems = [p for p in verify(file, contents=False) if p.where not in (ARGS, "head")]
+    if problems:
+        first, rest = problems[0], len(problems) - 1
+        more = f", and {rest} more" if rest else ""
+        yield Finding(
+            f"not all is as it was built: {first.where}: {first.what}{more}",
+            f"nothing, if that was meant; `pyllamafile verify {file}` lists all of it",
+            fatal=False,
+        )
+
+
+def _arguments(found: Llamafile) -> Iterator[Finding]:
+    """Can the file start with its default arguments?"""
+    if ARGS not in found.members or not _is_ours(found):
+        return
+    remedy = f"give it others: pyllamafile add {found.path} FILE=.args"
+    weights = [m.name for m in found.weights if m.size == m.stored_size]
+    try:
+        text = found.content(ARGS, arguments.MOST)
+    except PyllamafileError as error:
+        too_large = found.members[ARGS].size > arguments.MOST
+        what = error.message.removeprefix(f"{found.path}: ")
+        yield Finding(f".args: {what}", remedy, fatal=too_large)
+        return
+    if fault := arguments.fault(text, weights):
+        yield Finding(f".args: {fault}", remedy)
+
+
+def _range(file: Path, at: int, size: int) -> bytes:
+    try:
+        with file.open("rb") as stream:
+            stream.seek(at)
+            return stream.read(size)
+    except OSError as error:
+        raise AccessError(f"{file}: {error.strerror}", path=file) from error
+
+
 def _permission(file: Path) -> Iterator[Finding]:
-    if not file.stat().st_mode & 0o111 and os.name == "posix":
+    if not file.stat().st_mode & 0o111:
         yield Finding("the file is not executable", f"chmod +x {file}")
 
 
@@ -119,33 +250,36 @@ def _place(file: Path) -> Iterator[Finding]:
 
 
 def _noexec(path: Path) -> bool:
-    flag = getattr(os, "ST_NOEXEC", 0)
-    return bool(flag) and bool(os.statvfs(path).f_flag & flag)
+    flag = getattr(os, "ST_NOEXEC", 0)  # not everywhere
+    return bool(os.statvfs(path).f_flag & flag)
 
 
-def _programs(report: Report, here: Machine) -> Iterator[Finding]:
-    names = [str(runtime.get("target")) for runtime in report.runtimes]
-    if not names:
+def _programs(found: Llamafile, here: Machine) -> Iterator[Finding]:
+    names = [str(runtime["target"]) for runtime in found.runtimes]
+    if not _is_ours(found) or (found.ours and not names):
         yield Finding(
             "no program of pyllamafile's is in it",
-            f"`pyllamafile build` makes a file that has one out of its weights: {report.path}",
+            f"`pyllamafile upgrade {found.path}` puts one under its weights"
+            if found.weights
+            else "`pyllamafile build` makes a file that has one",
         )
     elif here.target is None:
         system = f"{platform.system()} {platform.machine()}"
         yield Finding(f"there is no program for {system}", f"it runs on {', '.join(TARGETS)}")
-    elif here.target.name not in names:
+    elif names and here.target.name not in names:
         yield Finding(
             f"no program for {here.target.name} is in it, only for {', '.join(names)}",
             f"build it again with --target {here.target.name}",
         )
 
 
-def _size(file: Path, report: Report) -> Iterator[Finding]:
+def _size(found: Llamafile) -> Iterator[Finding]:
+    file = found.path
     names = {
         file.with_name(f"{file.name.removesuffix('.llamafile')}.exe"),
         file.with_suffix(".exe"),
     }
-    if report.size >= TOO_LARGE and not any(name.is_file() for name in names - {file}):
+    if found.archive.size >= TOO_LARGE and not any(name.is_file() for name in names - {file}):
         yield Finding(
             "Windows starts no program of 4 GiB or more, and no .exe is beside the file",
             "build it again: `pyllamafile build` writes one beside it",
@@ -164,7 +298,7 @@ def _handlers(here: Machine) -> Iterator[Finding]:
         return
     for entry in entries:
         try:
-            lines = entry.read_text().splitlines()
+            lines = entry.read_text(errors="replace").splitlines()
         except OSError:  # `register` is for writing alone
             continue
         facts = dict(line.split(" ", 1) for line in lines if " " in line)
@@ -216,44 +350,25 @@ def _tools(here: Machine) -> Iterator[Finding]:
         )
 
 
-def _memory(report: Report, here: Machine) -> Iterator[Finding]:
-    weights = sum(entry.stored_size for entry in report.entries if entry.name.endswith(".gguf"))
-    limits = {"the machine": _total_memory(here), "the control group": _group_limit(here)}
-    for who, limit in limits.items():
-        if limit is not None and weights > limit:
+def _memory(found: Llamafile, here: Machine) -> Iterator[Finding]:
+    weights = sum(member.stored_size for member in found.weights)
+    has = machines.memory(here.root)
+    for owner, size in {"the machine": has.total, "the control group": has.group}.items():
+        if size is not None and weights > size:
             yield Finding(
-                f"the weights have {weights / 1e9:.1f} GB, {who} has {limit / 1e9:.1f} of memory",
+                f"the weights have {weights:,} bytes, and {owner} has {size:,} of memory",
                 "take smaller weights (--quantize Q4_K_M); it runs, but reads them again and again",
                 fatal=False,
             )
 
 
-def _total_memory(here: Machine) -> int | None:
-    try:
-        lines = (here.root / "proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemTotal:"))
-    except (OSError, StopIteration, ValueError, IndexError):
-        return None
-
-
-def _group_limit(here: Machine) -> int | None:
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):
-        try:
-            return int((here.root / "sys/fs/cgroup" / name).read_text())
-        except (OSError, ValueError):  # no such limit is a word
-            continue
-    return None
-
-
 # The cache
 
 
-def _unpacked_size(report: Report, here: Machine) -> int:
-    for runtime in report.runtimes:
-        size = runtime.get("size")
-        if here.target and runtime.get("target") == here.target.name and isinstance(size, int):
-            return size
-    return 0
+def _unpacked_size(found: Llamafile, here: Machine) -> int:
+    name = here.target.name if here.target else None
+    sizes = [runtime["size"] for runtime in found.runtimes if runtime["target"] == name]
+    return int(sizes[0]) if sizes else 0
 
 
 def _cache(here: Machine, size: int) -> Iterator[Finding]:
@@ -267,40 +382,81 @@ def _cache(here: Machine, size: int) -> Iterator[Finding]:
             return
         wrong.append(f"{base / 'run'} {problem}")
     yield Finding(
-        f"there is no place to unpack the program to: {'; '.join(wrong)}",
+        f"there is no place to unpack the program to: {'; '.join(wrong) or 'none is named'}",
         "set PYLLAMAFILE_CACHE to a directory that only you can write to, "
         "and where programs may run",
     )
 
 
 def _places(environment: Mapping[str, str]) -> Iterator[Path]:
+    """FORMAT.md, 2.2: each BASE in turn."""
     if given := environment.get("PYLLAMAFILE_CACHE"):
         yield Path(given).absolute()
         return
-    for variable, below in (("XDG_CACHE_HOME", "pyllamafile"), ("HOME", ".cache/pyllamafile")):
-        if environment.get(variable, "").startswith("/"):
-            yield Path(environment[variable]) / below
-    for base in (environment.get("TMPDIR", "/var/tmp"), "/var/tmp", "/tmp"):
-        yield Path(base) / f"pyllamafile-{os.getuid()}"
+    cache, home = environment.get("XDG_CACHE_HOME", ""), environment.get("HOME", "")
+    if cache.startswith("/"):
+        yield Path(cache) / "pyllamafile"
+    if home.startswith("/") and _owner(Path(home)) == os.geteuid():
+        yield Path(home) / ".cache/pyllamafile"
+    for base in (environment.get("TMPDIR") or "/var/tmp", "/var/tmp", "/tmp"):
+        place = Path(base) / f"pyllamafile-{os.geteuid()}"
+        if base.startswith("/") and _owner(Path(base)) is not None and not _is_link(place):
+            yield place
+
+
+def _owner(path: Path) -> int | None:
+    with contextlib.suppress(OSError):
+        return path.stat().st_uid
+    return None
+
+
+def _is_link(path: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return stat.S_ISLNK(path.lstat().st_mode)
+    return False
 
 
 def _unfit(folder: Path, size: int) -> str | None:
     """Why a program can't be unpacked to a folder, or None if it can."""
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    status = there.stat()
+    try:
+        there = next(path for path in (folder, *folder.parents) if _exists(path))
+        status, base = there.stat(), folder.parent.stat() if _exists(folder.parent) else None
+        system = os.statvfs(there)
+        effective = os.access in os.supports_effective_ids
+        writable = os.access(there, os.W_OK | os.X_OK, effective_ids=effective)
+    except OSError as error:
+        return f"can't be reached ({error.strerror})"
     if not stat.S_ISDIR(status.st_mode):
         return f"can't be made: {there} is no directory"
-    if not os.access(there, os.W_OK | os.X_OK):
+    if not writable:
         return f"can't be written to ({there})"
-    if there == folder and status.st_uid != os.getuid():
+    if there == folder and status.st_uid != os.geteuid():
         return "belongs to somebody else"
     if there == folder and status.st_mode & 0o022:
         return "can be written to by others"
+    if base and not _trusted(base):
+        return f"is in a folder that others can change ({folder.parent})"
     if _noexec(there):
         return "is where nothing may be executed (noexec)"
-    system = os.statvfs(there)
     if system.f_flag & os.ST_RDONLY:
         return "is on a file system that can't be written to"
     if system.f_bavail * system.f_frsize < size:
         return f"has no room for {size / 1e6:.0f} MB"
     return None
+
+
+def _exists(path: Path) -> bool:
+    """Raises OSError where that can't be said."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def _trusted(base: os.stat_result) -> bool:
+    """Whether nobody else can put another folder in the place of one in here."""
+    alone = not base.st_mode & 0o022 or base.st_mode & stat.S_ISVTX
+    if base.st_mode & 0o022 == 0o020 and base.st_uid == base.st_gid == os.geteuid():
+        return True  # a group of one's own, which is what umask 002 leads to
+    return bool(alone) and base.st_uid in (os.geteuid(), 0)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from pyllamafile import plan, zipalign
-from pyllamafile.errors import NotFoundError, RefusedError
-from pyllamafile.llamafile import ARGS, GUI, MANIFEST, WEIGHTS, check_args, read
+from pyllamafile import arguments, plan, zipalign
+from pyllamafile.errors import AccessError, NotFoundError, RefusedError
+from pyllamafile.llamafile import ARGS, GUI, MANIFEST, WEIGHTS, Llamafile, read
 from pyllamafile.models import gguf
 from pyllamafile.models.source import PathLike
 from pyllamafile.paths import named, path_of, several
@@ -40,18 +40,22 @@ def add(
     found = read(path)
     found.check_ours()
     entries = []
-    for given, name in map(named, several(files)):
+    pairs = [named(each) for each in several(files)]
+    for given, name in pairs:
         if name == MANIFEST or (found.has_gui and name.startswith(GUI)):
             raise RefusedError(
                 f"{path}: cannot add {name!r}: pyllamafile itself writes what has such a name",
                 path=path,
             )
-        entries.append(zipalign.from_file(given, name, align=plan.alignment(name)))
+        entry = zipalign.from_file(given, name, align=plan.alignment(name))
         if name.endswith(WEIGHTS):
             gguf.read(given)  # what is none is refused
+            arguments.check_nameable(given, name)
         if name == ARGS:
-            check_args(given, entries[-1].full_size)
-            _check_text(given)
+            text = arguments.of_file(given)
+            arguments.check(text, {*found.members, *(name for _, name in pairs)}, str(given), given)
+            entry = zipalign.Entry(name, text, mode=entry.mode)
+        entries.append(entry)
     zipalign.add(path, [*entries, found.updated_manifest(entries)], progress=progress or silent)
     return [entry.name for entry in entries]
 
@@ -76,11 +80,40 @@ def remove(path: PathLike, names: str | Sequence[str]) -> None:
             raise RefusedError(
                 f"{path}: {name} can't be removed: it says what is in the file", path=path
             )
+    _check_unnamed(found, names)
     zipalign.add(path, [found.updated_manifest([], names)], remove=set(names))
 
 
-def _check_text(path: Path) -> None:
+def _check_unnamed(found: Llamafile, gone: Collection[str]) -> None:
+    """Refuse to take out weights that the default arguments name: the file would not start."""
+    left = found.members.keys() - set(gone)
+    if ARGS not in left or not any(name.endswith(WEIGHTS) for name in gone):
+        return
+    text = found.content(ARGS)
+    before = list(arguments.missing(text, found.members))
+    for name in arguments.missing(text, left):
+        if name not in before:
+            raise RefusedError(
+                f"{found.path}: its .args names what would be gone: "
+                f"line {name.line}: {name.option} @{name.name}",
+                hint=f"change that first: pyllamafile add {found.path} FILE=.args",
+                path=found.path,
+            )
+
+
+def check_args(file: Path, entries: Collection[str]) -> None:
+    """Refuse a file that is to become `.args` byte for byte, if no llamafile starts with it.
+
+    Args:
+        file: The file.
+        entries: The names of the entries beside it.
+
+    Raises:
+        PyllamafileError: None does, or it can't be read.
+    """
     try:
-        path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise RefusedError(f"{path}: not UTF-8 text", path=path) from error
+        with file.open("rb") as stream:
+            text = stream.read(arguments.MOST + 1)
+    except OSError as error:
+        raise AccessError(f"{file}: {error.strerror}", path=file) from error
+    arguments.check(text, entries, str(file), file)

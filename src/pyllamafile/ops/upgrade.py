@@ -6,7 +6,6 @@ import contextlib
 import errno
 import hashlib
 import os
-import re
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pyllamafile
+from pyllamafile import arguments, plan, shift, zipalign
 from pyllamafile import engine as engines
-from pyllamafile import plan, shift, zipalign
 from pyllamafile.appearing import appearing, scratch_folder
 from pyllamafile.copying import failed
 from pyllamafile.engine import Format
@@ -237,6 +236,8 @@ def _as_ours(found: Llamafile, member: Member) -> Entry:
             hint="extract it, and build a file of it",
             path=found.path,
         )
+    if not found.ours:
+        arguments.check_nameable(found.path, member.name)
     if found.ours or member.name != ARGS:
         return plan.entry(found.path, member)
     return Entry(ARGS, _own_names(found.content(ARGS), [m.name for m in found.weights]))
@@ -247,10 +248,8 @@ def _own_names(args: bytes, models: Sequence[str]) -> bytes:
 
     In other makers' files a bare name, or one below ``/zip/``, is one in the file.
     """
-    for model in models:
-        name = re.escape(model.encode())
-        args = re.sub(rb"(?<!\S)(?:/zip/)?" + name + rb"(?!\S)", b"@" + model.encode(), args)
-    return args
+    spellings = {f"{folder}{model}": f"@{model}" for model in models for folder in ("", "/zip/")}
+    return arguments.renamed(args, spellings)
 
 
 def _in_order(entries: Sequence[Entry]) -> list[Entry]:

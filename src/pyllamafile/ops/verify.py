@@ -19,11 +19,12 @@ import re
 import stat
 import struct
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
+from itertools import islice, pairwise
+from math import inf
 from pathlib import Path
 from typing import Any, BinaryIO, Final, NamedTuple, TypeAlias
 
@@ -492,6 +493,7 @@ def _survey(file: BinaryIO, path: Path) -> _Survey:
         if complete and all(entry.name != MANIFEST for entry in entries):
             report(MANIFEST, "missing: not built by pyllamafile, or rewritten by another program")
         manifest = _read_manifest(file, located, report)
+        _check_arguments(file, located, report)
     except _PartError as bad:
         raise DamagedError(f"cannot read {path}: {bad}", path=path) from bad
     except OSError as error:
@@ -863,6 +865,146 @@ def _read_manifest(
     for what in misfits:
         report(MANIFEST, what)
     return None if misfits else manifest
+
+
+# The default arguments: launcher/FORMAT.md, section 5
+
+_BYTE_ORDER_MARKS: Final = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
+_TOKEN: Final = re.compile(
+    rb"""(?P<space>[ \t\n\r\f\v]+) | (?P<plain>[^ \t\n\r\f\v'"\\$]+) | '(?P<single>[^']*)'?
+    | "(?P<double>(?:[^"\\]|\\.)*(?:\\\Z)?)"? | \\(?P<next>.) | (?P<variable>\$(?:\w+|{\w+}))
+    | (?P<lone>.)""",
+    re.DOTALL | re.VERBOSE,
+)
+_ESCAPE: Final = re.compile(
+    rb"\\([0-7]{1,3})|\\x([0-9a-fA-F]{0,2})|\\(.)|(\$(?:\w+|{\w+}))", re.DOTALL
+)
+_NAMING: Final = {  # options for weights, and what stands between several
+    **dict.fromkeys(("-m", "--model", "-mm", "--mmproj"), ""),
+    **dict.fromkeys(("-md", "--model-draft", "--spec-draft-model"), ""),
+    **dict.fromkeys(("--lora", "--lora-scaled"), ","),
+}
+
+
+def _check_arguments(file: BinaryIO, entries: Sequence[_Entry], report: _Report) -> None:
+    """That the default arguments, if there are any, are none with which no file starts."""
+    entry = next((entry for entry in entries if entry.name == ARGS), None)
+    if entry is None or max(entry.size, entry.stored) > _MOST_ARGS:
+        return
+    plain: Iterable[bytes] = _chunks(file, entry.data, entry.stored)
+    if entry.method == _DEFLATED:
+        plain = _inflate(plain, _RAW_DEFLATE, entry.size)
+    try:
+        text = b"".join(plain)
+    except _PartError:
+        return  # which is said where its contents are checked
+    if zlib.crc32(text) != entry.crc:
+        return
+    weights = [e.name for e in entries if e.name.endswith(".gguf") and e.method == _STORED]
+    for what in _args_faults(text, weights):
+        report(ARGS, what)
+
+
+def _args_faults(text: bytes, weights: Collection[str]) -> Iterator[str]:
+    if text.startswith(_BYTE_ORDER_MARKS):
+        yield "it begins with a byte order mark"
+        return
+    if b"\0" in text:
+        yield "it holds a NUL"
+        return
+    words = list(_words(text))
+    if any(word and b"\0" in word for word in words):
+        yield "an argument in it has a NUL"
+        return
+    free = b"--quantize" in words  # the one mode that takes more than options and their values
+    room = inf if free else 0
+    for word in words:
+        if word is None or word == b"...":
+            room = inf  # a variable or the user's own arguments: nobody knows which
+        elif word.startswith(b"-"):
+            room = inf if free else 2
+        elif not room:
+            yield f"{_shown(word[:40].decode(errors='replace'))} is no option, nor a value of one"
+            return
+        else:
+            room -= 1
+    for option, value in pairwise(words):
+        named = (option or b"").decode(errors="replace")
+        named = named.replace("_", "-") if named.startswith("--") else named
+        if named in _NAMING and value is not None:
+            for name in _named(value, _NAMING[named], named.endswith("-scaled")):
+                if not any(weight in _forms(name) for each in weights for weight in _ends(each)):
+                    yield f"{named} @{name}: there are no such weights in the file"
+
+
+def _named(value: bytes, separator: str, scaled: bool) -> Iterator[str]:
+    """The names behind ``@`` in the value of an option for weights."""
+    text = value.decode("utf-8", "surrogateescape")
+    several = re.findall(r'(?:"[^"]*"?|[^,"])+', text) if separator else [text]
+    for one in several:
+        name = one.replace('"', "") if separator else one
+        name = name[: name.rindex(":")] if scaled and ":" in name else name
+        if name.startswith("@"):
+            yield name[1:]
+
+
+def _forms(name: str) -> tuple[str, str]:
+    return name, f"{name}.gguf"
+
+
+def _ends(entry: str) -> tuple[str, str]:
+    return entry, entry[entry.rfind("/") + 1 :]
+
+
+def _words(text: bytes) -> Iterator[bytes | None]:
+    """The arguments in a text; None for one that depends on a variable."""
+    word: list[bytes | None] = []
+    at = 0
+    while at < len(text):
+        if not word and text.startswith(b"#", at):
+            at = text.find(b"\n", at) % (len(text) + 1)  # not found is -1, and so the end
+            continue
+        token = _TOKEN.match(text, at)
+        assert token  # a byte of any value is one
+        at = token.end()
+        if token["space"] is None:
+            word += _pieces(token)
+        elif word:
+            yield _joined(word)
+            word = []
+    if word:
+        yield _joined(word)
+
+
+def _joined(pieces: Sequence[bytes | None]) -> bytes | None:
+    return None if None in pieces else b"".join(piece for piece in pieces if piece is not None)
+
+
+def _pieces(token: re.Match[bytes]) -> list[bytes | None]:
+    if token["variable"]:
+        return [None]
+    quoted = token["double"]
+    if quoted is None:
+        return [
+            next(
+                token[kind]
+                for kind in ("plain", "single", "next", "lone")
+                if token[kind] is not None
+            )
+        ]
+    if any(match[4] for match in _ESCAPE.finditer(quoted)):
+        return [None]
+    return [_ESCAPE.sub(_escaped, quoted)]
+
+
+def _escaped(match: re.Match[bytes]) -> bytes:
+    octal, digits, letter, _ = match.groups()
+    if octal:
+        return bytes([int(octal, 8) % 256])
+    if digits is not None:
+        return bytes([int(digits or b"0", 16)])
+    return {b"a": b"\a", b"b": b"\b", b"e": b"\33", b"f": b"\f", b"n": b"\n", b"r": b"\r",
+            b"t": b"\t", b"v": b"\v"}.get(letter, letter)  # fmt: skip
 
 
 def _compare_names(entries: Iterable[_Entry], listed: Mapping[str, Any], report: _Report) -> None:
