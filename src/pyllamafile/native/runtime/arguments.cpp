@@ -1,5 +1,7 @@
 #include "arguments.h"
 
+#include "text.h"
+
 #include <algorithm>
 #include <cctype>
 #include <cstdlib>
@@ -146,7 +148,7 @@ arguments arguments_in(const container & zip) {
     if (text.empty()) {
         throw std::runtime_error(zip.path + ": its .args are damaged: they can't be unpacked");
     }
-    return parse_args_file(text);
+    return parse_args_file(as_text(text));
 }
 
 arguments merge_args(arguments own, const arguments & user) {

@@ -30,6 +30,8 @@ class flag_table {
     // Refuses the first word in `args` that a tool would not understand, and the variables that it
     // would not; a whole number that ends in k is a multiple of 1024, and is written out.
     void check(arguments & args, int tool) const;
+    // Whether a tool has a flag.
+    bool knows(int tool, const std::string & name) const;
     // How many values a flag takes; 0 for what is none.
     size_t values(const std::string & name) const;
 

@@ -1,19 +1,21 @@
 #include "invocation.h"
 
 #include "arg.h"
+#include "bounds.h"
 #include "chat/conversation.h"
 #include "common.h"
 #include "container.h"
+#include "former.h"
+#include "inputs.h"
 #include "llama.h"
 #include "router.h"
 #include "system/cpu.h"
 #include "system/threads.h"
 #include "weights.h"
 
+#include <cctype>
 #include <cstdio>
 #include <cstdlib>
-#include <iostream>
-#include <iterator>
 #include <stdexcept>
 
 // upstream's tools
@@ -68,27 +70,17 @@ const mode LOOK = { "--image", llama_mtmd_main, LLAMA_EXAMPLE_MTMD, true, true, 
 // Errors alone, as plain lines; not where the user asks for a log.
 const arguments QUIET = { "-lv", "1", "--no-log-prefix", "--no-log-timestamps" };
 
-// Flags of Mozilla's llamafile, and what llama.cpp has for them; nothing is nothing to switch.
-struct translation {
-    const char * flag;
-    arguments now; // what it is called today
-};
-
-const translation OLD_NAMES[] = {
-    { "--nologo", {} },
-    { "--ascii", {} },
-    { "--unsecure", {} },
-    { "--url-prefix", { "--api-prefix" } },
-    { "--no-mmap", { "--load-mode", "none" } },
-    { "--mlock", { "--load-mode", "mlock" } },
-};
-
 // The flags that llama.cpp doesn't know, and how many values each takes.
 std::map<std::string, size_t> our_flags() {
-    std::map<std::string, size_t> out = { { "--gpu", 1 },      { "--help", 0 },
-                                          { "-h", 0 },         { "--usage", 0 },
-                                          { "--help-all", 0 }, { "--version", 0 },
-                                          { "--licenses", 0 }, { "--nobrowser", 0 } };
+    std::map<std::string, size_t> out = former_flags();
+    out.insert({ { "--gpu", 1 },
+                 { "--help", 0 },
+                 { "-h", 0 },
+                 { "--usage", 0 },
+                 { "--help-all", 0 },
+                 { "--version", 0 },
+                 { "--licenses", 0 },
+                 { "--nobrowser", 0 } });
     for (const mode & known : MODES) {
         out[known.flag] = 0;
     }
@@ -110,30 +102,15 @@ const names ELSEWHERE = { "-mu", "--model-url", "--models-dir", "--models-preset
     throw std::runtime_error(wrong);
 }
 
-void translate(arguments & args, const flag_table & flags) {
-    for (size_t i = 0; i < args.size();) {
-        const translation * old = nullptr;
-        for (const translation & known : OLD_NAMES) {
-            old = spelled(args[i]) == known.flag ? &known : old;
-        }
-        if (old == nullptr) {
-            i += 1 + flags.values(args[i]);
-            continue;
-        }
-        arguments now = old->now;
-        for (word & each : now) {
-            each.from = args[i].from;
-        }
-        args.erase(args.begin() + i);
-        args.insert(args.begin() + i, now.begin(), now.end());
-    }
-}
-
 void leave_out_gpu(arguments & args, const flag_table & flags) {
     const size_t gpu = flags.find(args, { "--gpu" });
     if (gpu < args.size()) {
         const std::string value = gpu + 1 < args.size() ? args[gpu + 1] : "";
-        if (value != "disable" && value != "auto") {
+        std::string choice = value;
+        for (char & c : choice) {
+            c = (char)tolower((unsigned char)c);
+        }
+        if (choice != "disable" && choice != "disabled" && choice != "auto") {
             refuse(args[gpu], "--gpu " + value +
                                   ": this runtime computes on the processor only; leave it out, or "
                                   "say --gpu disable");
@@ -169,19 +146,6 @@ void name_chat_template(arguments & args, const flag_table & flags) {
     }
     refuse(args[at], "--chat-template " + args[at + 1] +
                          ": neither a template in Jinja nor one of llama.cpp's formats: " + all);
-}
-
-// `-f -` is the prompt on standard input, on every system.
-void read_prompt_from_stdin(arguments & args, const flag_table & flags) {
-    const size_t at = flags.find(args, { "-f", "--file" });
-    if (at + 1 < args.size() && args[at + 1] == "-") {
-        std::string prompt{ std::istreambuf_iterator<char>(std::cin), {} };
-        if (!prompt.empty() && prompt.back() == '\n') {
-            prompt.pop_back(); // as upstream does with a file
-        }
-        args[at] = "-p";
-        args[at + 1] = prompt;
-    }
 }
 
 // Takes the flags of modes out. Of several the last one counts, so that the user's wins over that
@@ -319,6 +283,24 @@ void need_what_the_mode_needs(const mode & chosen, const arguments & args,
     }
 }
 
+// A script gets the text and nothing else: no colours, which -co puts into pipes as well, and no
+// log as JSON, for which standard output is the place.
+void keep_output_clean(arguments & args, const flag_table & flags) {
+    const size_t colour = flags.find(args, { "-co", "--color" });
+    if (colour + 1 < args.size() && args[colour + 1] != "off") {
+        args[colour + 1] = "auto";
+    }
+    const size_t json = flags.find(args, { "--log-jsonl" });
+    if (json < args.size()) {
+        fprintf(stderr, "note: %s has no effect here: standard output is the text\n",
+                args[json].c_str());
+        flags.take(args, { "--log-jsonl" });
+    }
+    if (getenv("LLAMA_ARG_LOG_JSONL") != nullptr) {
+        args.push_back("--no-log-jsonl");
+    }
+}
+
 bool wants_log(const arguments & args, const flag_table & flags) {
     return flags.has(args, { "-v", "--verbose", "--log-verbose", "-lv", "--verbosity",
                              "--log-verbosity" }) ||
@@ -333,7 +315,7 @@ invocation read_invocation(const arguments & own, const arguments & user) {
     out.args = merge_args(own, user);
     const flag_table & flags = out.flags;
     arguments & args = out.args;
-    translate(args, flags);
+    complete_former(args, flags);
     flags.spell(args);
     const choice mode = take_mode(args, flags);
     const auto & chosen = mode.chosen;
@@ -355,6 +337,7 @@ invocation read_invocation(const arguments & own, const arguments & user) {
         return out;
     }
     leave_out_gpu(args, flags);
+    translate_former(args, flags, chosen.flags);
     if (chosen.flags != NO_COMMON_FLAGS) {
         flags.check(args, chosen.flags);
         check_partners(args, flags);
@@ -362,7 +345,12 @@ invocation read_invocation(const arguments & own, const arguments & user) {
     need_what_the_mode_needs(chosen, args, flags);
     out.browser = !flags.take(args, { "--nobrowser" });
     name_chat_template(args, flags);
-    read_prompt_from_stdin(args, flags);
+    if (chosen.flags != NO_COMMON_FLAGS) {
+        read_inputs(args, flags, chosen.flags);
+    }
+    if (out.serves) {
+        check_keys(args, flags);
+    }
 
     out.several = out.serves && offers_models(args, flags);
     if (out.several) {
@@ -373,6 +361,9 @@ invocation read_invocation(const arguments & own, const arguments & user) {
     if (chosen.model && chosen.tool != llama_tokenize_main) {
         choose_threads(args, flags);
     }
+    if (chosen.flags != NO_COMMON_FLAGS) {
+        bound_threads(args, flags);
+    }
     arguments first = chosen.first;
     if (out.serves && !out.several && !flags.has(args, { "-a", "--alias" }) && !out.model.empty()) {
         first.insert(first.end(), { "--alias", out.model });
@@ -380,6 +371,9 @@ invocation read_invocation(const arguments & own, const arguments & user) {
     out.scripted = (chosen.flag == MODES[COMPLETE].flag || chosen.flag == LOOK.flag) &&
                    !flags.has(args, { "-cnv", "--conversation", "-i", "--interactive", "-if",
                                       "--interactive-first" });
+    if (out.scripted) {
+        keep_output_clean(args, flags);
+    }
     if (wants_log(args, flags)) {
         fprintf(stderr, "pyllamafile %s for %s, CPU level %s\n", RUNTIME_VERSION, RUNTIME_TARGET,
                 cpu_level());
@@ -387,5 +381,9 @@ invocation read_invocation(const arguments & own, const arguments & user) {
         first.insert(first.begin(), QUIET.begin(), QUIET.end());
     }
     args.insert(args.begin(), first.begin(), first.end());
+    if (chosen.model && !out.several && chosen.flags != NO_COMMON_FLAGS &&
+        chosen.tool != llama_tokenize_main) {
+        bound_context(args, flags, chosen.flags);
+    }
     return out;
 }

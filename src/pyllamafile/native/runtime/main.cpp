@@ -51,7 +51,7 @@ int call(int (*tool)(int, char **), const char * program, const arguments & args
     argv.push_back(nullptr);
     const int code = tool((int)argv.size() - 1, argv.data());
     if (completion_is_scripted && completion_last != '\n' && completion_last != '\0') {
-        common_log_add(common_log_main(), GGML_LOG_LEVEL_NONE, "\n");
+        fputs("\n", stdout);
     }
     common_log_flush(common_log_main());
     return code < 0 ? 1 : code;

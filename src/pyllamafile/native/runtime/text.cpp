@@ -74,7 +74,7 @@ std::string read_bytes(const std::string & path) {
     namespace fs = std::filesystem;
     std::error_code ignored;
     const fs::path file = fs::u8path(path);
-    if (!fs::exists(file, ignored)) {
+    if (path.empty() || !fs::exists(file, ignored)) {
         throw std::runtime_error(path + ": no such file");
     }
     if (fs::is_directory(file, ignored)) {
