@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pyllamafile import native
-from pyllamafile.errors import PyllamafileError
+from pyllamafile.errors import (
+    AccessError,
+    DamagedError,
+    NotFoundError,
+    PyllamafileError,
+    RefusedError,
+    UnavailableError,
+)
 from pyllamafile.models import forecast
 from pyllamafile.models.gguf import read, shards
 from pyllamafile.native.building import tools
@@ -55,7 +62,7 @@ def convert(folder: Path, output: Path, tell: Progress) -> Path:
     assert what is not None
     for package in _PACKAGES:
         if importlib.util.find_spec(package) is None:
-            raise PyllamafileError(
+            raise UnavailableError(
                 f"the Python package {package} is missing, which converting {folder} takes",
                 hint="pip install 'pyllamafile[convert]'",
             )
@@ -82,9 +89,11 @@ def convert(folder: Path, output: Path, tell: Progress) -> Path:
     except PyllamafileError as error:
         if "Failed to load base model config" not in error.message:
             raise
-        raise PyllamafileError(error.message, hint=_BASE_HINT) from error
+        raise NotFoundError(error.message, hint=_BASE_HINT, path=folder) from error
     if not output.is_file():
-        raise PyllamafileError(f"{label} brought no file", hint=tools.log_hint("convert"))
+        raise RefusedError(
+            f"{label} brought no file", hint=tools.log_hint("convert"), path=folder
+        )
     return output
 
 
@@ -95,14 +104,15 @@ def _base(folder: Path) -> list[str]:
         base = json.loads(path.read_bytes())["base_model_name_or_path"]
         candidates = [Path(base), folder.parent / Path(base).name]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise PyllamafileError(f"{path}: doesn't say what model it is for") from error
+        raise DamagedError(f"{path}: doesn't say what model it is for", path=path) from error
     for candidate in candidates:
         if (candidate / "config.json").is_file():
             return ["--base", str(candidate)]
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", base):  # no name on the hub
-        raise PyllamafileError(
+        raise NotFoundError(
             f"{folder}: its base model is not here: {' or '.join(map(str, candidates))}",
             hint=_BASE_HINT,
+            path=folder,
         )
     return []
 
@@ -117,14 +127,16 @@ def _tensors(path: Path) -> list[dict[str, Any]]:
         tensors = [tensor for name, tensor in header.items() if name != "__metadata__"]
         end = 8 + length + max((tensor["data_offsets"][1] for tensor in tensors), default=0)
     except OSError as error:
-        raise PyllamafileError(f"{path}: {error.strerror}") from error
+        raise AccessError(f"{path}: {error.strerror}", path=path) from error
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise PyllamafileError(
-            f"{path}: its header is none of safetensors", hint="download it again"
+        raise DamagedError(
+            f"{path}: its header is none of safetensors", hint="download it again", path=path
         ) from error
     if end > size:
-        raise PyllamafileError(
-            f"{path}: incomplete: {end - size} of {end} bytes are missing", hint="download it again"
+        raise DamagedError(
+            f"{path}: incomplete: {end - size} of {end} bytes are missing",
+            hint="download it again",
+            path=path,
         )
     return tensors
 
@@ -162,14 +174,16 @@ def check_format(path: Path, output: Path, format: str, *, again: bool) -> None:
     files = shards(path)
     parts = [read(file) for file in files]
     if not again and forecast.loses_twice(parts, format):
-        raise PyllamafileError(
+        raise RefusedError(
             f"{path}: is quantized already ({forecast.quantized(parts)}), and would lose twice",
             hint="take a GGUF in F16, BF16 or F32, or accept the loss: --allow-requantize",
+            path=path,
         )
     need, free = forecast.size(parts, format), shutil.disk_usage(output.parent).free
     if need > free:
-        raise PyllamafileError(
-            f"{output.parent}: {format} takes {need:,} bytes for a while, and {free:,} are free"
+        raise AccessError(
+            f"{output.parent}: {format} takes {need:,} bytes for a while, and {free:,} are free",
+            path=output.parent,
         )
 
 
@@ -234,4 +248,4 @@ def _run(command: list[str], log: str, what: str, step: Callable[[str], None], r
     except PyllamafileError as error:
         if not found:
             raise
-        raise PyllamafileError(f"{what} failed: {found[-1]}", tools.log_hint(log)) from error
+        raise RefusedError(f"{what} failed: {found[-1]}", tools.log_hint(log)) from error

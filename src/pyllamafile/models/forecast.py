@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Final
 
-from pyllamafile.errors import PyllamafileError
+from pyllamafile.errors import DamagedError, NotFoundError
 from pyllamafile.models.gguf import TENSOR_TYPES, Tensor, Weights
 
 # The formats on offer, best first, each with the type that it is made of where no rule says else.
@@ -124,7 +124,7 @@ def check(format: str) -> None:
         PyllamafileError: There is no such format.
     """
     if format not in FORMATS:
-        raise PyllamafileError(
+        raise NotFoundError(
             f"{format!r} is no format to quantize to", hint=f"there are {', '.join(FORMATS)}"
         )
 

@@ -14,17 +14,17 @@ from __future__ import annotations
 import re
 import stat
 import struct
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import BinaryIO, Final, Literal, NamedTuple, TypeAlias
 
-from pyllamafile.errors import PyllamafileError
+from pyllamafile.errors import AccessError, DamagedError, NotFoundError, RefusedError
 
 
 class Array(NamedTuple):
-    """An array in the metadata; its elements are skipped, not read.
+    """An array in the metadata; `Weights.marks` and `Weights.numbers` have what was kept of it.
 
     Attributes:
         type: The type of its elements, for example ``string`` or ``float32``.
@@ -181,6 +181,13 @@ _MOST_ENTRIES: Final = 1 << 20
 _MOST_STRINGS: Final = 1 << 24
 _LONGEST_STRING: Final = 1 << 30  # gguf.cpp, GGUF_MAX_STRING_LENGTH
 
+_TOKENS: Final = "tokenizer.ggml.tokens"
+# A string below 256 bytes that begins like the tokens that mark the turns of a chat.
+_MARK: Final = re.compile(rb"\0\0\0\0\0\0\0[<[]")
+_LONGEST_MARK: Final = 64  # in bytes
+_MOST_MARKS: Final = 1 << 14
+_MOST_NUMBERS: Final = 1 << 10  # what an array has per layer
+
 _WINDOW: Final = 1 << 18  # the bytes that are read at once
 
 # The least that an entry takes: key length, one byte of key, type, one byte of value; and name
@@ -225,6 +232,9 @@ class Weights:
         data_offset: Where the tensors' data begin, in bytes from the start of the file that
             was read.
         size: The bytes that a complete GGUF has at least, from its own first byte.
+        marks: The tokens of the vocabulary in ``<…>`` or ``[…]``, among which are those that
+            mark the turns of a chat.
+        numbers: The arrays of at most 1024 numbers by their keys: what differs between layers.
     """
 
     version: int
@@ -233,6 +243,8 @@ class Weights:
     alignment: int
     data_offset: int
     size: int
+    marks: frozenset[str] = frozenset()
+    numbers: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     def _text(self, key: str) -> str | None:
         value = self.metadata.get(key)
@@ -300,7 +312,7 @@ class Weights:
     @property
     def vocabulary(self) -> int | None:
         """The number of tokens it knows."""
-        tokens = self.metadata.get("tokenizer.ggml.tokens")
+        tokens = self.metadata.get(_TOKENS)
         if isinstance(tokens, Array):
             return tokens.length
         return self._count(f"{self.architecture}.vocab_size")
@@ -331,20 +343,44 @@ def read(path: Path, offset: int = 0, size: int | None = None) -> Weights:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):  # asked before opening: to open a FIFO is to wait
             what = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
-            raise PyllamafileError(f"{path} is {what}", "pass the .gguf file itself")
+            raise RefusedError(f"{path} is {what}", "pass the .gguf file itself", path=path)
         end = status.st_size if size is None else offset + size
         if not 0 <= offset <= end <= status.st_size:
-            raise PyllamafileError(
-                f"{path}: bytes {offset} to {end} are not within its {status.st_size} bytes"
+            raise DamagedError(
+                f"{path}: bytes {offset} to {end} are not within its {status.st_size} bytes",
+                path=path,
             )
         if not status.st_size:
-            raise PyllamafileError(f"{path} is empty", _AGAIN)
+            raise DamagedError(f"{path} is empty", _AGAIN, path=path)
         with path.open("rb") as file:
             return _parse(_Cursor(file, offset, end - offset, str(path)), offset)
+    except FileNotFoundError as error:
+        raise NotFoundError(f"cannot read {path}: {error.strerror}", path=path) from error
     except OSError as error:
-        raise PyllamafileError(f"cannot read {path}: {error.strerror or error}") from error
+        raise AccessError(f"cannot read {path}: {error.strerror or error}", path=path) from error
     except ValueError as error:  # a NUL in the path
-        raise PyllamafileError(f"cannot read {path}: {error}") from error
+        raise RefusedError(f"cannot read {path}: {error}", path=path) from error
+
+
+def parse(file: BinaryIO, size: int, name: str) -> Weights:
+    """Read the header of a GGUF out of something that can be read and sought like a file.
+
+    Args:
+        file: It; no more of it is read than the header takes, in steps of 256 KiB.
+        size: The bytes that the GGUF may take, from the start of the file.
+        name: What to call it in a message.
+
+    Returns:
+        Everything the header says.
+
+    Raises:
+        DamagedError: If it is no GGUF, is cut short or damaged, or is of a kind that llama.cpp
+            refuses.
+        OSError: If it can't be read.
+    """
+    if not size:
+        raise DamagedError(f"{name} is empty", _AGAIN, path=name)
+    return _parse(_Cursor(file, 0, size, name), 0)
 
 
 def shards(path: Path) -> tuple[Path, ...]:
@@ -366,21 +402,20 @@ def shards(path: Path) -> tuple[Path, ...]:
         return (path,)
     stem, number, count = match[1], int(match[2]), int(match[3])
     if not 1 <= number <= count:
-        raise PyllamafileError(f"{path}: there is no part {number} of {count}")
-    parts: list[Path] = []
-    for index in range(count):
-        part = path.with_name(f"{stem}-{index + 1:05}-of-{count:05}.gguf")
-        if _missing(part):
-            raise PyllamafileError(
-                f"{part} is missing: the model is split into {count} files",
-                "put all of them into the same directory",
-            )
-        parts.append(part)
+        raise NotFoundError(f"{path}: there is no part {number} of {count}", path=path)
+    parts = [path.with_name(f"{stem}-{i + 1:05}-of-{count:05}.gguf") for i in range(count)]
+    if lacking := list(filter(_missing, parts)):
+        more = f", and so are {len(lacking) - 1} others" if len(lacking) > 1 else ""
+        raise NotFoundError(
+            f"{lacking[0]} is missing{more}: the model is split into {count} files",
+            "put all of them into the same directory",
+            path=lacking[0],
+        )
     for index, part in enumerate(parts):
         split = read(part).split
         if split != (index, count) and not (split is None and count == 1):
             inside = f"part {split[0] + 1} of {split[1]}" if split else "a model in one file"
-            raise PyllamafileError(f"{part}: its header says that it is {inside}")
+            raise DamagedError(f"{part}: its header says that it is {inside}", path=part)
     return tuple(parts)
 
 
@@ -411,8 +446,8 @@ class _Cursor:
         self._window = b""
         self._start = 0
 
-    def wrong(self, what: str, hint: str | None = None) -> PyllamafileError:
-        return PyllamafileError(f"{self.label}: {what}", hint)
+    def wrong(self, what: str, hint: str | None = None) -> DamagedError:
+        return DamagedError(f"{self.label}: {what}", hint, path=self.label)
 
     def skip(self, count: int) -> int:
         """Step over `count` bytes, all of which must exist; returns where they begin."""
@@ -458,20 +493,39 @@ class _Cursor:
             raise self.wrong(f"the header claims {count} {what}, which cannot be", _AGAIN)
         return count
 
-    def skip_strings(self, count: int, what: str) -> None:
-        """Step over strings: the one loop here that runs 100,000 times."""
+    def skip_strings(self, count: int, what: str, kept: set[bytes] | None = None) -> None:
+        """Step over strings: the one loop here that runs 100,000 times.
+
+        Args:
+            count: How many there are.
+            what: What to call them in a message.
+            kept: Gets those that look like marks of chats.
+        """
         unpack, size, width, position = _U64.unpack_from, self.size, _U64.size, self.position
         window, start, last = b"", 0, -1  # the last place in the window where a length may begin
         for _ in range(count):
             if position > last:
                 if position > size - width:
                     raise self.wrong(f"{what} reaches past the end of the file", _AGAIN)
-                window, start = self.window(position, width)
-                last = start + len(window) - width
+                room = min(width + _LONGEST_MARK, size - position)  # for the whole of a mark
+                window, start = self.window(position, room)
+                last = start + len(window) - room
+                if kept is not None and len(kept) < _MOST_MARKS:
+                    kept.update(_marks(window))
             position += width + unpack(window, position - start)[0]
         if position > size:
             raise self.wrong(f"{what} reaches past the end of the file", _AGAIN)
         self.position = position
+
+
+def _marks(window: bytes) -> Iterator[bytes]:
+    """The short strings in ``<…>`` and ``[…]`` that begin in a part of a header."""
+    for found in _MARK.finditer(window, 1):
+        text = found.end() - 1
+        length = window[found.start() - 1]
+        mark = window[text : text + length]
+        if len(mark) == length <= _LONGEST_MARK and mark.endswith((b">", b"]")):
+            yield mark
 
 
 def _parse(at: _Cursor, base: int) -> Weights:
@@ -481,6 +535,8 @@ def _parse(at: _Cursor, base: int) -> Weights:
     entry_count = at.count("metadata entries", _LEAST_ENTRY, _MOST_ENTRIES)
 
     metadata: dict[str, Value] = {}
+    marks: set[bytes] = set()
+    numbers: dict[str, tuple[float, ...]] = {}
     alignment = _DEFAULT_ALIGNMENT
     for _ in range(entry_count):
         key = at.text("a metadata key")
@@ -489,7 +545,7 @@ def _parse(at: _Cursor, base: int) -> Weights:
         if key in metadata:
             raise at.wrong(f"the metadata key {key[:80]!r} is there twice")
         type_ = at.number(_U32)
-        metadata[key] = value = _value(at, key, type_)
+        metadata[key] = value = _value(at, key, type_, marks, numbers)
         if key == "general.alignment":
             if type_ != _UINT32 or not isinstance(value, int) or value.bit_count() != 1:
                 raise at.wrong(f"general.alignment is {value!r}, not a power of two (uint32)")
@@ -524,7 +580,16 @@ def _parse(at: _Cursor, base: int) -> Weights:
             f" {first.name!r} on",
             _AGAIN,
         )
-    return Weights(version, metadata, tuple(tensors.values()), alignment, base + data, end)
+    return Weights(
+        version,
+        metadata,
+        tuple(tensors.values()),
+        alignment,
+        base + data,
+        end,
+        frozenset(str(mark, "utf-8", "replace") for mark in marks),
+        numbers,
+    )
 
 
 def _version(at: _Cursor) -> int:
@@ -548,8 +613,10 @@ def _version(at: _Cursor) -> int:
     )
 
 
-def _value(at: _Cursor, key: str, type_: int) -> Value:
-    """The value of a metadata entry; the elements of an array are skipped."""
+def _value(
+    at: _Cursor, key: str, type_: int, marks: set[bytes], numbers: dict[str, tuple[float, ...]]
+) -> Value:
+    """The value of a metadata entry; what is kept of an array goes into `marks` or `numbers`."""
     label = f"the value of {key[:80]!r}"
     if type_ in _SCALARS:
         return at.number(_SCALARS[type_][1])
@@ -560,14 +627,17 @@ def _value(at: _Cursor, key: str, type_: int) -> Value:
     element = at.number(_U32)
     if element == _STRING:
         length = at.count(f"strings in {key[:80]!r}", _U64.size, _MOST_STRINGS)
-        at.skip_strings(length, label)
+        at.skip_strings(length, label, marks if key == _TOKENS else None)
         return Array("string", length)
     if element not in _SCALARS:
         nested = "arrays, which llama.cpp refuses" if element == _ARRAY else f"type {element}"
         raise at.wrong(f"{label} is an array of {nested}")
     name, form = _SCALARS[element]
     length = at.count(f"elements in {key[:80]!r}", form.size, at.size)
-    at.skip(length * form.size)
+    if length > _MOST_NUMBERS or len(numbers) >= _MOST_NUMBERS:
+        at.skip(length * form.size)
+    else:
+        numbers[key] = tuple(at.number(form) for _ in range(length))
     return Array(name, length)
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import re
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from pyllamafile.errors import PyllamafileError
+from pyllamafile.errors import DamagedError, NotFoundError, RefusedError, UnavailableError
 from pyllamafile.models import convert, gguf
 from pyllamafile.models.gguf import Weights
 from pyllamafile.models.source import Source, digest_of, gguf_name
@@ -31,9 +31,16 @@ def find(rest: str) -> Source:
     """OWNER/REPO[:FILE-or-quant] on Hugging Face's hub, or out of its cache."""
     repo, _, wanted = rest.partition(":")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
-        raise PyllamafileError(
+        raise RefusedError(
             f"hf:{rest}: not a name on the hub", hint="it goes hf:OWNER/REPO[:FILE-or-quant]"
         )
+    try:
+        importlib.import_module("huggingface_hub")
+    except ImportError as error:
+        raise UnavailableError(
+            f"hf:{rest}: the Python package huggingface-hub is missing",
+            hint="pip install 'pyllamafile[hub]'",
+        ) from error
     listed, revision = _listing(repo)
     sizes = {name: file.size for name, file in listed.items()}
     if not wanted and "config.json" in sizes and not any(n.endswith(".gguf") for n in sizes):
@@ -70,7 +77,7 @@ def choose(model: str, sizes: Mapping[str, int], wanted: str) -> list[str]:
             return _whole(model, files)
     main = {name: files for name, files in models.items() if not _beside(name)}
     if not main:
-        raise PyllamafileError(f"{model} has no GGUF")
+        raise NotFoundError(f"{model} has no GGUF")
     fitting = [files for name, files in main.items() if not wanted or _is_quant(name, wanted)]
     if len(fitting) == 1:
         return _whole(model, fitting[0])
@@ -86,14 +93,14 @@ def choose(model: str, sizes: Mapping[str, int], wanted: str) -> list[str]:
         if wanted
         else f"{model} has {len(fitting)} models"
     )
-    raise PyllamafileError(f"{what}; there are {there}", hint=f"choose a file: {model}:{first}")
+    raise NotFoundError(f"{what}; there are {there}", hint=f"choose a file: {model}:{first}")
 
 
 def _whole(model: str, files: Sequence[str]) -> list[str]:
     """The parts in order, if none is missing."""
     split = re.search(r"-\d{5}-of-(\d{5})\.gguf$", files[0])
     if split and len(files) != int(split[1]):
-        raise PyllamafileError(f"{model} has {len(files)} of {int(split[1])} parts of {files[0]}")
+        raise NotFoundError(f"{model} has {len(files)} of {int(split[1])} parts of {files[0]}")
     return list(files)
 
 
@@ -135,7 +142,7 @@ def _hub_folder(repo: str, revision: str, listed: Mapping[str, _Listed]) -> Sour
         and file.name.endswith((".json", ".safetensors", ".model", ".txt", ".jinja"))
     ]
     if not any(file.name.endswith(".safetensors") for file in needed):
-        raise PyllamafileError(f"hf:{repo} has neither a GGUF nor safetensors")
+        raise NotFoundError(f"hf:{repo} has neither a GGUF nor safetensors")
     name = gguf_name(repo.split("/")[1])
 
     def fetch(folder: Path, tell: Progress) -> Path:
@@ -159,9 +166,10 @@ def _download(repo: str, revision: str, file: _Listed, tell: Progress) -> Path:
     if file.digest and digest_of(path, tell, start, file.algorithm) != file.digest:
         for wrong in (path.resolve(), path):
             wrong.unlink(missing_ok=True)
-        raise PyllamafileError(
+        raise DamagedError(
             f"{label}: what came is not what the hub lists: its digest is another",
             hint="it was removed; the same command fetches it again",
+            path=path,
         )
     return path
 
@@ -184,77 +192,46 @@ def _bar(file: _Listed, tell: Progress) -> type[Any]:
     return Bar
 
 
-_FIRST_BYTES: Final = 1 << 22
-_MOST_BYTES: Final = 1 << 28
+_BLOCK: Final = 1 << 22  # the bytes that are fetched at once: few headers take more
 
 
 def _head(repo: str, revision: str, file: _Listed) -> Weights:
     """The header of a GGUF on the hub, of whose file no more is fetched than that takes."""
-    from huggingface_hub import hf_hub_url, try_to_load_from_cache
-    from huggingface_hub.utils import (  # type: ignore[attr-defined]
-        build_hf_headers,
-        get_session,
-        hf_raise_for_status,
-    )
+    from huggingface_hub import HfFileSystem, try_to_load_from_cache
 
     cached = try_to_load_from_cache(repo, file.name, revision=revision)
     if isinstance(cached, str):
         return gguf.read(Path(cached))
-    url = hf_hub_url(repo, file.name, revision=revision)
-    have, count = 0, min(_FIRST_BYTES, file.size)
-    with tempfile.TemporaryDirectory() as folder:
-        # A file with a hole: as long as the real one, with only its beginning written.
-        path = Path(folder) / Path(file.name).name
-        while True:
-            with _hub_errors(f"hf:{repo}:{file.name}"), path.open("ab") as beginning:
-                beginning.truncate(beginning.seek(have))
-                wanted = {**build_hf_headers(), "Range": f"bytes={have}-{count - 1}"}
-                with get_session().stream("GET", url, headers=wanted) as response:
-                    hf_raise_for_status(response)
-                    if response.status_code != 206:  # all of it, whatever was asked for
-                        beginning.truncate(beginning.seek(0))
-                    for block in response.iter_bytes(1 << 20):
-                        beginning.write(block)
-                        if beginning.tell() >= count:
-                            break
-                have = beginning.tell()
-                beginning.truncate(file.size)
-            try:
-                found = gguf.read(path)
-            except PyllamafileError as error:
-                if have >= min(file.size, _MOST_BYTES):
-                    message = error.message.replace(str(path), f"hf:{repo}:{file.name}")
-                    raise PyllamafileError(message, error.hint) from error
-            else:
-                if found.data_offset <= have:
-                    return found
-            count = min(have * 2, file.size)
+    label = f"hf:{repo}:{file.name}"
+    with _hub_errors(label):
+        path = f"{repo}@{revision}/{file.name}"
+        with HfFileSystem().open(path, "rb", block_size=_BLOCK, size=file.size) as there:
+            return gguf.parse(there, file.size, label)
 
 
 @contextlib.contextmanager
 def _hub_errors(label: str) -> Iterator[None]:
     """Say in one line what went wrong on the way to the hub."""
-    from huggingface_hub import constants, errors
-    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
-    from huggingface_hub.utils import logging
+    from huggingface_hub import HfApi, errors, logging
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # its transport's
 
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     token = "`hf auth login` keeps a token, and so does HF_TOKEN"
     try:
         yield
     except errors.GatedRepoError as error:
-        raise PyllamafileError(
+        raise UnavailableError(
             f"{label} is gated: its owner wants its terms accepted first",
             hint=f"accept them on its page; {token}",
         ) from error
     except errors.HfHubHTTPError as error:
         code = error.response.status_code
         what, hint = _ANSWERS.get(code, (f"the hub answered {code}", None))
-        raise PyllamafileError(f"{label}: {what}", hint=hint and hint.format(token)) from error
+        raise UnavailableError(f"{label}: {what}", hint=hint and hint.format(token)) from error
     except (HTTPError, errors.OfflineModeIsEnabled, OSError) as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise PyllamafileError(
-            f"{label}: the transfer from {constants.ENDPOINT} failed ({reason})",
+        raise UnavailableError(
+            f"{label}: the transfer from {HfApi().endpoint} failed ({reason})",
             hint="the same command tries again; files that are complete stay",
         ) from error
 

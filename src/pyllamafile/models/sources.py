@@ -47,14 +47,24 @@ def headers(source: Source) -> tuple[Weights, ...]:
     """The header of every file of a model, read with as little of the rest as can be.
 
     Raises:
-        PyllamafileError: It can't be had, or it has to be converted first.
+        PyllamafileError: It can't be had, a part of it is missing, or it has to be converted
+            first.
     """
     if source.headers is None:
         raise RefusedError(
             f"{source.name.removesuffix('.gguf')} is no GGUF yet",
             hint="`pyllamafile build --gguf` converts it",
         )
-    return source.headers()
+    parts = source.headers()
+    split = parts[0].split
+    if split and len(parts) != split[1]:
+        raise RefusedError(
+            f"{source.path or source.name}: part {split[0] + 1} of {split[1]} of a split model,"
+            " under a name that doesn't say so",
+            hint=f"give it back its name, such as NAME-00001-of-{split[1]:05}.gguf",
+            path=source.path,
+        )
+    return parts
 
 
 # Files and folders
@@ -79,6 +89,7 @@ def _folder(path: Path, name: str | None = None) -> Source:
         raise RefusedError(
             f"{path} is a directory{lacks}",
             "pass the .gguf file itself, or a folder with config.json and safetensors",
+            path=path,
         )
     name = name or gguf_name(path.resolve().name)
     return Source(name, lambda folder, tell: convert.convert(path, folder / name, tell))
