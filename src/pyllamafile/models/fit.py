@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +19,79 @@ TEMPLATES = {
         '{% if add_generation_prompt %}{{ "<|assistant|>\\n" }}{% endif %}'
     ),
 }
+
+
+
+@dataclass(frozen=True)
+class ChatFormat:
+    """How weights show that they were trained on one of llama.cpp's chat formats.
+
+    Attributes:
+        name: What ``--chat-template`` calls it (llama-chat.cpp, LLM_CHAT_TEMPLATES).
+        marks: The tokens that all of its vocabularies have.
+        tokenizer: What the tokenizer's name begins with, where the marks don't tell.
+        architecture: The only one that has it, where the marks don't tell.
+    """
+
+    name: str
+    marks: tuple[str, ...] = ()
+    tokenizer: str = ""
+    architecture: str | None = None
+
+    def is_of(self, facts: Weights) -> bool:
+        """Whether weights show it."""
+        return (
+            facts.marks.issuperset(self.marks)
+            and (facts.tokenizer or "").startswith(self.tokenizer)
+            and self.architecture in (None, facts.architecture)
+        )
+
+
+# The first that fits. Where a vocabulary has the marks of two, the second is what its base was
+# trained on, as in Hermes' ChatML on a Llama 3. Formats in plain words (Vicuna's "USER:") leave
+# no marks. Neither does a vocabulary tell which of two it is where one format continues another:
+# of Granite's and Bailing's the first stands for all.
+CHAT_FORMATS = (
+    ChatFormat("phi4", ("<|im_start|>", "<|im_sep|>", "<|im_end|>")),
+    ChatFormat("smolvlm", ("<|im_start|>", "<end_of_utterance>")),
+    ChatFormat("kimi-k2", ("<|im_user|>", "<|im_assistant|>", "<|im_middle|>")),
+    ChatFormat("chatml", ("<|im_start|>", "<|im_end|>")),
+    ChatFormat("mistral-v7", ("[INST]", "[/INST]", "[SYSTEM_PROMPT]"), tokenizer="llama"),
+    ChatFormat("mistral-v7-tekken", ("[INST]", "[/INST]", "[SYSTEM_PROMPT]"), tokenizer="gpt2"),
+    ChatFormat("mistral-v3", ("[INST]", "[/INST]"), tokenizer="llama"),
+    ChatFormat("mistral-v3-tekken", ("[INST]", "[/INST]"), tokenizer="gpt2"),
+    ChatFormat("solar-open", ("<|begin|>", "<|content|>", "<|end|>")),
+    ChatFormat("gpt-oss", ("<|start|>", "<|channel|>", "<|message|>")),
+    ChatFormat("phi3", ("<|user|>", "<|assistant|>", "<|end|>")),
+    ChatFormat("chatglm4", ("[gMASK]", "<sop>", "<|user|>", "<|assistant|>")),
+    ChatFormat("chatglm3", ("[gMASK]", "<|user|>", "<|assistant|>"), tokenizer="llama"),
+    ChatFormat("exaone-moe", ("<|user|>", "<|assistant|>", "<|endofturn|>")),
+    ChatFormat("falcon3", ("<|user|>", "<|assistant|>"), tokenizer="gpt2 (falcon3)"),
+    ChatFormat("gemma", ("<start_of_turn>", "<end_of_turn>")),
+    ChatFormat("command-r", ("<|START_OF_TURN_TOKEN|>", "<|USER_TOKEN|>", "<|CHATBOT_TOKEN|>")),
+    ChatFormat("deepseek2", ("<｜User｜>", "<｜Assistant｜>"), tokenizer="gpt2 (deepseek-llm)"),
+    ChatFormat("deepseek-ocr", architecture="deepseek2-ocr"),
+    ChatFormat("deepseek3", ("<｜User｜>", "<｜Assistant｜>")),
+    ChatFormat("deepseek", ("<|EOT|>",), tokenizer="gpt2 (deepseek-coder)"),
+    ChatFormat("llama3", ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")),
+    ChatFormat("llama4", ("<|header_start|>", "<|header_end|>", "<|eot|>")),
+    ChatFormat("minicpm", ("<用户>", "<AI>")),
+    ChatFormat("exaone4", ("[|assistant|]", "[|endofturn|]", "[|tool|]")),
+    ChatFormat("exaone3", ("[|assistant|]", "[|endofturn|]")),
+    ChatFormat("granite", ("<|start_of_role|>", "<|end_of_role|>")),
+    ChatFormat("gigachat", ("<|role_sep|>", "<|message_sep|>")),
+    ChatFormat("megrez", ("<|role_start|>", "<|role_end|>", "<|turn_end|>")),
+    ChatFormat("bailing2", ("<role>", "</role>", "<|role_end|>")),
+    ChatFormat("bailing", ("<role>", "</role>")),
+    ChatFormat("hunyuan-vl", ("<｜hy_User｜>", "<｜hy_Assistant｜>"), architecture="hunyuan_vl"),
+    ChatFormat("hunyuan-dense", ("<｜hy_User｜>", "<｜hy_Assistant｜>")),
+    ChatFormat("hunyuan-moe", ("<|startoftext|>", "<|extra_0|>", "<|extra_4|>")),
+    ChatFormat("seed_oss", ("<seed:bos>", "<seed:eos>")),
+    ChatFormat("grok-2", ("<|separator|>",), architecture="grok"),
+    ChatFormat("pangu-embedded", ("[unused9]", "[unused10]"), architecture="pangu-embedded"),
+    ChatFormat("openchat", ("<|end_of_turn|>",), tokenizer="llama"),
+    ChatFormat("rwkv-world", tokenizer="rwkv"),
+)
 
 # What weights are, for people.
 KINDS: Mapping[Kind, str] = {
@@ -47,6 +122,7 @@ ROLES = {
 
 _TEMPLATE_OPTIONS = {"--chat-template", "--chat-template-file"}
 
+_TENSOR_ALIGNMENT = 32
 # speculative.cpp, SPEC_VOCAB_MAX_SIZE_DIFFERENCE
 _SAME_VOCABULARY = 128
 
@@ -73,10 +149,49 @@ def chat_template(models: Mapping[str, Weights], args: str | None) -> str | tupl
         (args or "").encode("utf-8", "surrogateescape"), _TEMPLATE_OPTIONS
     ):
         return ()
-    facts = talking[silent[0]]
-    family = (facts.architecture, facts.metadata["tokenizer.ggml.model"])
-    template = TEMPLATES.get(family) if len(talking) == 1 else None  # type: ignore[arg-type]
+    template = _family_template(talking[silent[0]]) if len(talking) == 1 else None
     return template or silent
+
+
+def _family_template(facts: Weights) -> str | None:
+    """A template in Jinja, or the name of one of llama.cpp's formats, that the weights show."""
+    family = (facts.architecture, facts.metadata["tokenizer.ggml.model"])
+    if family in TEMPLATES:
+        return TEMPLATES[family]  # type: ignore[index]
+    return next((format.name for format in CHAT_FORMATS if format.is_of(facts)), None)
+
+
+def broken_template(template: str) -> str | None:
+    """Why a chat template can't be used; None if that isn't known.
+
+    Known it is where the package jinja2 is at hand, which reads the same language.
+    """
+    try:
+        jinja2 = importlib.import_module("jinja2")
+    except ImportError:
+        return None
+    # Training alone needs this tag, which transformers adds to the language.
+    text = re.sub(r"{%-?\s*(end)?generation\s*-?%}", "", template)
+    try:
+        jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(text)
+    except jinja2.TemplateSyntaxError as error:
+        return f"line {error.lineno}: {error.message}"
+    except RecursionError:
+        return "nested too deep"
+    return None
+
+
+def unmappable(facts: Weights) -> str | None:
+    """Why llama.cpp can't map the weights of a model; None if it can.
+
+    It maps tensors at multiples of 32 bytes (ggml-impl.h, TENSOR_ALIGNMENT), and ends at others.
+    """
+    if facts.kind == "model" and facts.tensors and facts.alignment % _TENSOR_ALIGNMENT:
+        return (
+            f"its tensors are aligned to {facts.alignment} bytes (general.alignment), and"
+            f" llama.cpp takes them at multiples of {_TENSOR_ALIGNMENT} only"
+        )
+    return None
 
 
 def misfit(role: str, given: Weights, model: Sequence[Weights]) -> str | None:

@@ -2,7 +2,12 @@
 
 The quantizer doesn't give every tensor the type that the format is called after. Which one gets
 which is its rule, kept here as tables, so that sizes are known before a byte is written.
-"quant.cpp" is llama.cpp's src/llama-quant.cpp, against which a test holds the tables.
+
+The quantizer could be asked: `--quantize --dry-run` on a sparse file with the real header takes
+some 50 ms a format. But it takes a runtime for this machine, which `advise` must not need: to
+compile one takes minutes. So the rules are here, and tests/native/test_forecast.py holds them
+against that dry run: every format, architectures of every kind of rule.
+"quant.cpp" is llama.cpp's src/llama-quant.cpp.
 """
 
 from __future__ import annotations
@@ -73,6 +78,15 @@ _KEPT: Final = (
     "mm.a.code_embd",
 )
 _KEPT_WHOLE: Final = ("position_embd.weight", "token_types.weight")
+
+# The same, of glm5-next alone; and what of it gets no less than Q8_0.
+_KEPT_GLM5: Final = (
+    *("hc_", "indexer.attn_q_b", "indexer.attn_k", "indexer.proj"),
+    *("indexer_compressor_gate", "indexer_compressor_ape"),
+    *("ssm_f_a.weight", "ssm_f_b.weight", "ssm_g_a.weight", "ssm_g_b.weight", "ssm_beta.weight"),
+    *("attn_kv_a_mqa.weight", "attn_k_b.weight", "attn_v_b.weight"),
+)
+_FINE_GLM5: Final = ("attn_q_a", "attn_q_b", "nextn.eh_proj")
 
 # quant.cpp, `tensor_get_category`: the first that fits.
 _CATEGORIES: Final = (
@@ -220,24 +234,29 @@ class _Model:
     def __init__(self, weights: Weights, tensors: Sequence[Tensor]) -> None:
         self.weights = weights
         self.architecture = weights.architecture or ""
+        self.glm5 = self.architecture == "glm5-next"
         self.layers = self.count("block_count", 0)
         self.experts = self.count("expert_count", 0)
         self.tied = all(tensor.name != "output.weight" for tensor in tensors)
-        heads = self.count("attention.head_count", 1)
+        heads = self.count("attention.head_count", 0)
         groups = self.count("attention.head_count_kv", heads)
-        self.sharing = heads // max(groups, 1)
-        self.heads = heads
+        self.sharing = heads // groups if groups else 0
         self.seventy = _SEVENTY.get(self.architecture) == self.layers and (
             self.architecture != "llama" or heads != groups
         )
         # The rules count the values that were passed, and down projections by layer or so, too.
-        values = [t.name for t in tensors if _category(t.name) == "value"]
-        downs = [t.name for t in tensors if _category(t.name) == "down" and self.quantizes(t)]
-        self.value_count = len(values)
+        self.value_count = sum(_category(t.name) == "value" for t in tensors)
+        passed = [t.name for t in tensors if self.quantizes(t)]
+        values = [name for name in passed if _category(name) == "value"]
+        downs = [name for name in passed if _category(name) == "down"]
         self.place = {name: place for names in (values, downs) for place, name in enumerate(names)}
 
-    def count(self, key: str, otherwise: int) -> int:
-        value = self.weights.metadata.get(f"{self.architecture}.{key}")
+    def count(self, key: str, otherwise: int, layer: int = 0) -> int:
+        """A number of the model's, or of a layer's where layers differ."""
+        key = f"{self.architecture}.{key}"
+        value: object = self.weights.metadata.get(key)
+        if numbers := self.weights.numbers.get(key):
+            value = numbers[layer] if 0 <= layer < len(numbers) else None
         return value if isinstance(value, int) and not isinstance(value, bool) else otherwise
 
     def quantizes(self, tensor: Tensor) -> bool:
@@ -249,6 +268,7 @@ class _Model:
             and name.endswith("weight")
             and name not in _KEPT_WHOLE
             and not any(part in name for part in _KEPT)
+            and not (self.glm5 and any(part in name for part in _KEPT_GLM5))
         )
 
     def key_and_value(self, tensor: Tensor) -> int:
@@ -260,10 +280,15 @@ class _Model:
             case "attn_k" | "attn_v" | "attn_kv_a_mqa":
                 return rows
             case "attn_qkv":
-                length = self.count(
-                    "attention.key_length", self.count("embedding_length", 0) // max(self.heads, 1)
-                )
-                return rows - self.heads * length
+                heads = self.count("attention.head_count", 0, _order(tensor.name)[0])
+                length = self.count("attention.key_length", 0)
+                if not heads:
+                    raise DamagedError(
+                        f"the header says that there are no heads of attention"
+                        f" ({self.architecture}.attention.head_count), and there is {tensor.name}"
+                    )
+                length = length or self.count("embedding_length", 0) // heads
+                return max(rows - heads * length, 0)
         return 0
 
 
@@ -292,6 +317,8 @@ def _type(model: _Model, tensor: Tensor, format: str) -> str:
 
 def _rule(model: _Model, tensor: Tensor, format: str, type: str) -> str:
     """quant.cpp, `llama_tensor_get_type_impl`."""
+    if model.glm5 and any(part in tensor.name for part in _FINE_GLM5):
+        return "Q8_0"
     category = _category(tensor.name)
     if category == "embedding" and model.tied:
         category = "output"
