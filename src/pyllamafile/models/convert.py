@@ -91,9 +91,7 @@ def convert(folder: Path, output: Path, tell: Progress) -> Path:
             raise
         raise NotFoundError(error.message, hint=_BASE_HINT, path=folder) from error
     if not output.is_file():
-        raise RefusedError(
-            f"{label} brought no file", hint=tools.log_hint("convert"), path=folder
-        )
+        raise RefusedError(f"{label} brought no file", hint=tools.log_hint("convert"), path=folder)
     return output
 
 

@@ -21,7 +21,6 @@ TEMPLATES = {
 }
 
 
-
 @dataclass(frozen=True)
 class ChatFormat:
     """How weights show that they were trained on one of llama.cpp's chat formats.
@@ -157,7 +156,7 @@ def _family_template(facts: Weights) -> str | None:
     """A template in Jinja, or the name of one of llama.cpp's formats, that the weights show."""
     family = (facts.architecture, facts.metadata["tokenizer.ggml.model"])
     if family in TEMPLATES:
-        return TEMPLATES[family]  # type: ignore[index]
+        return TEMPLATES[family]
     return next((format.name for format in CHAT_FORMATS if format.is_of(facts)), None)
 
 

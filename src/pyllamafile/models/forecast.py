@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Final
 
-from pyllamafile.errors import DamagedError, NotFoundError
+from pyllamafile.errors import NotFoundError
 from pyllamafile.models.gguf import TENSOR_TYPES, Tensor, Weights
 
 # The formats on offer, best first, each with the type that it is made of where no rule says else.
@@ -281,13 +281,8 @@ class _Model:
                 return rows
             case "attn_qkv":
                 heads = self.count("attention.head_count", 0, _order(tensor.name)[0])
-                length = self.count("attention.key_length", 0)
-                if not heads:
-                    raise DamagedError(
-                        f"the header says that there are no heads of attention"
-                        f" ({self.architecture}.attention.head_count), and there is {tensor.name}"
-                    )
-                length = length or self.count("embedding_length", 0) // heads
+                width = self.count("embedding_length", 0)
+                length = self.count("attention.key_length", width // heads if heads else 0)
                 return max(rows - heads * length, 0)
         return 0
 

@@ -185,6 +185,7 @@ _TOKENS: Final = "tokenizer.ggml.tokens"
 # A string below 256 bytes that begins like the tokens that mark the turns of a chat.
 _MARK: Final = re.compile(rb"\0\0\0\0\0\0\0[<[]")
 _LONGEST_MARK: Final = 64  # in bytes
+_Marks: TypeAlias = set[bytes]
 _MOST_MARKS: Final = 1 << 14
 _MOST_NUMBERS: Final = 1 << 10  # what an array has per layer
 
@@ -493,7 +494,7 @@ class _Cursor:
             raise self.wrong(f"the header claims {count} {what}, which cannot be", _AGAIN)
         return count
 
-    def skip_strings(self, count: int, what: str, kept: set[bytes] | None = None) -> None:
+    def skip_strings(self, count: int, what: str, kept: _Marks | None = None) -> None:
         """Step over strings: the one loop here that runs 100,000 times.
 
         Args:
@@ -535,7 +536,7 @@ def _parse(at: _Cursor, base: int) -> Weights:
     entry_count = at.count("metadata entries", _LEAST_ENTRY, _MOST_ENTRIES)
 
     metadata: dict[str, Value] = {}
-    marks: set[bytes] = set()
+    marks: _Marks = set()
     numbers: dict[str, tuple[float, ...]] = {}
     alignment = _DEFAULT_ALIGNMENT
     for _ in range(entry_count):
@@ -556,6 +557,10 @@ def _parse(at: _Cursor, base: int) -> Weights:
         raise at.wrong(f"the header calls it part {number} (from 0) of {count}")
 
     headed = [_tensor(at) for _ in range(tensor_count)]
+    heads = f"{metadata.get('general.architecture')}.attention.head_count"
+    fused = next((t.name for t in headed if ".attn_qkv." in t.name), None)
+    if fused and metadata.get(heads) == 0:  # llama.cpp divides by it
+        raise at.wrong(f"{heads} is 0, and there is attention: tensor {fused!r}")
     # gguf.cpp: without tensors there is no padding, and the file may end here
     data = -(-at.position // alignment) * alignment if headed else at.position
     tensors: dict[str, Tensor] = {}
@@ -614,7 +619,7 @@ def _version(at: _Cursor) -> int:
 
 
 def _value(
-    at: _Cursor, key: str, type_: int, marks: set[bytes], numbers: dict[str, tuple[float, ...]]
+    at: _Cursor, key: str, type_: int, marks: _Marks, numbers: dict[str, tuple[float, ...]]
 ) -> Value:
     """The value of a metadata entry; what is kept of an array goes into `marks` or `numbers`."""
     label = f"the value of {key[:80]!r}"

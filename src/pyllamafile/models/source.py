@@ -26,12 +26,18 @@ class Source:
             has to be written, which the caller removes, and the progress.
         path: The file itself, where nothing has to be fetched.
         headers: Reads what the header says, without fetching the rest where that can be avoided.
+        partners: What goes with it, each with its role in `fit.ROLES`.
+        args: The options, each with its value, with which it is meant to run.
+        remarks: What else belongs to it and can't be taken.
     """
 
     name: str
     fetch: Callable[[Path, Progress], Path]
     path: Path | None = None
     headers: Callable[[], tuple[Weights, ...]] | None = None
+    partners: tuple[tuple[str, Source], ...] = ()
+    args: tuple[tuple[str, str], ...] = ()
+    remarks: tuple[str, ...] = ()
 
 
 def gguf_name(name: str) -> str:
