@@ -88,8 +88,9 @@ GRAPH = {
     },
     "cli": {"cli.commands", "cli.screen", "errors"},
     "cli.commands": {
-        "", "cli.man", "cli.screen", "errors", "llamafile", "models.fit", "models.forecast",
-        "native", "ops.advise", "ops.edit", "ops.inspect", "progress", "runtimes", "targets",
+        "", "arguments", "cli.man", "cli.screen", "errors", "llamafile", "models.fit",
+        "models.forecast", "native", "ops.advise", "ops.edit", "ops.inspect", "progress",
+        "runtimes", "targets",
         "zipalign",
     },
     "cli.man": set(),

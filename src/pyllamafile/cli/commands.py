@@ -23,6 +23,7 @@ from rich.text import Text
 
 import pyllamafile
 from pyllamafile import Adapter, Built, llamafile, native, zipalign
+from pyllamafile.arguments import quote
 from pyllamafile.cli import man, screen
 from pyllamafile.cli.screen import amount, bold, complain, err, fail, out, print_table, shown, warn
 from pyllamafile.errors import PyllamafileError, RefusedError
@@ -252,10 +253,21 @@ def build(
     if built.missing:
         lacking = f"{len(built.missing)} of {len(TARGETS)} targets"
         out.print(f"  lacking   {lacking} (pyllamafile runtimes build --all)")
+    for model in built.base:
+        out.print(f"  no chat   {shown(model)} has no chat format's tokens: it seems a base model")
+    if built.own_args:
+        out.print(f"  its own   {shown(' '.join(map(quote, built.own_args)))}")
+    for remark in built.remarks:
+        out.print(f"  left out  {shown(remark)}")
     for model in built.untemplated:
         warn(
             f"{model} has no chat template: conversations with it are written in ChatML",
             "--arg --chat-template --arg TEMPLATE brings one, in Jinja, for all weights inside",
+        )
+    for model, problem in built.broken:
+        warn(
+            f"{model} has a chat template that can't be parsed ({problem})",
+            "--arg --chat-template --arg TEMPLATE brings another, in Jinja",
         )
     run, choice = shown(_as_command(built.path)), shown(_choice(built.models))
     out.print("try:")

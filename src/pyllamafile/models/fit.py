@@ -148,11 +148,11 @@ def chat_template(models: Mapping[str, Weights], args: str | None) -> str | tupl
         (args or "").encode("utf-8", "surrogateescape"), _TEMPLATE_OPTIONS
     ):
         return ()
-    template = _family_template(talking[silent[0]]) if len(talking) == 1 else None
+    template = family_template(talking[silent[0]]) if len(talking) == 1 else None
     return template or silent
 
 
-def _family_template(facts: Weights) -> str | None:
+def family_template(facts: Weights) -> str | None:
     """A template in Jinja, or the name of one of llama.cpp's formats, that the weights show."""
     family = (facts.architecture, facts.metadata["tokenizer.ggml.model"])
     if family in TEMPLATES:
@@ -209,6 +209,8 @@ def misfit(role: str, given: Weights, model: Sequence[Weights]) -> str | None:
         if given.architecture != first.architecture:
             return f"is for {given.architecture}, and the model is {first.architecture}"
         return _misshapen(given, model)
+    if role == "draft" and (problem := unmappable(given)):
+        return problem
     if role == "draft" and first.tokenizer and given.tokenizer:
         difference = abs((first.vocabulary or 0) - (given.vocabulary or 0))
         if given.tokenizer != first.tokenizer or difference > _SAME_VOCABULARY:

@@ -21,7 +21,14 @@ from pyllamafile.engine import Format
 from pyllamafile.errors import AccessError, NotFoundError, RefusedError
 from pyllamafile.llamafile import ARGS, GUI, MANIFEST, WEIGHTS
 from pyllamafile.models import convert, forecast, sources
-from pyllamafile.models.fit import chat_template, misfit, partner_args
+from pyllamafile.models.fit import (
+    broken_template,
+    chat_template,
+    family_template,
+    misfit,
+    partner_args,
+    unmappable,
+)
 from pyllamafile.models.gguf import Weights, read, shards
 from pyllamafile.models.source import PathLike, Source, gguf_name
 from pyllamafile.ops import in_place as conversion
@@ -51,6 +58,12 @@ class Built:
         template: The chat template of its family that went into `.args`, because the weights
             have none.
         untemplated: Names of weights that have no chat template and got none.
+        base: Names of those of them whose vocabulary has the tokens of no chat format either:
+            base models, which are none for chats, as far as can be known.
+        broken: Names of weights whose chat template can't be parsed, each with the reason;
+            nothing is looked for where the package jinja2 is missing.
+        own_args: The arguments that came with the weights and went into `.args`.
+        remarks: What else came with the weights and was left out.
     """
 
     path: Path
@@ -64,6 +77,10 @@ class Built:
     companion: Path | None
     template: str | None
     untemplated: tuple[str, ...]
+    base: tuple[str, ...] = ()
+    broken: tuple[tuple[str, str], ...] = ()
+    own_args: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -178,6 +195,7 @@ def build(
             _write(decided, given, destination, exe_file, force, tell)
 
     included = tuple(runtime.target for runtime in runtimes)
+    untemplated = () if isinstance(given.template, str) else given.template
     return Built(
         path=destination,
         size=decided.size,
@@ -192,7 +210,15 @@ def build(
         too_large=too_large,
         companion=exe,
         template=given.template if isinstance(given.template, str) else None,
-        untemplated=() if isinstance(given.template, str) else given.template,
+        untemplated=untemplated,
+        base=tuple(name for name in untemplated if not family_template(given.facts[name])),
+        broken=tuple(
+            (name, problem)
+            for name, facts in given.facts.items()
+            if facts.chat_template and (problem := broken_template(facts.chat_template))
+        ),
+        own_args=tuple(itertools.chain(*asked.args)),
+        remarks=tuple(asked.remarks),
     )
 
 
@@ -229,6 +255,10 @@ class _Asked:
             forecast.check(format)
         models = [_found(each) for each in several(gguf)]
         partners = _partners(lora, mmproj, draft)
+        # What belongs to the first model, but for what was given in its place.
+        replaced = {partner.role for partner in partners} - {"lora"}  # there may be several
+        own = models[0].partners if models else ()
+        partners += [_Partner(role, source) for role, source in own if role not in replaced]
         if partners and not models:
             raise RefusedError(
                 f"{partners[0].source.name} goes with a model, and there is none",
@@ -249,6 +279,24 @@ class _Asked:
     def remote(self) -> bool:
         """Whether something has to be fetched or converted."""
         return any(source.path is None for source in self.sources)
+
+    @property
+    def args(self) -> tuple[tuple[str, str], ...]:
+        """The options that belong to the model; to one of several none, as they hold for all."""
+        return self.models[0].args if len(self.models) == 1 else ()
+
+    @property
+    def remarks(self) -> list[str]:
+        """What belongs to the models and is left out."""
+        return [
+            *(f"{source.name}: {remark}" for source in self.models for remark in source.remarks),
+            *(
+                f"{source.name}: its {option}, which would hold for all models"
+                for source in self.models
+                for option, _ in source.args
+                if not self.args
+            ),
+        ]
 
     def stem(self, format: str | None) -> str:
         """What the model is called by default, quantized to a format or as it is."""
@@ -325,6 +373,7 @@ class _Given:
         args_file: Where some of it is from.
         template: The chat template that is in there, or the names of weights that have none.
         headers: What was read of the files.
+        facts: Of all weights but the partners, by their names, what their headers say.
     """
 
     models: Sequence[Sequence[File]]
@@ -335,6 +384,7 @@ class _Given:
     args_file: Path | None
     template: str | tuple[str, ...]
     headers: _Headers
+    facts: Mapping[str, Weights]
 
     @property
     def paths(self) -> list[Path]:
@@ -377,7 +427,10 @@ def _gathered(
     if text is not None:
         arguments.check(text.encode(), names, str(text_file or "--arg"), text_file)
     facts = {file.name: headers.of(file.path) for file in (*itertools.chain(*models), *weights)}
-    lines = []
+    for each in (*itertools.chain(*models), *weights):
+        if problem := unmappable(facts[each.name]):
+            raise RefusedError(f"{each.path}: {problem}", path=each.path)
+    lines = [list(pair) for pair in asked.args]
     template = chat_template(facts, text)
     if isinstance(template, str):
         lines.append(["--chat-template", template])
@@ -397,6 +450,7 @@ def _gathered(
         args_file=text_file,
         template=template,
         headers=headers,
+        facts=facts,
     )
 
 
