@@ -9,6 +9,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+from running import run
 
 from pyllamafile.models import forecast
 from pyllamafile.models import gguf as headers
@@ -280,7 +281,7 @@ def said(output: str) -> Iterator[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("make", MODELS, ids=lambda make: make.__name__)
-def test_types_are_what_a_dry_run_says(make, runtime, run, tmp_path):
+def test_types_are_what_a_dry_run_says(make, runtime, tmp_path):
     path = sparse(tmp_path / "m.gguf", *make())
     found = [headers.read(path)]
     for format in FORMATS:

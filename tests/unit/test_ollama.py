@@ -178,7 +178,7 @@ def test_projector_and_adapters_come_along(store, here, prebuilt, tiny, tmp_path
     base = tmp_path / "tiny.gguf"
     eye = tiny_projector(tmp_path / "eye.gguf", width=32).read_bytes()
     adapters = [
-        tiny_lora(tmp_path / f"{scale}.gguf", base, scale=scale).read_bytes() for scale in (1, 2)
+        tiny_lora(tmp_path / f"{size}.gguf", base, size=size).read_bytes() for size in (1, 2)
     ]
     store.add("registry.ollama.ai/library/m/latest", model=tiny, projector=eye, adapter=adapters)
     built = pyllamafile.build("ollama:m")
@@ -247,7 +247,10 @@ def test_what_holds_for_one_of_several_models_is_left_out(store, here, prebuilt,
     )  # fmt: skip
     built = pyllamafile.build(["ollama:m", other])
     assert built.own_args == ()
-    assert built.remarks == ("m.gguf: its --temp", "m.gguf: its --system-prompt")
+    assert built.remarks == (
+        "m.gguf: its --temp, which would hold for all models",
+        "m.gguf: its --system-prompt, which would hold for all models",
+    )
     assert pyllamafile.inspect(built.path).args is None
 
 
