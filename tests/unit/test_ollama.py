@@ -223,7 +223,7 @@ def test_parameters_and_the_system_prompt_become_args(store, here, prebuilt, tin
         *("--temp", "0.25"), *("--top-k", "20"), *("--top-p", "0.9"), *("--min-p", "0.05"),
         *("--repeat-penalty", "1.1"), *("--ctx-size", "64"), *("--predict", "9"), *("--seed", "7"),
         *("--reverse-prompt", "<|end|>"), *("--reverse-prompt", 'it\'s "so"\n'),
-        *("--system-prompt", SYSTEM.strip()),
+        *("-sys", SYSTEM.strip()),
     )  # fmt: skip
     assert built.own_args == args
     left_out = [remark.removeprefix("m.gguf: ") for remark in built.remarks]
@@ -249,7 +249,7 @@ def test_what_holds_for_one_of_several_models_is_left_out(store, here, prebuilt,
     assert built.own_args == ()
     assert built.remarks == (
         "m.gguf: its --temp, which would hold for all models",
-        "m.gguf: its --system-prompt, which would hold for all models",
+        "m.gguf: its -sys, which would hold for all models",
     )
     assert pyllamafile.inspect(built.path).args is None
 

@@ -15,7 +15,8 @@ import hub as hubs
 import pytest
 from fixtures import split_gguf, tiny_gguf
 
-from pyllamafile import PyllamafileError, build
+from pyllamafile import PyllamafileError, advise, build
+from pyllamafile.errors import NotFoundError, RefusedError
 from pyllamafile.models import sources
 from pyllamafile.models.hub import choose
 
@@ -166,6 +167,62 @@ def test_advice_on_the_hubs_models_takes_their_headers_alone(run, hub, large):
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["parameters"] == (1 << 18) * 32 + 32
     assert hub.sent < len(large) / 2
+
+
+def test_a_damaged_header_on_the_hub(fails, hub, tiny):
+    hub.files[REPO] = {"m.gguf": tiny[:100], "empty.gguf": b""}
+    fails(rf"hf:{REPO}:m\.gguf: the header claims 10 metadata entries, .*", "advise", f"hf:{REPO}:m.gguf")
+    fails(rf"hf:{REPO}:empty\.gguf is empty", "advise", f"hf:{REPO}:empty.gguf")
+
+
+def test_the_hub_is_an_extra(here, prebuilt, tiny, tmp_path):
+    """Who has a local file needs no package for the hub."""
+    absent = tmp_path / "absent" / "huggingface_hub.py"
+    absent.parent.mkdir()
+    absent.write_text("raise ImportError")
+    Path("m.gguf").write_bytes(tiny)
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(absent.parent), *sys.path])}
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", PROGRAM, str(prebuilt), *words]
+        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+
+    for command in ("build", "--gguf"), ("advise",):
+        done = run(*command, f"hf:{REPO}")
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr == (
+            f"error: hf:{REPO}: the Python package huggingface-hub is missing\n"
+            "hint: pip install 'pyllamafile[hub]'\n"
+        )
+    assert run("build", "--gguf", "m.gguf").returncode == 0
+
+
+# Parts of a split model
+
+
+def test_headers_of_all_parts(tmp_path):
+    parts = split_gguf(tmp_path, "big")
+    found = sources.headers(sources.find(parts[1]))
+    assert [facts.split for facts in found] == [(n, len(parts)) for n in range(len(parts))]
+
+
+def test_a_part_that_is_missing_or_renamed(tmp_path):
+    parts = split_gguf(tmp_path, "big")
+    renamed = parts[0].rename(tmp_path / "renamed.gguf")
+    with pytest.raises(
+        NotFoundError, match=re.escape(f"{parts[0]} is missing: the model is split")
+    ):
+        sources.headers(sources.find(parts[1]))
+    error = f"{renamed}: part 1 of {len(parts)} of a split model, under a name that doesn't say so"
+    with pytest.raises(RefusedError, match=re.escape(error)) as raised:
+        advise(renamed)
+    assert raised.value.path == renamed
+
+
+def test_a_renamed_part_on_the_hub(fails, hub, tmp_path):
+    first, *_ = split_gguf(tmp_path, "big")
+    hub.files[REPO] = {"big.gguf": first.read_bytes()}
+    fails(r"big\.gguf: part 1 of \d of a split model, .*", "advise", f"hf:{REPO}")
 
 
 SIZES = {

@@ -268,7 +268,7 @@ def _arguments(
                 left_out.append(f"the parameter {key}")
     for digest in layers.get("system", ())[-1:]:
         if text := _text(rest, blobs, digest).strip():
-            args.append(("--system-prompt", text))
+            args.append(("-sys", text))
     if "template" in layers or "prompt" in layers:
         left_out.append("the chat template in Go, in place of which the weights' own counts")
     if "messages" in layers:
