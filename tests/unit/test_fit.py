@@ -176,6 +176,11 @@ def test_weights_that_llama_cpp_cannot_map_are_refused(alignment, tmp_path, preb
     with pytest.raises(PyllamafileError, match=re.escape(error)):
         pyllamafile.build(fine, tmp_path / "o", add=[(path, "more.gguf")])
     assert sorted(p.name for p in tmp_path.iterdir()) == ["fine.gguf", "m.gguf"]
+    built = pyllamafile.build(fine, tmp_path / "o")
+    before = built.path.read_bytes()
+    with pytest.raises(RefusedError, match=re.escape(error)):
+        pyllamafile.add(built.path, [(path, "more.gguf")])
+    assert built.path.read_bytes() == before
 
 
 def test_alignments_that_it_can_map(tmp_path, prebuilt):

@@ -60,9 +60,8 @@ GRAPH = {
         "appearing", "copying", "errors", "llamafile", "paths", "progress", "zipalign",
     },
     "ops.edit": {
-        "arguments", "errors", "llamafile", "models.gguf", "models.source", "paths", "plan",
-        "progress",
-        "zipalign",
+        "arguments", "errors", "llamafile", "models.fit", "models.gguf", "models.source", "paths",
+        "plan", "progress", "zipalign",
     },
     "ops.advise": {
         "errors", "machine", "models.forecast", "models.source", "models.sources", "targets",

@@ -171,7 +171,11 @@ def test_advice_on_the_hubs_models_takes_their_headers_alone(run, hub, large):
 
 def test_a_damaged_header_on_the_hub(fails, hub, tiny):
     hub.files[REPO] = {"m.gguf": tiny[:100], "empty.gguf": b""}
-    fails(rf"hf:{REPO}:m\.gguf: the header claims 10 metadata entries, .*", "advise", f"hf:{REPO}:m.gguf")
+    fails(
+        rf"hf:{REPO}:m\.gguf: the header claims 10 metadata entries, .*",
+        "advise",
+        f"hf:{REPO}:m.gguf",
+    )
     fails(rf"hf:{REPO}:empty\.gguf is empty", "advise", f"hf:{REPO}:empty.gguf")
 
 

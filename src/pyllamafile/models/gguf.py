@@ -559,7 +559,7 @@ def _parse(at: _Cursor, base: int) -> Weights:
     headed = [_tensor(at) for _ in range(tensor_count)]
     heads = f"{metadata.get('general.architecture')}.attention.head_count"
     fused = next((t.name for t in headed if ".attn_qkv." in t.name), None)
-    if fused and metadata.get(heads) == 0:  # llama.cpp divides by it
+    if fused and metadata.get(heads) == 0:  # no shape of the tensor is right then
         raise at.wrong(f"{heads} is 0, and there is attention: tensor {fused!r}")
     # gguf.cpp: without tensors there is no padding, and the file may end here
     data = -(-at.position // alignment) * alignment if headed else at.position

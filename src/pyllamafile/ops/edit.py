@@ -9,6 +9,7 @@ from pyllamafile import arguments, plan, zipalign
 from pyllamafile.errors import AccessError, NotFoundError, RefusedError
 from pyllamafile.llamafile import ARGS, GUI, MANIFEST, WEIGHTS, Llamafile, read
 from pyllamafile.models import gguf
+from pyllamafile.models.fit import unmappable
 from pyllamafile.models.source import PathLike
 from pyllamafile.paths import named, path_of, several
 from pyllamafile.progress import Progress, silent
@@ -48,9 +49,10 @@ def add(
                 path=path,
             )
         entry = zipalign.from_file(given, name, align=plan.alignment(name))
-        if name.endswith(WEIGHTS):
-            gguf.read(given)  # what is none is refused
+        if name.endswith(WEIGHTS):  # what is none, or can't be run, is refused
             arguments.check_nameable(given, name)
+            if problem := unmappable(gguf.read(given)):
+                raise RefusedError(f"{given}: {problem}", path=given)
         if name == ARGS:
             text = arguments.of_file(given)
             arguments.check(text, {*found.members, *(name for _, name in pairs)}, str(given), given)
