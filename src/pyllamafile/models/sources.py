@@ -61,7 +61,7 @@ def headers(source: Source) -> tuple[Weights, ...]:
         raise RefusedError(
             f"{source.path or source.name}: part {split[0] + 1} of {split[1]} of a split model,"
             " under a name that doesn't say so",
-            hint=f"give it back its name, such as NAME-00001-of-{split[1]:05}.gguf",
+            hint="give it back its name, such as NAME-00001-of-00003.gguf",
             path=source.path,
         )
     return parts

@@ -111,14 +111,6 @@ def advise(given: PathLike, *, context: int | None = None, machine: int | None =
     """
     source = sources.find(given)
     parts = sources.headers(source)
-    for part in parts:
-        if part.split and part.split[1] != len(parts):
-            raise RefusedError(
-                f"{given}: part {part.split[0] + 1} of {part.split[1]} of a split model, under a "
-                "name that doesn't say so",
-                hint="give it back its name, such as NAME-00001-of-00003.gguf",
-                path=source.path,
-            )
     own = parts[0].context_length
     if not parts[0].vocabulary or not any(part.tensors for part in parts):
         raise RefusedError(f"{given}: not a language model with weights", path=source.path)
