@@ -331,6 +331,21 @@ def tiny_elf(machine: int = 62) -> bytes:
     )  # fmt: skip
 
 
+def tiny_quantized(path: Path) -> Path:
+    """A model whose weights are in Q8_0."""
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(1)
+    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
+    rows = gguf.quants.quantize(np.ones((2, 64), np.float32), gguf.GGMLQuantizationType.Q8_0)
+    for name in ("token_embd.weight", "blk.0.ffn_up.weight"):
+        writer.add_tensor(name, rows, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
 def tiny_pe(machine: int = 0x8664, *, certificate: int = 0, symbols: int = 0) -> bytes:
     """A 64-bit PE with all that points into the file: sections, debug data, a checksum.
 

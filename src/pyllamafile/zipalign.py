@@ -515,7 +515,10 @@ def _records(plan: Layout, digests: Mapping[str, Digest], when: Time, move: int 
     return records
 
 
-def _blocks(plan: Layout, digests: Mapping[str, Digest], when: Time) -> list[tuple[int, bytes]]:
+_Block = tuple[int, bytes]  # where it begins, and what stands there
+
+
+def _blocks(plan: Layout, digests: Mapping[str, Digest], when: Time) -> list[_Block]:
     """The central directory, once for each of a plan's moves, and where it goes, in file order.
 
     One place is named at the end of the file, that of a zip64 end record if there are several. What
@@ -606,15 +609,19 @@ def write(file: BinaryIO, plan: Layout, progress: Progress = silent) -> dict[str
     target = Target(file.fileno(), path, os.fstat(file.fileno()).st_size)
     with writing(path, plan.size):
         count = counted(progress, f"writing {path.name}", plan.size, plan.start)
-        digests = _write(target, plan, count)
+        digests, _ = _write(target, plan, count)
         os.ftruncate(target.fd, plan.size)
     count(plan.size - plan.start)
     file.seek(plan.size)
     return digests
 
 
-def _write(target: Target, plan: Layout, count: Count) -> dict[str, Digest]:
-    """Write entries and directory; whatever follows in the file stays."""
+def _write(target: Target, plan: Layout, count: Count) -> tuple[dict[str, Digest], _Block]:
+    """Write entries and directory; whatever follows in the file stays.
+
+    Returns:
+        The digests of the entries, and the directory at the end.
+    """
     when = _default_time()
     digests: dict[str, Digest] = {}
     end, done = plan.start, 0
@@ -635,9 +642,10 @@ def _write(target: Target, plan: Layout, count: Count) -> dict[str, Digest]:
                 target.put(item.header_offset, header)
                 done += item.stored_size
             end = item.data_offset + item.stored_size
-    for at, directory in _blocks(plan, digests, when):
+    blocks = _blocks(plan, digests, when)
+    for at, directory in blocks:
         target.put(at, directory)
-    return digests
+    return digests, blocks[-1]
 
 
 def _add_up(count: Count, before: int, done: int) -> None:
@@ -1106,8 +1114,8 @@ def _same(one: Path, other: Path) -> bool:
 def _create(path: Path, entries: Sequence[Entry], count: Count) -> tuple[Archive, int]:
     plan = layout(entries, 0)
     with writing(path, plan.size), appearing(path, plan.size) as (file, _):
-        digests = _write(Target(file.fileno(), path, 0), plan, count)
-        return _made(_Reader(file.fileno(), path), plan, digests), 0
+        _, end = _write(Target(file.fileno(), path, 0), plan, count)
+        return _made(_Reader(file.fileno(), path), plan, end), 0
 
 
 def _change(
@@ -1247,7 +1255,7 @@ def _commit(
             if covered:
                 target.put(*_copy_of_directory(archive, max(plan.size, archive.size)))
                 os.fsync(fd)
-            digests = _write(target, plan, count)
+            digests, end = _write(target, plan, count)
             os.fsync(fd)
         except BaseException:
             undo()
@@ -1258,12 +1266,12 @@ def _commit(
             undo()
             raise
         os.fsync(fd)
-    return _made(file, plan, digests), digests
+    return _made(file, plan, end), digests
 
 
-def _made(file: _Reader, plan: Layout, digests: Mapping[str, Digest]) -> Archive:
+def _made(file: _Reader, plan: Layout, end: _Block) -> Archive:
     """What `_read` finds once a plan is written, before anything is moved."""
-    start, block = _blocks(plan, digests, _default_time())[-1]
+    start, block = end
     move = min(plan.moves)
     places = [(m.header_offset, m.data_offset, m.end) for m in plan.kept]
     places += [(p.header_offset, p.data_offset, p.data_offset + p.stored_size) for p in plan.placed]

@@ -17,7 +17,16 @@ from pathlib import Path
 
 import lief
 import pytest
-from fixtures import PROGRAM, put_runtime, sparse_gguf, split_gguf, tiny_elf, tiny_gguf, tiny_pe
+from fixtures import (
+    PROGRAM,
+    put_runtime,
+    sparse_gguf,
+    split_gguf,
+    tiny_elf,
+    tiny_gguf,
+    tiny_pe,
+    tiny_quantized,
+)
 from judging import CHECKERS, check_whole, compare, manifest, names, snapshot
 from running import COMMAND, need
 
@@ -633,6 +642,48 @@ def test_names_are_checked_before_a_runtime_is_compiled(folder, model, monkeypat
     monkeypatch.setattr(native, "find", lambda target: None)
     monkeypatch.setattr(native, "build", refuse)
     fails("twice", [model, model])
+
+
+@pytest.mark.parametrize(
+    ("error", "options"),
+    [
+        ("is quantized already", {"quantize_to": "Q4_0"}),
+        ("can't have 1,048,579 bytes", {"args": "#" * (1 << 20)}),
+        ("no such target", {"targets": "linux-vax"}),
+        ("no such format", {"format": "exe"}),
+        ("nothing: No such file", {"add": ["nothing"]}),
+    ],
+)
+def test_cheap_checks_come_before_a_runtime_is_compiled(
+    folder, tmp_path, monkeypatch, error, options
+):
+    def refuse(target, **options):
+        raise AssertionError("compiling")
+
+    monkeypatch.setattr(native, "find", lambda target: None)
+    monkeypatch.setattr(native, "build", refuse)
+    model = tiny_quantized(tmp_path / "q.gguf")
+    fails(error, model, **options)
+
+
+@pytest.mark.parametrize("name", ["Phi 3/mini", "Phi 3\\mini"])
+def test_a_name_that_no_file_has(folder, model, name):
+    """The file is called as near to it as can be."""
+    built = pyllamafile.build(model, name=name)
+    assert (built.path, built.name) == (Path("Phi 3-mini.llamafile"), name)
+    assert pyllamafile.inspect(built.path).name == name
+
+
+def test_a_single_string_is_a_list_of_one(folder, model):
+    Path("notes.txt").write_text("notes")
+    built = pyllamafile.build(model, "o", targets="linux-amd64", args="-v", add="notes.txt")
+    assert built.targets == ("linux-amd64",)
+    assert pyllamafile.inspect("o").args == "-v\n"
+    pyllamafile.remove("o", "notes.txt")
+    assert pyllamafile.add("o", "notes.txt") == ["notes.txt"]
+    assert pyllamafile.extract("o", "out", "notes.txt") == [Path("out/notes.txt")]
+    assert pyllamafile.upgrade("o", targets="linux-amd64").targets == ("linux-amd64",)
+    assert pyllamafile.verify("o") == []
 
 
 def test_every_target_that_is_asked_for_must_exist(folder, model):

@@ -386,6 +386,25 @@ def test_a_target_that_does_not_exist(fails, here):
     )
 
 
+def test_what_is_missing_is_not_all(run, here, monkeypatch):
+    """`No runtime is at hand` was said where one of several was missing."""
+
+    def refuse(target, progress):
+        progress(Step("steps", "building the runtime", 1, 9))
+        raise pyllamafile.PyllamafileError("no compiler", "get one")
+
+    monkeypatch.setattr(native, "build", refuse)
+    done = run("build", "--gguf", "m.gguf", "--target", "linux-arm64")
+    assert done.err.splitlines()[0].startswith("Not all that goes in is at hand yet: compiling")
+
+
+def test_nobody_is_promised_a_gui(run, here):
+    assert "# web GUI and API on" in run("build", "--gguf", "m.gguf").out
+    done = run("build", "--gguf", "m.gguf", "--no-gui", "--force")
+    assert "# API on" in done.out
+    assert "GUI" not in done.out
+
+
 def test_without_any_runtime_it_says_what_takes_so_long(run, here, monkeypatch, tmp_path):
     def refuse(target, progress):
         progress(Step("waiting", "building the runtime"))
@@ -833,6 +852,16 @@ def test_extract(run, built):
 def test_extract_replaces_nothing_by_itself(run, fails, built):
     fails("m.gguf: exists already", "extract", built, hint="--force replaces it")
     assert run("extract", built, "--force", "m.gguf").code == 0
+
+
+def test_arguments_in_no_encoding_are_shown(run, here):
+    Path("args").write_bytes("-p '\xe4'\n".encode("latin-1"))
+    pyllamafile.build("m.gguf", "o")
+    with zipfile.ZipFile("o", "a") as archive:
+        archive.write("args", ".args")
+    done = run("inspect", "o")
+    assert (done.code, done.err) == (0, "")
+    assert "  -p '\N{REPLACEMENT CHARACTER}'\n" in done.out
 
 
 def test_extract_refuses_hostile_names(fails, here):

@@ -32,7 +32,9 @@ from strange import (
     MODEL,
     Bench,
     by_info_zip,
+    by_zipfile,
     check_error,
+    flipped,
     long_names,
     many,
     off_alignment,
@@ -219,6 +221,77 @@ def test_b6_a_companion_is(
     assert Path("f.exe").read_bytes() == newer
 
 
+def test_b6_a_companion_goes_back_with_its_file(
+    bench: Bench, workbench: Path, run: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What fails leaves the old companion; what was killed before its file was written is ours."""
+    limit_of_windows(monkeypatch, 1000)
+    Path(MODEL).write_bytes(bench.gguf)
+    assert run("build", "--gguf", MODEL, "-o", FILE, "--target", "windows-amd64").code == 0
+    newer = bytearray(tiny_pe())
+    newer[-1:] = b"!"
+    put_runtime(workbench, bytes(newer), "windows-amd64")
+    monkeypatch.setattr("pyllamafile.native.PREBUILT", workbench)
+    with monkeypatch.context() as patch:
+        patch.setattr("pyllamafile.ops.upgrade.write", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            pyllamafile.upgrade(FILE)
+    assert Path("f.exe").read_bytes() == tiny_pe()
+    Path("f.exe").write_bytes(newer)
+    assert run("upgrade", FILE).code == 0
+    assert Path("f.exe").read_bytes() == newer
+    assert run("verify", FILE).code == 0
+
+
+@pytest.mark.parametrize("what", ["folder", "of another file", "too short"])
+def test_b6_what_else_is_no_companion(
+    put: Callable[..., Path], run: Command, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    limit_of_windows(monkeypatch, 1000)
+    put(lambda b: b.windows)
+    other = bytearray(tiny_pe())
+    other[-5:] = b"other"
+    if what == "folder":
+        Path("f.exe").mkdir()
+    else:
+        Path("f.exe").write_bytes(other if what == "of another file" else b"MZ")
+    done = refused(run, "upgrade", FILE)
+    assert "f.exe: is no companion of f.llamafile" in done.err
+    assert "hint: move it away, or rename f.llamafile" in done.err
+
+
+# Nothing is dropped without being named
+
+
+@pytest.mark.parametrize("name", ["LICENSES/musl.txt", "ui/index.html"])
+def test_ones_own_in_the_place_of_an_engines(
+    put: Callable[..., Path], run: Command, name: str
+) -> None:
+    """`upgrade` replaces what engines bring; that which people put there instead is theirs."""
+    put(lambda b: ours(b, without=[name], unlisted={name: b"mine"}))
+    assert name in refused(run, "upgrade", FILE).err
+    assert run("upgrade", FILE, "--drop-unknown").code == 0
+    assert contents(FILE)[name] != b"mine"
+    assert run("verify", FILE).code == 0
+
+
+def test_what_would_be_dropped_is_named(put: Callable[..., Path], run: Command) -> None:
+    more = {"notes.txt": b"n", "docs/a.txt": b"a", "data/1": b"1", "data/2": b"2"}
+    put(lambda b: archive(member(b"w.gguf", b.gguf), *(member(n.encode()) for n in more)))
+    done = refused(run, "upgrade", FILE)
+    assert done.err == (
+        f"error: {FILE}: an upgrade would drop what belongs to no engine: "
+        "notes.txt, docs/a.txt, data/ (2 files)\n"
+        "hint: --drop-unknown drops it; `pyllamafile extract` saves it before\n"
+    )
+
+
+def test_folders_are_nothing_to_lose(put: Callable[..., Path], run: Command) -> None:
+    put(by_zipfile(lambda file, _: file.writestr("docs/", b"")))
+    assert run("upgrade", FILE).code == 0
+    assert run("verify", FILE).code == 0
+
+
 # Security
 
 
@@ -233,6 +306,41 @@ def test_b7_a_target_is_no_path(
     put(runtime_said(target=target.format(workbench=workbench)), "engine")
     refused(run, "upgrade", FILE, "--engine", "engine")
     assert run("verify", "engine").code == 1
+
+
+NUL = "a\0b"
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: pyllamafile.build(NUL),
+        lambda: pyllamafile.build(MODEL, NUL),
+        lambda: pyllamafile.build(MODEL, lora=NUL),
+        lambda: pyllamafile.build(MODEL, mmproj=NUL),
+        lambda: pyllamafile.build(MODEL, draft=NUL),
+        lambda: pyllamafile.build(MODEL, args_file=NUL),
+        lambda: pyllamafile.build(MODEL, add=NUL),
+        lambda: pyllamafile.build(MODEL, add=[(NUL, "x")]),
+        lambda: pyllamafile.add(NUL, MODEL),
+        lambda: pyllamafile.add(FILE, NUL),
+        lambda: pyllamafile.remove(NUL, "x"),
+        lambda: pyllamafile.inspect(NUL),
+        lambda: pyllamafile.extract(NUL),
+        lambda: pyllamafile.extract(FILE, NUL),
+        lambda: pyllamafile.verify(NUL),
+        lambda: pyllamafile.upgrade(NUL),
+        lambda: pyllamafile.upgrade(FILE, engine=NUL),
+    ],
+)
+def test_no_path_holds_a_nul(put: Callable[..., Path], call: Callable[[], object]) -> None:
+    """It was a ValueError."""
+    before = put(lambda b: b.built).read_bytes()
+    put(lambda b: b.gguf, MODEL)
+    with pytest.raises(pyllamafile.NotFoundError, match="a path can't hold a NUL"):
+        call()
+    assert Path(FILE).read_bytes() == before
+    assert {path.name for path in Path().iterdir()} == {FILE, MODEL}
 
 
 # Wrong answers
@@ -460,6 +568,48 @@ def test_b13_args_have_one_limit(
     assert run("inspect", FILE).code == 0
     assert run("verify", FILE).code == 0
     assert run("upgrade", FILE).code == 0
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda b: ours(b, {".args": b"#".ljust(LIMIT + 1, b"x")}),
+        lambda b: ours(b, {".args": b"-c 64 " * 333_334}, change={".args": {"method": 8}}),
+        lambda b: flipped(b, ".args"),
+        lambda b: ours(b, change={".args": {"flags": 1}}),
+    ],
+    ids=["too long", "deflated", "flipped", "encrypted"],
+)
+@pytest.mark.parametrize("remedy", [("remove", FILE, ".args"), ("add", FILE, "new=.args")])
+def test_b13_args_that_no_runtime_reads_can_be_replaced(
+    put: Callable[..., Path],
+    run: Command,
+    make: Callable[[Bench], bytes],
+    remedy: tuple[str, ...],
+) -> None:
+    """Who is refused is told the remedy, and it is one."""
+    put(make)
+    Path("new").write_text("-c 128\n")
+    report = json.loads(run("inspect", "--json", FILE).out)
+    assert (report["args"], report["maker"]) == (None, "ours")
+    assert f"  problem       {report['args_problem']}\n" in run("inspect", FILE).out
+    error = refused(run, "upgrade", FILE).err
+    assert ".args" in error.splitlines()[0]
+    assert error.splitlines()[1] == (
+        f"hint: pyllamafile remove {FILE} .args, or add a file as NEW=.args"
+    )
+    assert run(*remedy).code == 0
+    assert run("upgrade", FILE).code == 0
+    assert contents(FILE).get(".args") == (b"-c 128\n" if remedy[0] == "add" else None)
+    assert run("verify", FILE).code == 0
+
+
+def test_b13_zipalign_has_that_limit_for_files_of_ours(
+    put: Callable[..., Path], run: Command
+) -> None:
+    put(lambda b: b.built)
+    Path(".args").write_bytes(b"x" * (LIMIT + 1))
+    assert ".args" in refused(run, "zipalign", FILE, ".args").err
 
 
 @pytest.mark.slow
