@@ -82,10 +82,13 @@ def progress(*, words: bool = False) -> Iterator[Progress]:
         return
     from pyllamafile.cli.bar import Bar
 
-    started = time.monotonic()
     bar = Bar(err())
+    started: float | None = None
 
     def tell(step: Step) -> None:
+        nonlocal started
+        if started is None:  # and not before, when modules are imported
+            started = time.monotonic()
         if step.kind == "notice":
             note(shown(step.what))
         # Something quick may be told but once; of what one waits for the end isn't known.
