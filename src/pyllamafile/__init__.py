@@ -15,9 +15,10 @@ A name is imported when it is asked for, so that `import pyllamafile` costs noth
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
+
+TYPE_CHECKING = False  # as typing has it, whose import takes longer than everything here
 
 if TYPE_CHECKING:
     from pyllamafile.errors import (
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
         RefusedError,
         UnavailableError,
     )
-    from pyllamafile.ops.advise import Advice, advise
+    from pyllamafile.models.forecast import Memory
+    from pyllamafile.ops.advise import Advice, Row, advise
     from pyllamafile.ops.build import Adapter, Built, build
     from pyllamafile.ops.doctor import Finding, examine
     from pyllamafile.ops.edit import add, remove
@@ -49,7 +51,8 @@ _MODULES = {
         "RefusedError",
         "UnavailableError",
     ),
-    "ops.advise": ("Advice", "advise"),
+    "models.forecast": ("Memory",),
+    "ops.advise": ("Advice", "Row", "advise"),
     "ops.build": ("Adapter", "Built", "build"),
     "ops.doctor": ("Finding", "examine"),
     "ops.edit": ("add", "remove"),
@@ -70,6 +73,7 @@ __all__ = [
     "EntryFacts",
     "ExistsError",
     "Finding",
+    "Memory",
     "ModelFacts",
     "NotFoundError",
     "Problem",
@@ -77,6 +81,7 @@ __all__ = [
     "PyllamafileError",
     "RefusedError",
     "Report",
+    "Row",
     "Step",
     "UnavailableError",
     "Upgraded",

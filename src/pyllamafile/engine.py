@@ -30,9 +30,9 @@ from pyllamafile.llamafile import (
     of_archive,
 )
 from pyllamafile.ops.verify import verify
-from pyllamafile.progress import Progress
+from pyllamafile.progress import Progress, Step
 from pyllamafile.runtimes import Runtime
-from pyllamafile.targets import TARGETS, host, select
+from pyllamafile.targets import TARGETS, Target, host, select
 from pyllamafile.zipalign import Archive, Entry, Member
 
 Format = Literal["portable", "elf"]
@@ -83,20 +83,52 @@ class Parts:
 # The package and the cache
 
 
-def runtimes_for(names: Sequence[str], progress: Progress) -> list[Runtime]:
-    """The runtimes of these targets, or all at hand, or, if there is none yet, the host's."""
-    if names:
-        return [native.find(t) or native.build(t, progress=progress) for t in select(names)]
-    at_hand = native.available()
-    if at_hand:
-        return at_hand
+def runtimes_for(names: Sequence[str], gui: bool, progress: Progress) -> list[Runtime]:
+    """The runtimes of these targets, or all at hand, or, if there is none yet, the host's.
+
+    Args:
+        names: Names of targets.
+        gui: Whether the web GUI is wanted, too: it is then built beside them.
+        progress: Told about every step.
+
+    Raises:
+        PyllamafileError: One can't be built.
+    """
+    at_hand = {runtime.target: runtime for runtime in native.available()}
     here = host()
-    if here is None:
+    if names:
+        wanted = select(names)
+    elif at_hand:
+        wanted = select(at_hand)
+    elif here:
+        wanted = (here,)
+    else:
         raise UnavailableError(
             "no runtime is at hand, and none can be built for the system that this runs on",
             hint="choose one to build: " + " ".join(f"--target {target}" for target in TARGETS),
         )
-    return [native.build(here, progress=progress)]
+    missing = [target for target in wanted if target.name not in at_hand]
+    gui = gui and native.find_gui() is None
+    if missing or gui:
+        progress(Step("notice", _announcement(missing, bool(at_hand), gui)))
+        made: list[Runtime | Path] = []
+        native.build_all(missing, gui=gui, progress=progress, finished=made.append)
+        at_hand |= {each.target: each for each in made if isinstance(each, Runtime)}
+    return [at_hand[target.name] for target in wanted]
+
+
+def _announcement(missing: Sequence[Target], others: bool, gui: bool) -> str:
+    """What is about to take minutes, and why."""
+    if not missing:
+        return "The web GUI is not at hand yet: building it, once. That takes about a minute."
+    names = ", ".join(target.name for target in missing)
+    what = f"No runtime for {names}" if others else "No runtime"
+    pages = " and its web GUI" if gui else ""
+    each = " for each" if len(missing) > 1 else ""
+    return (
+        f"{what} is at hand yet: compiling llama.cpp{pages}, once. "
+        f"That takes about ten minutes{each} on two cores."
+    )
 
 
 def host_runtime(progress: Progress) -> Runtime:
@@ -108,7 +140,7 @@ def host_runtime(progress: Progress) -> Runtime:
     here = host()
     if here is None:
         raise UnavailableError("quantizing takes a runtime for the system that this runs on")
-    return native.find(here) or native.build(here, progress=progress)
+    return runtimes_for([here.name], False, progress)[0]
 
 
 def gui_entries(progress: Progress) -> list[Entry]:
@@ -125,7 +157,7 @@ def at_hand(wanted: Sequence[str], build: bool, gui: bool, progress: Progress) -
         gui: Whether the web GUI is wanted.
         progress: Told about every step.
     """
-    found = runtimes_for(wanted, progress) if build or not wanted else native.available()
+    found = runtimes_for(wanted, gui, progress) if build or not wanted else native.available()
     return Parts(found, gui_entries(progress) if gui else ())
 
 

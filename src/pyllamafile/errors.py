@@ -13,7 +13,8 @@ class PyllamafileError(Exception):
 
     Args:
         message: What happened, in one line, naming the file it happened to.
-        hint: What to do about it.
+        hint: What to do about it. Options are spelled as the command line has them; parameters
+            have the same names, and docs/python.md lists the few that don't.
         path: The file that it is about, where there is one.
     """
 

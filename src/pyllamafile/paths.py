@@ -1,4 +1,8 @@
-"""Paths and lists as callers give them."""
+"""Paths, names and lists of them, as callers give them.
+
+A value of a wrong type, such as None or 5, is the mistake of a program and a `TypeError`. What a
+user may have typed is a `PyllamafileError`.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +21,15 @@ def path_of(given: str | os.PathLike[str]) -> Path:
     """A path that a file can have.
 
     Raises:
-        NotFoundError: There is a NUL in it, which no system allows.
+        NotFoundError: A character in it is one that no system allows.
     """
-    text = os.fspath(given)
-    if "\0" in text:
-        raise NotFoundError(f"{text!r}: no such file: a path can't hold a NUL")
-    return Path(given)
+    path = Path(given)
+    try:
+        if b"\0" not in os.fsencode(path):
+            return path
+    except UnicodeEncodeError:
+        pass
+    raise NotFoundError(f"{str(path)!r}: no such file: a path can't hold such a character")
 
 
 @overload
@@ -38,11 +45,32 @@ def several(given: Any) -> list[Any]:
     return [given] if isinstance(given, (str, os.PathLike)) else list(given)
 
 
+def strings(given: str | Iterable[str], what: str) -> list[str]:
+    """The same for strings alone.
+
+    Args:
+        given: One, or several.
+        what: What they are called, for an error.
+
+    Raises:
+        TypeError: Something is no string.
+    """
+    found = several(given)
+    for each in found:
+        if not isinstance(each, str):
+            raise TypeError(f"{what}: {each!r} is no string")
+    return found
+
+
 def named(given: PathLike | tuple[PathLike, str]) -> tuple[Path, str]:
     """A file and the name of its entry, which is its own if it comes alone.
 
     Raises:
         NotFoundError: As `path_of`.
+        TypeError: It is neither a path nor a pair of a path and a string.
     """
-    path, name = given if isinstance(given, tuple) else (given, Path(given).name)
-    return path_of(path), name
+    if not isinstance(given, tuple):
+        return path_of(given), path_of(given).name
+    if len(given) != 2 or not isinstance(given[1], str):
+        raise TypeError(f"{given!r} is no pair of a path and a string")
+    return path_of(given[0]), given[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect as inspection
 import io
 import json
 import os
@@ -14,12 +15,14 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import click
 import pytest
 from fixtures import PROGRAM, put_runtime, sparse_gguf, split_gguf, tiny_elf, tiny_gguf, tiny_pe
 from judging import names, snapshot
@@ -29,11 +32,13 @@ from running import COMMAND
 import pyllamafile
 from pyllamafile import native
 from pyllamafile.arguments import quote
-from pyllamafile.cli import commands, screen
+from pyllamafile.cli import bar, runtimes, screen
+from pyllamafile.cli.program import Lazy, program
 from pyllamafile.errors import PyllamafileError
 from pyllamafile.models.fit import TEMPLATES
-from pyllamafile.native.building import driver
-from pyllamafile.progress import Step
+from pyllamafile.native.building import driver, tools
+from pyllamafile.native.building.aside import Aside
+from pyllamafile.progress import Shares, Step
 from pyllamafile.targets import TARGETS
 
 
@@ -81,7 +86,7 @@ def test_weights_that_do_not_say_how_they_talk(run, here):
     tiny_gguf(here / "phi.gguf", arch="phi3", template=None)
     done = run("build", "--gguf", "phi.gguf", "--arg", "-c", "--arg", "100")
     assert (done.code, done.err) == (0, "")
-    assert "  chat      in its family's format, for the weights don't say theirs\n" in done.out
+    assert "  chat      in its family's format, because the weights don't name theirs\n" in done.out
     with zipfile.ZipFile("phi.llamafile") as archive:
         args = archive.read(".args").decode()
     assert args == f"--chat-template {quote(TEMPLATES['phi3', 'llama'])}\n-c\n100\n"
@@ -406,18 +411,120 @@ def test_nobody_is_promised_a_gui(run, here):
 
 
 def test_without_any_runtime_it_says_what_takes_so_long(run, here, monkeypatch, tmp_path):
-    def refuse(target, progress):
+    def refuse(target, jobs, progress):
         progress(Step("waiting", "building the runtime"))
         progress(Step("steps", "building the runtime", 1, 9))
         raise pyllamafile.PyllamafileError("no compiler", "get one")
 
     monkeypatch.setattr(native, "PREBUILT", tmp_path / "nothing")
+    monkeypatch.setattr(native, "prepare", lambda **options: None)
     monkeypatch.setattr(native, "build", refuse)
+    monkeypatch.setattr(native, "build_gui", lambda **options: tmp_path / "ui.zip")
     done = run("build", "--gguf", "m.gguf")
     assert done.code == 1
     assert done.err.splitlines()[0].startswith("No runtime is at hand yet: compiling llama.cpp")
     assert done.err.splitlines()[1:] == ["error: no compiler", "hint: get one"]
     assert names() == ["m.gguf"]
+
+
+@pytest.mark.parametrize(
+    ("there", "arguments", "pages", "said"),
+    [
+        (
+            (),
+            (),
+            False,
+            "No runtime is at hand yet: compiling llama.cpp and its web GUI, once. "
+            "That takes about ten minutes on two cores.",
+        ),
+        (
+            (),
+            ("--no-gui",),
+            False,
+            "No runtime is at hand yet: compiling llama.cpp, once. "
+            "That takes about ten minutes on two cores.",
+        ),
+        (
+            ("linux-amd64",),
+            ("--target", "linux"),
+            True,
+            "No runtime for linux-arm64 is at hand yet: compiling llama.cpp, once. "
+            "That takes about ten minutes on two cores.",
+        ),
+        (
+            ("linux-amd64",),
+            ("--target", "macos", "--target", "linux-amd64"),
+            True,
+            "No runtime for macos-amd64, macos-arm64 is at hand yet: compiling llama.cpp, once. "
+            "That takes about ten minutes for each on two cores.",
+        ),
+        (
+            ("linux-amd64",),
+            (),
+            False,
+            "The web GUI is not at hand yet: building it, once. That takes about a minute.",
+        ),
+        (("linux-amd64",), ("--no-gui",), False, None),
+        (("linux-amd64",), (), True, None),
+    ],
+)
+def test_it_says_what_is_not_at_hand(
+    run, here, prebuilt, monkeypatch, tmp_path, there, arguments, pages, said
+):
+    """And names nothing that is at hand, or that nobody asked for."""
+    pages_zip = tmp_path / "pages.zip"
+    (prebuilt / "ui.zip").rename(pages_zip)
+    for path in prebuilt.glob("linux-*"):
+        path.unlink()
+    for target in there:
+        put_runtime(prebuilt, target=target)
+    if not pages:  # which came with them
+        (prebuilt / "ui.zip").unlink(missing_ok=True)
+
+    def build(target, jobs, progress):
+        put_runtime(prebuilt, target=target.name)
+        return native.find(target)
+
+    monkeypatch.setattr(native, "prepare", lambda **options: None)
+    monkeypatch.setattr(native, "build", build)
+    monkeypatch.setattr(
+        native, "build_gui", lambda **options: shutil.copy(pages_zip, prebuilt / "ui.zip")
+    )
+    done = run("build", "--gguf", "m.gguf", *arguments)
+    assert (done.code, done.err.splitlines()) == (0, [said] if said else [])
+
+
+def test_without_a_gui_the_file_serves_the_api_alone(run, here):
+    assert run("build", "--gguf", "m.gguf").out.endswith(
+        "# web GUI and API on http://127.0.0.1:8080\n"
+    )
+    done = run("build", "--gguf", "m.gguf", "--no-gui", "--force")
+    assert done.out.endswith("# API on http://127.0.0.1:8080\n")
+    assert "GUI" not in done.out
+
+
+def test_targets_that_nobody_wanted_are_not_lacking(run, here):
+    assert "  lacking   11 of 12 targets" in run("build", "--gguf", "m.gguf").out
+    chosen = ("--target", "linux-amd64", "--force")
+    assert "lacking" not in run("build", "--gguf", "m.gguf", *chosen).out
+
+
+@pytest.mark.parametrize(
+    ("count", "said"),
+    [
+        (0, "0 bytes"),
+        (999, "999 bytes"),
+        (1000, "1.0 kB"),
+        (65_536, "65.5 kB"),
+        (999_949, "999.9 kB"),
+        (999_951, "1.0 MB"),
+        (999_999, "1.0 MB"),
+        (999_999_999, "1.0 GB"),
+        (4 << 30, "4.3 GB"),
+    ],
+)
+def test_an_amount_has_at_most_three_figures_in_front_of_the_point(count, said):
+    assert screen.amount(count) == said
 
 
 # In a process of its own
@@ -589,7 +696,7 @@ def test_what_is_quick_shows_no_progress(start, here):
 def test_only_what_is_counted_in_bytes_says_when_it_ends(monkeypatch, steps, expected):
     text = io.StringIO()
     terminal = Console(file=text, force_terminal=True, color_system=None, width=100)
-    monkeypatch.setattr(screen, "err", terminal)
+    monkeypatch.setattr(screen, "err", lambda: terminal)
     with screen.progress() as tell:
         tell(Step("waiting", "waiting"))  # shown from the first moment, for it may be told but once
         for step in steps:
@@ -635,6 +742,78 @@ def test_the_help_of_build_has_examples_that_work(run, here, prebuilt):
         Path("phi3.llamafile").unlink()
 
 
+# What help takes
+
+
+HEAVY = {"rich", "huggingface_hub", "asyncio", "subprocess", "json", "filelock"}
+# Of a command what is not imported for it: what takes time, or has nothing to say there.
+UNWANTED = {
+    "--help": HEAVY
+    | {f"pyllamafile.{name}" for name in ("zipalign", "native", "targets", "progress")}
+    | {f"pyllamafile.cli.{name}" for name in ("screen", "options", "build", "look", "bar")},
+    "build --help": {"rich", "huggingface_hub", "asyncio", "pyllamafile.native"},
+    "verify --help": {"rich", "huggingface_hub", "asyncio", "pyllamafile.native"},
+    "runtimes --help": HEAVY | {"pyllamafile.native", "pyllamafile.zipalign"},
+    "--version": HEAVY | {"pyllamafile.native", "pyllamafile.zipalign"},
+}
+
+
+@pytest.mark.parametrize("command", UNWANTED)
+def test_help_loads_little(command):
+    code = (
+        "import sys\nfrom pyllamafile.cli import main\n"
+        f"try: main({command.split()})\nfinally: print(*sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert UNWANTED[command] & {*done.stderr.split()} == set()
+
+
+def commands(group: Lazy = program) -> Iterator[tuple[Lazy, str, click.Command]]:
+    for name in group.list_commands(click.Context(group)):
+        command = group.get_command(click.Context(group), name)
+        yield group, name, command
+        if isinstance(command, Lazy):
+            yield from commands(command)
+
+
+def test_the_table_of_commands_says_what_they_say():
+    found = list(commands())
+    assert len(found) == 14
+    for group, name, command in found:
+        summary = group.table[name][1]
+        assert inspection.cleandoc(command.help).split("\n")[0] == summary
+        assert command.name == name
+        assert len(summary) <= 64  # or it is cut where the terminal is narrow
+
+
+def test_a_command_that_does_not_exist(run):
+    for words in (["biuld"], ["runtimes", "lst"]):
+        done = run(*words)
+        assert (done.code, done.out) == (2, "")
+        assert f"No such command '{words[-1]}'" in done.err
+
+
+# Plain English: who does what. These words gave way to it (CONTRIBUTING.md, "How we write").
+HARD = (
+    r"\bwhat is no\b",
+    r"\bwhat else\b",
+    r"\bwho (starts|calls|asks|has|is)\b",
+    r"\bwhere there is\b",
+    r"Killed\b",
+    r"Interrupted\b",
+    r", for (it|they|the|a)\b[^.;:]*\b(is|are|has|have|must|may|can)\b",
+)
+
+
+@pytest.mark.parametrize("words", HARD)
+def test_help_is_in_plain_english(words):
+    for _, name, command in commands():
+        texts = [command.help, *(getattr(p, "help", None) or "" for p in command.params)]
+        for text in texts:
+            assert not re.search(words, " ".join(text.split())), (name, text)
+
+
 # Targets and formats
 
 
@@ -667,7 +846,7 @@ def test_windows_wants_a_name_that_ends_in_exe(run, windows):
 
 def test_a_file_of_4_gib_says_what_starts_it_on_windows(run, windows, monkeypatch):
     monkeypatch.setattr(importlib.import_module("pyllamafile.ops.build"), "TOO_LARGE", 1000)
-    why = "starts it there, for a program must be below 4 GiB"
+    why = "starts it there, because a program must be below 4 GiB"
     assert f"\n  Windows   m.exe {why}\n" in run("build", "--gguf", "m.gguf").out
     assert names() == ["m.exe", "m.gguf", "m.llamafile"]
     Path("m.exe").unlink()
@@ -1003,7 +1182,7 @@ SYSTEMS = ("linux-amd64", "linux-arm64", "macos-arm64", "windows-amd64", "netbsd
 def compiler(prebuilt, monkeypatch):
     """Five targets of which the package has the first, and the web GUI."""
     made = replace(TARGETS["linux-amd64"])
-    monkeypatch.setattr(commands, "TARGETS", {name: replace(made, name=name) for name in SYSTEMS})
+    monkeypatch.setattr(runtimes, "TARGETS", {name: replace(made, name=name) for name in SYSTEMS})
     monkeypatch.setattr(native, "prepare", lambda **options: None)
     monkeypatch.setattr(driver, "llama_version", lambda target: "1.2.3")
 
@@ -1080,33 +1259,199 @@ def test_what_all_of_them_take_is_missed_once(run, here, compiler, monkeypatch):
 
 def test_a_single_failure_is_told_once(run, here, compiler, monkeypatch):
     compiler(Compiler(set(SYSTEMS)))
-    monkeypatch.setattr(commands, "select", lambda names: (commands.TARGETS["linux-arm64"],))
+    monkeypatch.setattr(runtimes, "select", lambda names: (runtimes.TARGETS["linux-arm64"],))
     done = run("runtimes", "build", "--target", "linux-arm64")
     assert (done.code, done.err.count("error: ")) == (1, 1)
 
 
+def test_the_gui_is_built_beside_the_runtimes(run, here, compiler, prebuilt, monkeypatch):
+    """Both have begun before either is done; what each of them says is that of a whole."""
+    (prebuilt / "ui.zip").rename("pages.zip")
+    meet = threading.Barrier(2, timeout=60)
+    real = Compiler()
+
+    def compile_runtime(target, source, jobs, tell):
+        if not real.compiled:
+            meet.wait()
+        return real(target, source, jobs, tell)
+
+    def build_gui(progress):
+        progress(Step("steps", "building the web GUI", 0, 2))
+        meet.wait()
+        return Path("pages.zip")
+
+    compiler(compile_runtime)
+    monkeypatch.setattr(native, "build_gui", build_gui)
+    done = run("runtimes", "build", "--all")
+    assert done.code == 0
+    assert "building the web GUI (5 of 5)" in done.err.splitlines()
+    assert "building the runtime for linux-arm64 (1 of 5)" in done.err.splitlines()
+    assert done.out.splitlines()[-1] == "web GUI  pages.zip"
+    assert finished() == set(SYSTEMS[1:])
+
+
+def test_a_gui_that_fails_stops_no_runtime(run, here, compiler, prebuilt, monkeypatch):
+    (prebuilt / "ui.zip").unlink()
+    compiler(Compiler())
+
+    def build_gui(progress):
+        raise PyllamafileError("npm ended with 1", hint="a log")
+
+    monkeypatch.setattr(native, "build_gui", build_gui)
+    done = run("runtimes", "build", "--all")
+    assert (done.code, complaints(done)) == (
+        1,
+        "error: npm ended with 1\nhint: a log\nerror: 1 of 5 failed: web GUI\n"
+        "hint: what was built stays; the same command tries the rest again\n",
+    )
+    assert finished() == set(SYSTEMS[1:])
+
+
+def test_a_build_ends_when_its_gui_fails(compiler, prebuilt, monkeypatch):
+    """Nobody compiles for minutes what will be of no use."""
+    failing = threading.Event()
+
+    def build_gui(progress):
+        failing.set()
+        raise PyllamafileError("npm ended with 1")
+
+    def compile_runtime(target, source, jobs, tell):
+        failing.wait(60)
+        for _ in range(1000):
+            tell(Step("steps", "building", 1, 9))
+            time.sleep(0.01)
+        raise AssertionError("it compiled on")
+
+    compiler(compile_runtime)
+    monkeypatch.setattr(native, "build_gui", build_gui)
+    with pytest.raises(PyllamafileError, match="npm ended"):
+        native.build_all([TARGETS["linux-arm64"]], gui=True)
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_an_interruption_ends_what_is_done_aside(here, how):
+    """The programs of the other thread, too, and at once."""
+    code = f"""
+import os, signal, time
+from pyllamafile.native.building import tools
+from pyllamafile.native.building.aside import Aside
+signal.signal(signal.SIGTERM, lambda *_: exit(143))
+
+def work():
+    for _ in range(2):
+        tools.run(["sh", "-c", "echo $$; exec sleep 600"], log="aside", what="sleeping",
+                  each_line=lambda line: (print(line, flush=True), os.kill(os.getpid(), {how:d})))
+
+with Aside(work):
+    time.sleep(600)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode in (143, 1, -signal.SIGINT)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(done.stdout), 0)
+
+
+def test_what_is_done_aside_leaves_the_others_first_choice(here):
+    said = []
+
+    def work():
+        tools.run(["nice"], log="aside", what="asking", each_line=said.append)
+        return "result"
+
+    with Aside(work) as aside:
+        assert aside.result() == "result"
+    assert int(said[0]) == os.nice(0) + 10
+
+
+def test_what_fails_aside_is_raised_when_it_is_asked_for(here):
+    with Aside(lambda: 1 / 0) as aside, pytest.raises(ZeroDivisionError):
+        aside.result()
+
+
+def test_a_notice_is_shown_above_the_bar(monkeypatch):
+    text = io.StringIO()
+    terminal = Console(file=text, force_terminal=True, color_system=None, width=100)
+    monkeypatch.setattr(screen, "err", lambda: terminal)
+    with screen.progress() as tell:
+        tell(Step("waiting", "waiting"))
+        tell(Step("notice", "This takes a while."))
+        tell(Step("share", "building", 3, 4))
+    assert re.search(
+        r"This takes a while\.\n(?s:.*)building .* 75% 0:00:00 so far, 0:00:00 left",
+        text.getvalue(),
+    )
+
+
+def test_the_time_left_is_the_mean_of_all_and_counted_down(monkeypatch):
+    """However uneven what is done: a quarter in ten seconds makes thirty more."""
+    text = io.StringIO()
+    terminal = Console(file=text, force_terminal=True, color_system=None, width=100)
+    now = 0.0
+    shown = bar.Bar(terminal)
+    monkeypatch.setattr(shown._bar, "get_time", lambda: now)
+    lines = []
+    for now, done in ((0.0, 0), (10.0, 25), (14.0, 25), (50.0, 25), (60.0, 50)):  # noqa: B007
+        shown.show(Step("share", "building", done, 100))
+        shown._bar.refresh()
+        lines.append(re.findall(r"([-0-9:]+) so far, ([-0-9:]+) left", text.getvalue())[-1])
+    shown.stop()
+    assert lines == [
+        ("0:00:00", "-:--:--"),
+        ("0:00:10", "0:00:30"),
+        ("0:00:14", "0:00:26"),
+        ("0:00:50", "0:00:00"),
+        ("0:01:00", "0:01:00"),
+    ]
+
+
+def test_shares_of_a_whole():
+    """However they are told, and whoever is quicker: the whole never goes back."""
+    told = []
+    shares = Shares(told.append, {"a": 3, "b": 1})
+    inner = Shares(shares.of("a"), {"compile": 2, "pack": 1}, numbered=False)
+    inner.of("compile")(Step("steps", "compiling", 1, 2))
+    shares.of("b")(Step("bytes", "fetching", 1, 2))
+    inner.of("compile")(Step("steps", "compiling", 2, 2))
+    inner.of("pack")(Step("waiting", "packing"))
+    inner.of("pack")(Step("notice", "Something to read."))
+    shares.of("b")(Step("bytes", "fetching", 0, 2))
+    shares.finished("b")
+    shares.of("a")(Step("waiting", "waiting"))
+    whole = [(step.what, step.done / step.total) for step in told if step.kind == "share"]
+    assert whole == [
+        ("compiling (1 of 2)", pytest.approx(2 / 8, abs=1e-4)),
+        ("fetching (2 of 2)", pytest.approx(3 / 8, abs=1e-4)),
+        ("compiling (1 of 2)", pytest.approx(5 / 8, abs=1e-4)),
+        ("packing (1 of 2)", pytest.approx(5 / 8, abs=1e-4)),
+        ("fetching (2 of 2)", pytest.approx(5 / 8, abs=1e-4)),
+        ("waiting (1 of 2)", pytest.approx(6 / 8, abs=1e-4)),
+    ]
+    assert [step for step in told if step.kind != "share"] == [Step("notice", "Something to read.")]
+
+
 def test_several_targets_have_one_bar(monkeypatch):
     told = []
-    for number, name in enumerate(("a", "b", "c")):
-        share = commands._share(told.append, number, 3)
+    shares = Shares(told.append, {"a": 1, "b": 1, "c": 1})
+    for name in ("a", "b", "c"):
+        share = shares.of(name)
         for done in (0, 1, 2):
             share(Step("steps", f"building {name}", done, 2))
         share(Step("waiting", "waiting"))
-    assert {step.total for step in told} == {3 << 16}
+    assert {(step.kind, step.total) for step in told} == {("share", Shares.TOTAL)}
     assert [step.what for step in told][:1] == ["building a (1 of 3)"]
     steps = [step.done for step in told if step.what.startswith("building")]
     assert steps == sorted(steps)
-    assert steps[-1] == 3 << 16
+    assert steps[-1] == Shares.TOTAL
 
 
 def test_a_bar_keeps_its_time_under_another_name(monkeypatch):
     text = io.StringIO()
     terminal = Console(file=text, force_terminal=True, color_system=None, width=100)
-    monkeypatch.setattr(screen, "err", terminal)
+    monkeypatch.setattr(screen, "err", lambda: terminal)
     added = []
-    real = screen.Bar.add_task
+    real = bar.RichBar.add_task
     monkeypatch.setattr(
-        screen.Bar, "add_task", lambda *args, **kw: added.append(1) or real(*args, **kw)
+        bar.RichBar, "add_task", lambda *args, **kw: added.append(1) or real(*args, **kw)
     )
     with screen.progress() as tell:
         tell(Step("waiting", "waiting"))

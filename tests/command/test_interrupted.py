@@ -143,7 +143,7 @@ def test_a_signal_that_ends_leaves_by_the_front_door(how, ignored):
     code = (
         f"import os, signal; signal.signal({how:d}, signal.SIG_{'IGN' if ignored else 'DFL'})\n"
         "from pyllamafile import cli\n"
-        "from pyllamafile.cli.commands import program\n"
+        "from pyllamafile.cli.program import program\n"
         "@program.command()\n"
         "def wait():\n"
         f"    try: os.kill(os.getpid(), {how:d})\n"

@@ -17,8 +17,8 @@ import pytest
 from running import need
 
 import pyllamafile
-from pyllamafile.cli import commands as cli
 from pyllamafile.cli import man
+from pyllamafile.cli.program import program, runtimes
 from pyllamafile.targets import TARGETS, groups
 
 
@@ -34,8 +34,8 @@ def test_it_says_what_the_help_says(run):
     done = run("man")
     assert (done.code, done.err) == (0, "")
     text = rendered(done.out)
-    parts = [(name, command) for name, command in cli.program.commands.items()]
-    parts += [(f"runtimes {name}", command) for name, command in cli.runtimes.commands.items()]
+    parts = [(name, program.get_command(None, name)) for name in program.table]
+    parts += [(f"runtimes {name}", runtimes.get_command(None, name)) for name in runtimes.table]
     for name, command in parts:
         if isinstance(command, click.Group):
             continue

@@ -29,7 +29,8 @@ GRAPH = {
     "launcher": {"errors", "launcher.pe", "runtimes", "targets"},
     "launcher.pe": {"errors"},
     "native": {
-        "launcher", "native.building.driver", "native.building.gui", "native.building.source",
+        "errors", "launcher", "native.building.aside", "native.building.driver",
+        "native.building.gui", "native.building.source",
         "native.building.tools", "progress", "runtimes", "targets",
     },
     "plan": {"copying", "errors", "launcher", "llamafile", "runtimes", "zipalign"},
@@ -64,7 +65,7 @@ GRAPH = {
         "plan", "progress", "zipalign",
     },
     "ops.advise": {
-        "errors", "machine", "models.forecast", "models.source", "models.sources", "targets",
+        "errors", "machine", "models.forecast", "models.sources", "paths", "targets",
     },
     "ops.doctor": {"arguments", "errors", "llamafile", "machine", "ops.verify", "targets"},
     "ops.in_place": {
@@ -82,20 +83,26 @@ GRAPH = {
         "zipalign",
     },
     "": {
-        "errors", "ops.advise", "ops.build", "ops.doctor", "ops.edit", "ops.extract",
-        "ops.inspect", "ops.upgrade", "ops.verify", "progress",
+        "errors", "models.forecast", "ops.advise", "ops.build", "ops.doctor", "ops.edit",
+        "ops.extract", "ops.inspect", "ops.upgrade", "ops.verify", "progress",
     },
-    "cli": {"cli.commands", "cli.screen", "errors"},
-    "cli.commands": {
-        "", "arguments", "cli.man", "cli.screen", "errors", "llamafile", "models.fit",
-        "models.forecast", "native", "ops.advise", "ops.edit", "ops.inspect", "progress",
-        "runtimes", "targets",
-        "zipalign",
+    "cli": {"cli.program", "cli.screen", "errors"},
+    "cli.program": {""},
+    "cli.options": {"errors", "targets", "zipalign"},
+    "cli.advise": {"", "cli.options", "cli.screen"},
+    "cli.build": {"", "arguments", "cli", "cli.options", "cli.screen", "models.forecast", "targets"},
+    "cli.change": {
+        "", "cli.options", "cli.screen", "errors", "llamafile", "ops.edit", "zipalign",
     },
+    "cli.look": {"", "cli.options", "cli.screen", "errors", "llamafile", "models.fit"},
+    "cli.manual": {"", "cli.man", "cli.program"},
+    "cli.runtimes": {"cli.options", "cli.screen", "errors", "native", "runtimes", "targets"},
+    "cli.bar": {"cli.screen", "progress"},
     "cli.man": set(),
-    "cli.screen": {"progress"},
+    "cli.screen": {"cli.bar", "progress"},
     "__main__": {"cli"},
     "native.building": set(),
+    "native.building.aside": set(),
     "native.building.driver": {
         "errors", "launcher", "native.building.licenses", "native.building.seams",
         "native.building.source", "native.building.tools", "progress", "runtimes", "targets",
@@ -112,10 +119,12 @@ GRAPH = {
         "errors", "models.gguf", "native.building.driver", "native.building.seams",
         "native.building.source", "native.building.tools", "progress",
     },
-    "native.building.tools": {"errors", "progress"},
+    "native.building.tools": {"errors", "native.building.aside", "progress"},
 }  # fmt: skip
-SPEAKERS = {"cli", "cli.commands", "cli.screen", "cli.man", "__main__"}
-STARTERS = {f"native.building.{name}" for name in ("driver", "licenses", "tools", "update")}
+SPEAKERS = {name for name in GRAPH if name.split(".")[0] == "cli"} | {"__main__"}
+STARTERS = {
+    f"native.building.{name}" for name in ("aside", "driver", "licenses", "tools", "update")
+}
 
 
 def modules() -> dict[str, ast.Module]:

@@ -1,4 +1,8 @@
-"""The command line: the only part that prints or exits."""
+"""The command line: the only part that prints or exits.
+
+To ask for help alone takes click and `program`. What a command takes beside them is imported when
+the command is called.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +16,7 @@ from typing import NoReturn, TextIO, cast
 
 import click
 
-from pyllamafile.cli.commands import program
-from pyllamafile.cli.screen import err, fail
+from pyllamafile.cli.program import program
 from pyllamafile.errors import PyllamafileError
 
 
@@ -31,18 +34,24 @@ def main(arguments: list[str] | None = None) -> NoReturn:
             code = program.main(arguments, prog_name="pyllamafile", standalone_mode=False)
         sys.exit(code)
     except PyllamafileError as error:
-        fail(error.message, error.hint)
+        _fail(error.message, error.hint)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        err.print("interrupted")
+        click.echo("interrupted", err=True)
         sys.exit(130)
     except OSError as error:  # nobody thought of it; click and rich see to a closed pipe
         reason = error.strerror or str(error)
-        fail(f"{error.filename}: {reason}" if error.filename else reason)
+        _fail(f"{error.filename}: {reason}" if error.filename else reason)
     finally:
         _drop_unwritten()
+
+
+def _fail(message: str, hint: str | None = None) -> NoReturn:
+    from pyllamafile.cli import screen
+
+    screen.fail(message, hint)
 
 
 @contextlib.contextmanager

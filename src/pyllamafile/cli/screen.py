@@ -1,31 +1,50 @@
-"""What the terminal shows: text that can't command it, tables, one bar at a time."""
+"""What the terminal shows: text that can't command it, tables, one bar at a time.
+
+rich is imported when something is printed, so that to ask for help doesn't take it.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import NoReturn
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, NoReturn
 
-from rich import filesize
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    ProgressColumn,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.progress import Progress as Bar
-from rich.text import Text
+from pyllamafile.progress import Progress, Step
 
-from pyllamafile.progress import Kind, Progress, Step, silent
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
 
-out = Console(soft_wrap=True, highlight=False, emoji=False, markup=False)
-err = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False, markup=False)
+
+@functools.cache
+def out() -> Console:
+    """Standard output."""
+    return _console(stderr=False)
+
+
+@functools.cache
+def err() -> Console:
+    """Standard error."""
+    return _console(stderr=True)
+
+
+def _console(*, stderr: bool) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=stderr, soft_wrap=True, highlight=False, emoji=False, markup=False)
+
+
+def say(*parts: object) -> None:
+    """Print a line that the command was called for."""
+    out().print(*parts)
+
+
+def note(*parts: object) -> None:
+    """Print a line beside it, on standard error."""
+    err().print(*parts)
 
 
 def fail(message: str, hint: str | None = None) -> NoReturn:
@@ -37,77 +56,65 @@ def fail(message: str, hint: str | None = None) -> NoReturn:
 def complain(message: str, hint: str | None = None) -> None:
     """Say what went wrong, and what to do about it."""
     lines = "\n".join(shown(line) for line in message.split("\n"))  # of a log, maybe
-    err.print(Text("error:", "bold red"), lines)
+    note(styled("error:", "bold red"), lines)
     if hint:
-        err.print(Text("hint:", "bold"), shown(hint))
+        note(bold("hint:"), shown(hint))
 
 
 def warn(message: str, hint: str) -> None:
     """Say what may not be as wanted, and what to do about it."""
-    err.print(Text("warning:", "bold yellow"), shown(message))
-    err.print(Text("hint:", "bold"), shown(hint))
+    note(styled("warning:", "bold yellow"), shown(message))
+    note(bold("hint:"), shown(hint))
 
 
-# The bar
-
-
-def in_words() -> Progress:
-    """For a log, which shows no bar: minutes of silence look like a program that hangs."""
-    said: set[str] = set()
-
-    def tell(step: Step) -> None:
-        if step.what not in said:
-            said.add(step.what)
-            err.print(shown(step.what))
-
-    return tell
-
-
-# What stands behind the bar. Steps take another time each, so nobody knows when they end.
-_FIGURES: Mapping[Kind, tuple[ProgressColumn, ...]] = {
-    "bytes": (TextColumn("{task.percentage:>3.0f}%"), TimeRemainingColumn()),
-    "steps": (MofNCompleteColumn(), TextColumn("steps"), TimeElapsedColumn()),
-    "waiting": (TimeElapsedColumn(),),
-}
+# How far it is
 
 
 @contextlib.contextmanager
 def progress(*, words: bool = False) -> Iterator[Progress]:
-    """A bar on the terminal for what takes over half a second.
+    """A bar on the terminal for what takes over half a second; notices, in lines of their own.
 
     Args:
         words: Whether anywhere else each new thing is said in a line, instead of nothing at all.
     """
-    started = time.monotonic()
-    if not err.is_terminal:
-        yield in_words() if words else silent
+    if not err().is_terminal:
+        yield in_words(words)
         return
-    columns = (TextColumn("{task.description}", markup=False), BarColumn())
-    bar = Bar(*columns, console=err, transient=True)
-    task: TaskID | None = None
-    last = Step("waiting", "")
+    from pyllamafile.cli.bar import Bar
+
+    bar = Bar(err())
+    started: float | None = None
 
     def tell(step: Step) -> None:
-        nonlocal task, last
-        quick = time.monotonic() - started < 0.5 and step.kind != "waiting"  # which may tell once
-        if quick and not bar.live.is_started:
-            return
-        bar.columns = (*columns, *_FIGURES[step.kind])
-        bar.start()
-        # A bar never goes back, nor from steps to bytes: what does is another one.
-        if task is not None and (last.kind != step.kind or step.done < last.done):
-            bar.remove_task(task)
-            task = None
-        total = step.total or None
-        if task is None:
-            task = bar.add_task(shown(step.what), total=total)
-        last = step
-        bar.update(task, description=shown(step.what), completed=step.done, total=total)
+        nonlocal started
+        if started is None:  # and not before, when modules are imported
+            started = time.monotonic()
+        if step.kind == "notice":
+            note(shown(step.what))
+        # Something quick may be told but once; of what one waits for the end isn't known.
+        elif step.kind == "waiting" or bar.shows or time.monotonic() - started >= 0.5:
+            bar.show(step)
 
     try:
         yield tell
     finally:
         bar.stop()
+
+
+def in_words(everything: bool) -> Progress:
+    """For a log, which shows no bar: minutes of silence look like a program that hangs.
+
+    Args:
+        everything: Whether each new thing is said, and not the notices alone.
+    """
+    said: set[str] = set()
+
+    def tell(step: Step) -> None:
+        if step.what not in said and (everything or step.kind == "notice"):
+            said.add(step.what)
+            note(shown(step.what))
+
+    return tell
 
 
 # Text and numbers
@@ -123,12 +130,19 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None
             cell.rjust(width) if number else cell.ljust(width)
             for cell, width, number in zip(row, widths, numbers, strict=True)
         )
-        out.print(text.rstrip(), style=None if line else "bold")
+        out().print(text.rstrip(), style=None if line else "bold")
 
 
 def bold(text: str) -> Text:
     """Text that stands out."""
-    return Text(shown(text), "bold")
+    return styled(text, "bold")
+
+
+def styled(text: str, style: str) -> Text:
+    """Text in a style of rich's."""
+    from rich.text import Text
+
+    return Text(shown(text), style)
 
 
 def shown(text: str) -> str:
@@ -138,4 +152,8 @@ def shown(text: str) -> str:
 
 def amount(count: int) -> str:
     """A number of bytes in a unit of powers of ten, as disks and files have it."""
-    return filesize.decimal(count)
+    from rich import filesize
+
+    # Rounded first, or else 999,999 bytes were 1,000.0 kB.
+    places = (len(str(count)) - 1) // 3 * 3 - 1  # one of three stays behind the point
+    return filesize.decimal(round(count, -places) if places > 0 else count)

@@ -9,17 +9,22 @@ along.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import json
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from pyllamafile.errors import PyllamafileError
 from pyllamafile.launcher import pack
 from pyllamafile.native.building import driver, gui, tools
+from pyllamafile.native.building.aside import Aside
 from pyllamafile.native.building.driver import build_folder
 from pyllamafile.native.building.source import LLAMA_COMMIT, SDIST_SHA256, llama_source
 from pyllamafile.native.building.tools import cache
-from pyllamafile.progress import Progress, Step, silent
+from pyllamafile.progress import Progress, Shares, Step, silent
 from pyllamafile.runtimes import Runtime
 from pyllamafile.targets import TARGETS, Target
 
@@ -29,6 +34,7 @@ __all__ = [
     "SDIST_SHA256",
     "available",
     "build",
+    "build_all",
     "build_folder",
     "build_gui",
     "cache",
@@ -37,6 +43,9 @@ __all__ = [
     "llama_source",
     "prepare",
 ]
+
+# Seconds of a processor that a runtime and the web GUI take, about: shares of a bar.
+COMPILE, PACK, GUI = 500.0, 40.0, 60.0
 
 FORGOTTEN = 30 * 86400  # seconds until a runtime that nothing asks for any more is removed
 
@@ -83,8 +92,9 @@ def build(target: Target, *, jobs: int | None = None, progress: Progress | None 
         if found := _load(folder, name, "cache"):
             return found
         source = prepare(progress=tell)
-        program, notices = driver.compile_runtime(target, source, jobs, tell)
-        tell(Step("waiting", f"packing the runtime for {target.name}"))
+        shares = Shares(tell, {"compile": COMPILE, "pack": PACK}, numbered=False)
+        program, notices = driver.compile_runtime(target, source, jobs, shares.of("compile"))
+        shares.of("pack")(Step("waiting", f"packing the runtime for {target.name}"))
         packed = pack(program, _squeezed(program))
         facts = {
             "target": target.name,
@@ -112,6 +122,68 @@ def build_gui(*, progress: Progress | None = None) -> Path:
         PyllamafileError: A tool is missing, or a step failed; the message names the log.
     """
     return gui.build(progress or silent)
+
+
+def build_all(
+    targets: Sequence[Target],
+    *,
+    gui: bool,
+    jobs: int | None = None,
+    progress: Progress | None = None,
+    finished: Callable[[Runtime | Path], None] | None = None,
+    failed: Callable[[str, PyllamafileError], None] | None = None,
+) -> None:
+    """Compile runtimes one after another, and build the web GUI beside them.
+
+    Args:
+        targets: Which runtimes.
+        gui: Whether the web GUI is built.
+        jobs: How many compilers run at once, as in `build`.
+        progress: Told about every step.
+        finished: Told about each runtime, and at last about the web GUI's zip.
+        failed: Told of the name and the error of what fails, which then doesn't stop the rest.
+
+    Raises:
+        PyllamafileError: A tool or the source is missing; or, without `failed`, a part failed.
+    """
+    tell = progress or silent
+    prepare(progress=tell)
+    pages = "web GUI"
+    work = {**{target.name: COMPILE + PACK for target in targets}, **({pages: GUI} if gui else {})}
+    shares = Shares(tell, work)
+    with contextlib.ExitStack() as stack:
+        beside = None
+        if gui:
+            work_aside = functools.partial(build_gui, progress=shares.of(pages))
+            beside = stack.enter_context(Aside(work_aside, nice=bool(targets)))
+
+        def attempt(name: str, part: Callable[[], Runtime | Path]) -> None:
+            try:
+                made = part()
+            except PyllamafileError as error:
+                if failed is None:
+                    raise
+                failed(name, error)
+            else:
+                shares.finished(name)
+                if finished:
+                    finished(made)
+
+        def stopping(tell: Progress) -> Progress:
+            """The same, until the other thread fails: whoever waits minutes should hear of it."""
+
+            def told(step: Step) -> None:
+                if beside and beside.error and failed is None:
+                    raise beside.error
+                tell(step)
+
+            return told
+
+        for target in targets:
+            told = stopping(shares.of(target.name))
+            attempt(target.name, functools.partial(build, target, jobs=jobs, progress=told))
+        if beside:
+            attempt(pages, beside.result)
 
 
 def prepare(*, progress: Progress | None = None) -> Path:

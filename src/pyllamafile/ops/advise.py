@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
@@ -10,7 +11,7 @@ from pyllamafile.errors import RefusedError, UnavailableError
 from pyllamafile.machine import memory
 from pyllamafile.models import forecast, sources
 from pyllamafile.models.forecast import FORMATS, Memory
-from pyllamafile.models.source import PathLike
+from pyllamafile.paths import PathLike, path_of
 from pyllamafile.targets import TOO_LARGE
 
 # Reading is bound by computing, writing by memory: the smaller, the faster. As measured with
@@ -109,6 +110,10 @@ def advise(given: PathLike, *, context: int | None = None, machine: int | None =
         PyllamafileError: There is no such model, it is no language model, or it can't have so
             long a context.
     """
+    for what, value in {"context": context, "machine": machine}.items():
+        if value is not None and not 1 <= value < math.inf:
+            raise RefusedError(f"the {what} is {value}, and has to be a number from 1")
+    path_of(given)
     source = sources.find(given)
     parts = sources.headers(source)
     own = parts[0].context_length

@@ -33,7 +33,7 @@ from pyllamafile.models.gguf import Weights, read, shards
 from pyllamafile.models.source import PathLike, Source, gguf_name
 from pyllamafile.ops import in_place as conversion
 from pyllamafile.output import check_written, companion_path, write, write_companion
-from pyllamafile.paths import named, path_of, several
+from pyllamafile.paths import named, path_of, several, strings
 from pyllamafile.plan import File, Plan
 from pyllamafile.progress import Progress, silent
 from pyllamafile.targets import TARGETS, TOO_LARGE, select
@@ -151,6 +151,7 @@ def build(
 
     Raises:
         PyllamafileError: Some input is no good, or the output can't be written.
+        TypeError: A value has a wrong type, such as None where a path is taken.
     """
     tell = progress or silent
     asked = _Asked.of(gguf, lora, mmproj, draft, quantize_to)
@@ -170,7 +171,7 @@ def build(
             quantized.check(given)
 
         # From here on it may take minutes.
-        runtimes = engine.runtimes_for(systems, tell)
+        runtimes = engine.runtimes_for(systems, gui, tell)
         program = engine.head_program(runtimes, format)
         models = quantized.made(given, tell) if quantized else given.models
         decided = plan.whole(
@@ -319,7 +320,7 @@ def _systems(targets: str | Sequence[str], format: Format) -> Sequence[str]:
         raise RefusedError(
             f"no such format of a file: {format!r}", hint=f"there are {', '.join(get_args(Format))}"
         )
-    names = several(targets)
+    names = strings(targets, "targets")
     return engine.one_linux(names) if format == "elf" else [t.name for t in select(names)]
 
 
@@ -417,7 +418,7 @@ def _gathered(
     _check_names(extras, gui)
     weights = [extra for extra in extras if extra.name.endswith(WEIGHTS)]  # they are to a runtime
     text_file = path_of(args_file) if args_file is not None else None
-    text = _args_text(several(args), text_file)
+    text = _args_text(strings(args, "args"), text_file)
     files = [*itertools.chain(*models, *partners.values()), *extras]
     for file in files:
         headers.watch(file.path)
@@ -601,6 +602,8 @@ def _args_text(args: Sequence[str], args_file: Path | None) -> str | None:
         file = _file(args_file, ARGS)
         lines.append(arguments.of_file(file.path).decode().rstrip("\n"))
     for argument in args:
+        if "\0" in argument:
+            raise RefusedError(f"the argument {argument!r} has a character that none can have")
         try:
             argument.encode()
         except UnicodeEncodeError as error:

@@ -11,7 +11,7 @@ from pyllamafile.llamafile import ARGS, GUI, MANIFEST, WEIGHTS, Llamafile, read
 from pyllamafile.models import gguf
 from pyllamafile.models.fit import unmappable
 from pyllamafile.models.source import PathLike
-from pyllamafile.paths import named, path_of, several
+from pyllamafile.paths import named, path_of, several, strings
 from pyllamafile.progress import Progress, silent
 
 
@@ -70,7 +70,7 @@ def remove(path: PathLike, names: str | Sequence[str]) -> None:
     Raises:
         PyllamafileError: There is no such entry, or the file needs it, or can't be written.
     """
-    path, names = path_of(path), several(names)
+    path, names = path_of(path), strings(names, "names")
     found = read(path)
     found.check_ours()
     for name in names:

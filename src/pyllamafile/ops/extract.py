@@ -11,7 +11,7 @@ from pyllamafile.appearing import appearing, exists, permitted
 from pyllamafile.copying import Count, counted
 from pyllamafile.errors import AccessError, NotFoundError, RefusedError
 from pyllamafile.llamafile import read
-from pyllamafile.paths import path_of, several
+from pyllamafile.paths import path_of, strings
 from pyllamafile.progress import Progress, silent
 from pyllamafile.zipalign import Member
 
@@ -40,15 +40,18 @@ def extract(
         PyllamafileError: A name is not there or leads outside, a file exists, or the
             content doesn't match its checksum.
     """
-    path, root, names = path_of(path), path_of(directory), several(names)
+    path, root, names = path_of(path), path_of(directory), strings(names, "names")
     members = read(path).members
     for name in names:
         if name not in members:
             raise NotFoundError(f"{path}: has no entry {name!r}", hint="inspect lists them")
     chosen = [members[name] for name in dict.fromkeys(names)] if names else list(members.values())
     chosen = [member for member in chosen if not member.name.endswith("/")]
-    if root.exists() and not root.is_dir():
-        raise RefusedError(f"{root}: not a directory", path=root)
+    try:
+        if root.exists() and not root.is_dir():
+            raise RefusedError(f"{root}: not a directory", path=root)
+    except OSError as error:  # a name too long, a directory that may not be searched
+        raise AccessError(f"{root}: {error.strerror}", path=root) from error
     targets = [(member, _inside(path, root, member)) for member in chosen]
     for _, target in targets:
         if target.exists() and not force:

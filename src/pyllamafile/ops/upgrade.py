@@ -31,7 +31,7 @@ from pyllamafile.llamafile import (
 )
 from pyllamafile.models.source import PathLike
 from pyllamafile.output import check_written, companion_path, write, write_companion
-from pyllamafile.paths import path_of, several
+from pyllamafile.paths import path_of, strings
 from pyllamafile.plan import Engine, Plan
 from pyllamafile.progress import Progress, silent
 from pyllamafile.runtimes import Runtime
@@ -103,10 +103,11 @@ def upgrade(
     """
     tell = progress or silent
     path = path_of(path)
-    path = Path(os.path.realpath(path)) if path.is_symlink() else path  # the link stays one
+    with contextlib.suppress(OSError):  # the reader says why
+        path = Path(os.path.realpath(path)) if path.is_symlink() else path  # the link stays one
     found = _ready(read(path))
     here = tuple(str(runtime["target"]) for runtime in found.runtimes)
-    wanted = tuple(target.name for target in select(several(targets) or here))
+    wanted = tuple(target.name for target in select(strings(targets, "targets") or here))
     gui = not found.ours or found.has_gui
     with contextlib.ExitStack() as scratch:
         if engine is None:

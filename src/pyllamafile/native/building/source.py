@@ -31,6 +31,8 @@ def llama_source(*, progress: Progress | None = None) -> Path:
     """
     tell = progress or silent
     folder = tools.cache() / "source" / f"{SDIST}-{SDIST_VERSION}-{SDIST_SHA256[:12]}"
+    if folder.is_dir():
+        return folder  # without waiting for whoever looks at the same time
     with tools.lock("source", "fetches llama.cpp", tell):
         if not folder.is_dir():
             tell(Step("waiting", "fetching llama.cpp"))

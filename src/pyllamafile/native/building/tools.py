@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 from platformdirs import user_cache_path
 
 from pyllamafile.errors import AccessError, UnavailableError
+from pyllamafile.native.building import aside
 from pyllamafile.progress import Progress, Step
 
 
@@ -80,7 +81,7 @@ def run(
     with (
         path.open("ab" if append else "wb", buffering=0) as file,
         subprocess.Popen(
-            command,
+            aside.command(command),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -90,6 +91,7 @@ def run(
     ):
         assert process.stdout is not None
         try:
+            aside.started(process)
             for line in _lines(process.stdout, file):
                 if each_line:
                     each_line(line.decode(errors="replace"))

@@ -3,7 +3,7 @@
 
 The answers are compared, too: at temperature 0 they must be the same.
 
-    scripts/bench_draft.py --model FILE --draft FILE [--layers N] [--rounds N] [--tokens N]
+    scripts/bench/draft.py --model FILE --draft FILE [--layers N] [--rounds N] [--tokens N]
 
 A draft is for a model many times its size. Who has no such pair of one family says --layers: the
 model then gets as many more as make N, which cost what layers cost and change nothing, since what
@@ -18,12 +18,15 @@ import re
 import signal
 import statistics
 import subprocess
+import sys
 import tempfile
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+
+sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 import in_venv
 

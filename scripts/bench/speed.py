@@ -5,7 +5,7 @@ Upstream is compiled from the same sdist the way its README says (CMake, Release
 gcc -O3 -march=native here), into the cache. Both programs take turns; the medians of several
 rounds are printed with their ratio, which is above 1 where the llamafile is faster.
 
-    scripts/bench_speed.py --model FILE [--rounds N] [--threads N] [--types F16,...] [--level v3]
+    scripts/bench/speed.py --model FILE [--rounds N] [--threads N] [--types F16,...] [--level v3]
         [--peer-flags FLAGS]
 """
 
@@ -19,11 +19,14 @@ import os
 import signal
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 import in_venv
 

@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
 """What packing, inspecting and starting cost, each beside what it is to be measured by.
 
-    scripts/bench_pack.py [--size GIB] [--rounds N] [--folder DIR] [--model FILE]
+    scripts/bench/pack.py [--size GIB] [--rounds N] [--folder DIR] [--model FILE]
         [--parts start,token,pack,care]
 
 Packing: a GGUF of random bytes by `pyllamafile build`, and by `cp` and `sync`, since build does not
 say "done" before the file is on the disk either. They take turns, the model is in the page cache
 for both, and memory was touched before each. Starting: `./f --version` beside the unpacked
 runtime's. First token: the llamafile beside upstream's llama-completion on the bare GGUF, if
-bench_speed.py has compiled that. Care: `build --in-place` and `upgrade` beside reading the file
+speed.py has compiled that. Care: `build --in-place` and `upgrade` beside reading the file
 once with checksums, as `verify` does it, and what they wrote (rusage's blocks); on ext4, or where
 else files can be shifted.
 """
@@ -29,11 +29,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).resolve().parent.parent))
+
 import in_venv
 
 in_venv.ensure("runtimes,test", "pyllamafile", "numpy")
 
-from bench_speed import machine, measured  # noqa: E402
+from speed import machine, measured  # noqa: E402
 
 import pyllamafile  # noqa: E402
 from pyllamafile import native, shift  # noqa: E402
@@ -209,7 +211,7 @@ def care(folder: Path, size: int, rounds: int, target: str) -> None:
 def first_token(folder: Path, rounds: int, model: Path, target: str) -> None:
     found = sorted((native.cache() / "bench").glob("upstream-*/bin/llama-completion"))
     if not found:
-        print("first token: skipped, for bench_speed.py has not compiled upstream's program yet")
+        print("first token: skipped, for speed.py has not compiled upstream's program yet")
         return
     file = pyllamafile.build(model, folder / "m.llamafile", targets=[target], gui=False).path
     threads = str(os.cpu_count())

@@ -1,0 +1,85 @@
+"""The command `advise`."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import click
+
+import pyllamafile
+from pyllamafile.cli.options import complete_files
+from pyllamafile.cli.screen import amount, bold, say, shown
+
+if TYPE_CHECKING:
+    from pyllamafile import Advice
+
+
+def _finite(
+    context: click.Context, parameter: click.Parameter, memory: float | None
+) -> float | None:
+    """Refuse ``nan`` and ``inf``, which are numbers, too, and what no machine has."""
+    if memory is not None and not memory < 1e9:
+        raise click.BadParameter(f"no machine has {memory:g} GB.")
+    return memory
+
+
+@click.command()
+@click.argument("source", metavar="SOURCE", shell_complete=complete_files)
+@click.option(
+    "-c",
+    "--context",
+    type=click.IntRange(min=1),
+    help="Tokens of context.  [default: the model's own, 4096 at most]",
+)
+@click.option(
+    "--memory",
+    type=click.FloatRange(min=0, min_open=True),
+    callback=_finite,
+    metavar="GB",
+    help="The memory of another machine, in units of 10^9 bytes.  [default: this one's]",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def advise(source: str, context: int | None, memory: float | None, as_json: bool) -> None:
+    """Say which format to quantize a model to.
+
+    SOURCE is a GGUF, hf:OWNER/REPO[:FILE-or-quant] or ollama:NAME[:TAG]. From the hub only the
+    header is fetched.
+
+    The sizes follow from the header by the quantizer's own rules. The memory is that of the
+    weights, of keys and values for the context (in F16), and of the buffers for reading 512 tokens
+    at once. It fits if an eighth of the machine's memory stays free. A format that is good for
+    reading is fast with long prompts, and one that is good for writing is fast with long answers.
+    On Windows a file below 4 GiB is one file, and a larger one is two.
+    """
+    machine = int(memory * 1e9) if memory else None
+    advice = pyllamafile.advise(source, context=context, machine=machine)
+    if as_json:
+        click.echo(json.dumps(advice.as_dict(), indent=2))
+    else:
+        _print_advice(advice)
+
+
+def _print_advice(advice: Advice) -> None:
+    facts = [f"{advice.parameters / 1e6:,.0f} million parameters"]
+    facts += [f"quantized to {advice.quantization}"] if advice.quantization else []
+    say(bold(advice.name), f" {shown(', '.join(facts))}")
+    own = f" of {advice.own_context:,}" if advice.own_context else ""
+    machine = f"{amount(advice.usable)} of {amount(advice.machine)}"
+    say(f"  context {advice.context:,}{own} tokens; the machine has {machine} for it")
+    from rich.table import Table
+
+    header = ("format", "file", "memory", "fits", "good for", "Windows")
+    table = Table(*header, box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for row in advice.rows:
+        table.add_row(
+            row.format,
+            amount(row.size),
+            amount(row.memory.total),
+            "yes" if row.fits else "no",
+            row.good_for,
+            "one file" if row.windows else "two files",
+            style="bold" if row.format == advice.recommended else None,
+        )
+    say(table)
+    say(shown(f"{advice.recommended or 'none'}: {advice.reason}"))

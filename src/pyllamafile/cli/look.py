@@ -1,0 +1,233 @@
+"""The commands that look into a file: `inspect`, `verify`, `doctor`, `extract`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import pyllamafile
+from pyllamafile import llamafile
+from pyllamafile.cli import screen
+from pyllamafile.cli.options import PATH, complete_entries
+from pyllamafile.cli.screen import amount, bold, fail, print_table, say, shown, styled
+from pyllamafile.errors import PyllamafileError
+from pyllamafile.models.fit import KINDS
+
+if TYPE_CHECKING:
+    from pyllamafile import EntryFacts, ModelFacts, Report
+
+
+@click.command()
+@click.argument("file", type=PATH)
+@click.option(
+    "-a", "--all", "everything", is_flag=True, help="List every file of the web GUI, too."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, with every entry.")
+def inspect(file: Path, everything: bool, as_json: bool) -> None:
+    """Say what is in a llamafile, a GGUF, or any zip."""
+    report = pyllamafile.inspect(file)
+    if as_json:
+        click.echo(json.dumps(report.as_dict(), indent=2))
+    else:
+        _print_report(report if everything else replace(report, entries=_folded(report.entries)))
+
+
+def _folded(entries: Sequence[EntryFacts]) -> tuple[EntryFacts, ...]:
+    """The same, with the dozens of files of the web GUI as one, and so the notices."""
+    for folder in (llamafile.GUI, llamafile.LICENSES):
+        entries = _with_one_row(entries, folder)
+    return tuple(entries)
+
+
+def _with_one_row(entries: Sequence[EntryFacts], folder: str) -> Sequence[EntryFacts]:
+    files = [entry for entry in entries if entry.name.startswith(folder)]
+    if len(files) < 2:
+        return entries
+    row = replace(
+        files[0],
+        name=f"{folder} ({len(files)} files, --all lists them)",
+        size=sum(entry.size for entry in files),
+        stored_size=sum(entry.stored_size for entry in files),
+        method=", ".join(sorted({entry.method for entry in files})),
+        alignment=min(entry.alignment for entry in files),
+    )
+    at = entries.index(files[0])
+    rest = (entry for entry in entries[at:] if not entry.name.startswith(folder))
+    return (*entries[:at], row, *rest)
+
+
+def _print_report(report: Report) -> None:
+    origin = {"called": report.name, "built by pyllamafile": report.built_by}
+    facts = ", ".join(f"{what} {value}" for what, value in origin.items() if value)
+    say(bold(str(report.path)), f" {amount(report.size)}  {shown(facts)}".rstrip())
+    for label, problem in _problems(report).items():
+        say(f"  {label:<12}  {shown(problem)}")
+    if report.runtimes:
+        say("  " + ", ".join(f"{what} {amount(size)}" for what, size in _shares(report)))
+    for model in report.models:
+        _print_model(model)
+    if report.runtimes:
+        print_table(
+            ("runtime", "llama.cpp", "levels", "offset", "size", "packed", "sha256"),
+            [
+                (
+                    runtime.get("target"),
+                    runtime.get("llama_cpp"),
+                    " ".join(map(str, _list(runtime.get("levels")))),
+                    runtime.get("offset"),
+                    runtime.get("size"),
+                    runtime.get("packed_size"),
+                    str(runtime.get("sha256"))[:16],
+                )
+                for runtime in report.runtimes
+            ],
+        )
+    if report.args_problem:
+        say(bold(".args"))
+        say(f"  {'problem':<12}  {shown(report.args_problem)}")
+    if report.args is not None:
+        say(bold(".args"))
+        for line in report.args.splitlines():
+            say(f"  {shown(line)}")
+    if report.entries:
+        print_table(
+            ("offset", "align", "size", "stored", "method", "entry"),
+            [
+                (
+                    entry.offset,
+                    entry.alignment,
+                    entry.size,
+                    entry.stored_size,
+                    entry.method,
+                    entry.name,
+                )
+                for entry in report.entries
+            ],
+        )
+
+
+def _problems(report: Report) -> dict[str, str]:
+    """What is wrong with the file as a whole, by what to call it."""
+    problems = {}
+    if report.problem:
+        damaged = "its manifest can't be understood: " if report.maker == "damaged" else ""
+        problems["newer" if report.maker == "newer" else "problem"] = damaged + report.problem
+    if report.interrupted:
+        ended = f"pyllamafile upgrade {report.path} ends it"
+        problems["interrupted"] = f"an upgrade of it did not end: {ended}"
+    return problems
+
+
+def _shares(report: Report) -> Iterator[tuple[str, int]]:
+    """What takes how many bytes of the file, down to the last one."""
+    shares: dict[str, list[Any]] = {
+        "runtimes": [runtime.get("packed_size") for runtime in report.runtimes],
+        "weights": [e.stored_size for e in report.entries if e.name.endswith(".gguf")],
+        "web GUI": [e.stored_size for e in report.entries if e.name.startswith(llamafile.GUI)],
+    }
+    left = report.size
+    for what, sizes in shares.items():
+        size = sum(size for size in sizes if isinstance(size, int))
+        left -= size
+        yield what, size
+    yield "other", left
+
+
+def _list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _print_model(model: ModelFacts) -> None:
+    say(bold(model.file))
+    template = model.chat_template
+    rows: dict[str, Any] = {
+        "problem": model.problem,
+        "kind": None if model.kind in (None, "model") else KINDS[model.kind],
+        "name": model.name,
+        "architecture": model.architecture,
+        "parameters": f"{model.parameters:,}" if model.parameters is not None else None,
+        "quantization": model.quantization,
+        "context": f"{model.context_length:,} tokens" if model.context_length else None,
+        "tokenizer": model.tokenizer,
+        "vocabulary": f"{model.vocabulary:,} tokens" if model.vocabulary else None,
+        "tensors": model.tensors,
+        "template": f"{len(template):,} characters" if template else None,
+    }
+    for label, value in rows.items():
+        if value is not None:
+            say(f"  {label:<12}  {shown(str(value))}")
+
+
+@click.command()
+@click.argument("file", type=PATH)
+def verify(file: Path) -> None:
+    """Check everything that is in a llamafile.
+
+    It checks the structure, the alignment, and the checksum and digest of everything in the file,
+    the runtimes included. If something is wrong, it says what and where, and exits with 1.
+    """
+    with screen.progress() as tell:
+        problems = pyllamafile.verify(file, progress=tell)
+    for problem in problems:
+        say(shown(f"{problem.where}: {problem.what}"))
+    if problems:
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        fail(f"{file}: {count}", _ending(file))
+    say(shown(f"{file}: sound"))
+
+
+def _ending(file: Path) -> str | None:
+    """What ends an upgrade that was interrupted."""
+    with contextlib.suppress(PyllamafileError):  # no archive: then it is something else
+        llamafile.read(file).check_whole()
+        return None
+    return f"an upgrade of it was interrupted: pyllamafile upgrade {file} ends it"
+
+
+@click.command()
+@click.argument("file", type=PATH, required=False)
+def doctor(file: Path | None) -> None:
+    """Say why a llamafile doesn't start here, and what helps.
+
+    It looks at FILE, if there is one, and at this machine: damage, permissions, programs that
+    claim files which begin with MZ, the processor, the memory, and the folder that the file
+    unpacks its program to. It exits with 1 if something keeps the file from starting.
+    """
+    findings = pyllamafile.examine(file)
+    for finding in findings:
+        word = styled("problem:", "bold red") if finding.fatal else bold("note:")
+        say(word, shown(finding.what))
+        say(bold("remedy:"), shown(finding.remedy))
+    if any(finding.fatal for finding in findings):
+        sys.exit(1)
+    say(shown(f"{file or 'this machine'}: nothing keeps it from starting"))
+
+
+@click.command()
+@click.argument("file", type=PATH)
+@click.argument("names", nargs=-1, shell_complete=complete_entries)
+@click.option(
+    "-C",
+    "--directory",
+    type=PATH,
+    default=Path(),
+    help="The folder to write to.  [default: this one]",
+)
+@click.option("--force", is_flag=True, help="Replace files that exist.")
+def extract(file: Path, names: tuple[str, ...], directory: Path, force: bool) -> None:
+    """Take entries out of a llamafile or any zip, as files.
+
+    It takes the entries called NAMES, or all. It writes nothing outside of the directory,
+    whatever the names in the file say. The file stays as it is.
+    """
+    with screen.progress() as tell:
+        paths = pyllamafile.extract(file, directory, names, force=force, progress=tell)
+    for path in paths:
+        say(shown(str(path)))

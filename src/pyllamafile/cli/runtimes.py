@@ -1,0 +1,98 @@
+"""The commands `runtimes list` and `runtimes build`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from pyllamafile import native
+from pyllamafile.cli import screen
+from pyllamafile.cli.options import target_option
+from pyllamafile.cli.screen import amount, complain, fail, print_table, say
+from pyllamafile.errors import PyllamafileError
+from pyllamafile.runtimes import Runtime
+from pyllamafile.targets import TARGETS, host, select
+
+
+@click.command("list")
+def list_runtimes() -> None:
+    """Say which runtimes are at hand.
+
+    They are in the package or in the cache.
+    """
+    rows = []
+    for target in TARGETS.values():
+        found = native.find(target)
+        facts = ["not built", *[""] * 5]
+        if found:
+            size, packed = amount(found.size), amount(found.packed_size)
+            levels = " ".join(found.levels)
+            facts = [found.origin, found.llama_cpp, levels, size, packed, found.sha256[:16]]
+        rows.append([target.name, *facts])
+    print_table(("target", "where", "llama.cpp", "levels", "size", "packed", "sha256"), rows)
+
+
+@click.command("build")
+@target_option("A target or a group. Repeat it for several.  [default: this system]")
+@click.option("--all", "everything", is_flag=True, help="Compile all targets.")
+@click.option(
+    "-j",
+    "--jobs",
+    type=click.IntRange(min=1),
+    help="Compilers that run at once.  [default: one per processor]",
+)
+def build_runtimes(targets: tuple[str, ...], everything: bool, jobs: int | None) -> None:
+    """Compile the runtimes that are missing, and the web GUI.
+
+    pip fetches llama.cpp's source, which is in the sdist of llama-cpp-python. zig compiles it, on
+    any system for any target. The web GUI is built at the same time. What is finished stays if
+    something else fails. The same command then goes on from there.
+    """
+    here = host()
+    if everything:
+        wanted = tuple(TARGETS.values())
+    elif targets:
+        wanted = select(targets)
+    elif here:
+        wanted = (here,)
+    else:
+        raise PyllamafileError("this system is no target", hint="name one with --target, or --all")
+    there = {target.name: native.find(target) for target in wanted}
+    for found in filter(None, there.values()):
+        say(_line(found))
+    if gui := native.find_gui():
+        say(_line(gui))
+    missing = [target for target in wanted if not there[target.name]]
+    if not missing and gui:
+        return
+    failed = []
+
+    def complained(name: str, error: PyllamafileError) -> None:
+        complain(error.message, error.hint)
+        failed.append(name)
+
+    with screen.progress(words=True) as tell:
+        native.build_all(
+            missing,
+            gui=not gui,
+            jobs=jobs,
+            progress=tell,
+            finished=lambda made: say(_line(made)),
+            failed=complained,
+        )
+    count = len(missing) + (not gui)
+    if failed and count > 1:
+        fail(
+            f"{len(failed)} of {count} failed: {', '.join(failed)}",
+            hint="what was built stays; the same command tries the rest again",
+        )
+    if failed:
+        sys.exit(1)
+
+
+def _line(made: Runtime | Path) -> str:
+    if isinstance(made, Path):
+        return f"web GUI  {made}"
+    return f"{made.target}  {amount(made.size)}  {made.path}"
