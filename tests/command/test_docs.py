@@ -81,7 +81,7 @@ def page(tmp_path):
         "```sh\npyllamafile build --gguf x.gguf \\\n    --arg --not-ours\n```",
         "```console\n$ ./f --version\n--anything in an output\n```",
         "```sh\npytest -m '' -k name\n```",
-        "`scripts/check_docs --write`, `tests/command/test_docs.py`, `test_the_documentation_is_right`",
+        "`scripts/check_docs --write`, `tests/command/test_docs.py`, `test_what_is_right`",
         "```sh\nPYLLAMAFILE_CACHE=/x sh ./f.llamafile --clean-cache # --nonsense\n```",
     ],
 )

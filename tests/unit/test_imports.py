@@ -90,7 +90,9 @@ GRAPH = {
     "cli.program": {""},
     "cli.options": {"errors", "targets", "zipalign"},
     "cli.advise": {"", "cli.options", "cli.screen"},
-    "cli.build": {"", "arguments", "cli", "cli.options", "cli.screen", "models.forecast", "targets"},
+    "cli.build": {
+        "", "arguments", "cli", "cli.options", "cli.screen", "models.forecast", "targets",
+    },
     "cli.change": {
         "", "cli.options", "cli.screen", "errors", "llamafile", "ops.edit", "zipalign",
     },

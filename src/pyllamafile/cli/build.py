@@ -207,11 +207,11 @@ def build(
         lacking = f"{len(built.missing)} of {len(TARGETS)} targets"
         say(f"  lacking   {lacking} (pyllamafile runtimes build --all)")
     for model in built.base:
-        out.print(f"  no chat   {shown(model)} has no chat format's tokens: it seems a base model")
+        say(f"  no chat   {shown(model)} has no chat format's tokens: it seems a base model")
     if built.own_args:
-        out.print(f"  its own   {shown(' '.join(map(quote, built.own_args)))}")
+        say(f"  its own   {shown(' '.join(map(quote, built.own_args)))}")
     for remark in built.remarks:
-        out.print(f"  left out  {shown(remark)}")
+        say(f"  left out  {shown(remark)}")
     for model in built.untemplated:
         warn(
             f"{model} has no chat template: conversations with it are written in ChatML",
