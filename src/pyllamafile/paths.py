@@ -29,7 +29,8 @@ def path_of(given: str | os.PathLike[str]) -> Path:
             return path
     except UnicodeEncodeError:
         pass
-    raise NotFoundError(f"{str(path)!r}: no such file: a path can't hold such a character")
+    what = "a NUL" if "\0" in str(path) else "such a character"
+    raise NotFoundError(f"{str(path)!r}: no such file: a path can't hold {what}")
 
 
 @overload

@@ -394,7 +394,7 @@ def test_a_target_that_does_not_exist(fails, here):
 def test_what_is_missing_is_not_all(run, here, monkeypatch):
     """`No runtime is at hand` was said where one of several was missing."""
 
-    def refuse(target, progress):
+    def refuse(target, jobs=None, progress=None):
         progress(Step("steps", "building the runtime", 1, 9))
         raise pyllamafile.PyllamafileError("no compiler", "get one")
 

@@ -977,7 +977,8 @@ def _words(text: bytes) -> Iterator[bytes | None]:
 
 
 def _joined(pieces: Sequence[bytes | None]) -> bytes | None:
-    return None if None in pieces else b"".join(piece for piece in pieces if piece is not None)
+    known = b"".join(piece for piece in pieces if piece is not None)
+    return None if None in pieces and b"\0" not in known else known
 
 
 def _pieces(token: re.Match[bytes]) -> list[bytes | None]:

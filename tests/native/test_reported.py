@@ -12,7 +12,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from conftest import Run, serving
+from running import Run, serving
 
 import pyllamafile
 

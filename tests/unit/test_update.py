@@ -16,7 +16,7 @@ from pyllamafile.native.building import driver, seams, source, tools, update
 from pyllamafile.native.building.update import Candidate
 from pyllamafile.progress import Step, silent
 
-PROJECT = Path(__file__).parent.parent
+PROJECT = Path(__file__).parents[2]
 
 TABLE = """
 [[seam]]
