@@ -37,7 +37,7 @@ from pyllamafile.cli.program import Lazy, program
 from pyllamafile.errors import PyllamafileError
 from pyllamafile.models.fit import TEMPLATES
 from pyllamafile.native.building import driver, tools
-from pyllamafile.native.building.aside import Aside
+from pyllamafile.native.building.aside import Aside, StoppedError
 from pyllamafile.progress import Shares, Step
 from pyllamafile.targets import TARGETS
 
@@ -1334,7 +1334,7 @@ def test_an_interruption_ends_what_is_done_aside(here, how):
     code = f"""
 import os, signal, time
 from pyllamafile.native.building import tools
-from pyllamafile.native.building.aside import Aside
+from pyllamafile.native.building.aside import Aside, StoppedError
 signal.signal(signal.SIGTERM, lambda *_: exit(143))
 
 def work():
@@ -1349,6 +1349,22 @@ with Aside(work):
     assert done.returncode in (143, 1, -signal.SIGINT)
     with pytest.raises(ProcessLookupError):
         os.kill(int(done.stdout), 0)
+
+
+def test_nobody_waits_for_what_waits_aside(here):
+    """For a lock, say, that another process has: Ctrl-C ends that, too."""
+    waiting = threading.Event()
+
+    def work():
+        with tools.lock("gui", "builds the web GUI", lambda step: waiting.set()):
+            raise AssertionError("the lock is held")
+
+    with tools.lock("gui", "builds the web GUI", lambda step: None):
+        begin = time.monotonic()
+        with Aside(work) as aside:
+            assert waiting.wait(60)
+        assert time.monotonic() - begin < 30
+    assert isinstance(aside.error, StoppedError)
 
 
 def test_what_is_done_aside_leaves_the_others_first_choice(here):

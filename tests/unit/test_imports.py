@@ -67,7 +67,9 @@ GRAPH = {
     "ops.advise": {
         "errors", "machine", "models.forecast", "models.sources", "paths", "targets",
     },
-    "ops.doctor": {"arguments", "errors", "llamafile", "machine", "ops.verify", "targets"},
+    "ops.doctor": {
+        "arguments", "errors", "llamafile", "machine", "ops.verify", "paths", "targets",
+    },
     "ops.in_place": {
         "copying", "errors", "llamafile", "models.gguf", "models.source", "plan", "progress",
         "shift", "zipalign",

@@ -24,6 +24,7 @@ from pyllamafile import machine as machines
 from pyllamafile.errors import AccessError, PyllamafileError
 from pyllamafile.llamafile import ARGS, Llamafile
 from pyllamafile.ops.verify import verify
+from pyllamafile.paths import path_of
 from pyllamafile.targets import TARGETS, TOO_LARGE, Target, host
 
 TOOLS = ("dd", "gzip", "ls", "uname", "id", "chmod", "touch", "mv", "mkdir", "rm", "wc")
@@ -81,7 +82,7 @@ def examine(
     here = machine or Machine()
     if path is None:
         return [*_processor(here), *_tools(here), *_handlers(here), *_cache(here, 0)]
-    file = Path(path)
+    file = path_of(path)
     found = llamafile.read(file)
     begins = _range(file, 0, 4)
     of_windows, elf = begins[:2] == b"MZ", begins == b"\x7fELF"
