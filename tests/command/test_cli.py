@@ -391,18 +391,6 @@ def test_a_target_that_does_not_exist(fails, here):
     )
 
 
-def test_what_is_missing_is_not_all(run, here, monkeypatch):
-    """`No runtime is at hand` was said where one of several was missing."""
-
-    def refuse(target, progress):
-        progress(Step("steps", "building the runtime", 1, 9))
-        raise pyllamafile.PyllamafileError("no compiler", "get one")
-
-    monkeypatch.setattr(native, "build", refuse)
-    done = run("build", "--gguf", "m.gguf", "--target", "linux-arm64")
-    assert done.err.splitlines()[0].startswith("Not all that goes in is at hand yet: compiling")
-
-
 def test_nobody_is_promised_a_gui(run, here):
     assert "# web GUI and API on" in run("build", "--gguf", "m.gguf").out
     done = run("build", "--gguf", "m.gguf", "--no-gui", "--force")
@@ -492,15 +480,6 @@ def test_it_says_what_is_not_at_hand(
     )
     done = run("build", "--gguf", "m.gguf", *arguments)
     assert (done.code, done.err.splitlines()) == (0, [said] if said else [])
-
-
-def test_without_a_gui_the_file_serves_the_api_alone(run, here):
-    assert run("build", "--gguf", "m.gguf").out.endswith(
-        "# web GUI and API on http://127.0.0.1:8080\n"
-    )
-    done = run("build", "--gguf", "m.gguf", "--no-gui", "--force")
-    assert done.out.endswith("# API on http://127.0.0.1:8080\n")
-    assert "GUI" not in done.out
 
 
 def test_targets_that_nobody_wanted_are_not_lacking(run, here):
