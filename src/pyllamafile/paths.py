@@ -25,12 +25,12 @@ def path_of(given: str | os.PathLike[str]) -> Path:
     """
     path = Path(given)
     try:
-        if b"\0" not in os.fsencode(path):
-            return path
+        problem = "a path can't hold a NUL" if b"\0" in os.fsencode(path) else None
     except UnicodeEncodeError:
-        pass
-    what = "a NUL" if "\0" in str(path) else "such a character"
-    raise NotFoundError(f"{str(path)!r}: no such file: a path can't hold {what}")
+        problem = "a path can't hold half a surrogate pair"
+    if problem:
+        raise NotFoundError(f"{str(path)!r}: no such file: {problem}")
+    return path
 
 
 @overload

@@ -37,7 +37,7 @@ from pyllamafile.cli.program import Lazy, program
 from pyllamafile.errors import PyllamafileError
 from pyllamafile.models.fit import TEMPLATES
 from pyllamafile.native.building import driver, tools
-from pyllamafile.native.building.aside import Aside
+from pyllamafile.native.building.aside import Aside, StoppedError
 from pyllamafile.progress import Shares, Step
 from pyllamafile.targets import TARGETS
 
@@ -391,18 +391,6 @@ def test_a_target_that_does_not_exist(fails, here):
     )
 
 
-def test_what_is_missing_is_not_all(run, here, monkeypatch):
-    """`No runtime is at hand` was said where one of several was missing."""
-
-    def refuse(target, jobs=None, progress=None):
-        progress(Step("steps", "building the runtime", 1, 9))
-        raise pyllamafile.PyllamafileError("no compiler", "get one")
-
-    monkeypatch.setattr(native, "build", refuse)
-    done = run("build", "--gguf", "m.gguf", "--target", "linux-arm64")
-    assert done.err.splitlines()[0].startswith("Not all that goes in is at hand yet: compiling")
-
-
 def test_nobody_is_promised_a_gui(run, here):
     assert "# web GUI and API on" in run("build", "--gguf", "m.gguf").out
     done = run("build", "--gguf", "m.gguf", "--no-gui", "--force")
@@ -492,15 +480,6 @@ def test_it_says_what_is_not_at_hand(
     )
     done = run("build", "--gguf", "m.gguf", *arguments)
     assert (done.code, done.err.splitlines()) == (0, [said] if said else [])
-
-
-def test_without_a_gui_the_file_serves_the_api_alone(run, here):
-    assert run("build", "--gguf", "m.gguf").out.endswith(
-        "# web GUI and API on http://127.0.0.1:8080\n"
-    )
-    done = run("build", "--gguf", "m.gguf", "--no-gui", "--force")
-    assert done.out.endswith("# API on http://127.0.0.1:8080\n")
-    assert "GUI" not in done.out
 
 
 def test_targets_that_nobody_wanted_are_not_lacking(run, here):
@@ -1334,7 +1313,7 @@ def test_an_interruption_ends_what_is_done_aside(here, how):
     code = f"""
 import os, signal, time
 from pyllamafile.native.building import tools
-from pyllamafile.native.building.aside import Aside
+from pyllamafile.native.building.aside import Aside, StoppedError
 signal.signal(signal.SIGTERM, lambda *_: exit(143))
 
 def work():
@@ -1349,6 +1328,22 @@ with Aside(work):
     assert done.returncode in (143, 1, -signal.SIGINT)
     with pytest.raises(ProcessLookupError):
         os.kill(int(done.stdout), 0)
+
+
+def test_nobody_waits_for_what_waits_aside(here):
+    """For a lock, say, that another process has: Ctrl-C ends that, too."""
+    waiting = threading.Event()
+
+    def work():
+        with tools.lock("gui", "builds the web GUI", lambda step: waiting.set()):
+            raise AssertionError("the lock is held")
+
+    with tools.lock("gui", "builds the web GUI", lambda step: None):
+        begin = time.monotonic()
+        with Aside(work) as aside:
+            assert waiting.wait(60)
+        assert time.monotonic() - begin < 30
+    assert isinstance(aside.error, StoppedError)
 
 
 def test_what_is_done_aside_leaves_the_others_first_choice(here):

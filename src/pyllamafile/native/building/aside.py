@@ -15,6 +15,10 @@ Result = TypeVar("Result")
 _NICENESS = 10  # a tenth of what others get, and all that they leave
 
 
+class StoppedError(Exception):
+    """Ends what is done aside; nobody sees it."""
+
+
 class Aside(Generic[Result]):
     """Something that is done in a thread until the `with` ends, which ends its programs, too.
 
@@ -28,7 +32,7 @@ class Aside(Generic[Result]):
         self.nice = nice
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
-        self._stopped = False
+        self.stopped = False
         self._value: list[Result] = []
         self.error: BaseException | None = None
         self._thread = threading.Thread(target=copy_context().run, args=(self._run,))
@@ -51,7 +55,7 @@ class Aside(Generic[Result]):
         traceback: TracebackType | None,
     ) -> None:
         with self._lock:
-            self._stopped = True
+            self.stopped = True
             if self._process:
                 self._process.terminate()
         self._thread.join()
@@ -67,11 +71,22 @@ class Aside(Generic[Result]):
         """Take over a program that the work has just started."""
         with self._lock:
             self._process = process
-            if self._stopped:
+            if self.stopped:
                 process.terminate()
 
 
 _CURRENT: ContextVar[Aside[Any] | None] = ContextVar("aside", default=None)
+
+
+def check() -> None:
+    """Has to be called by whoever waits for something else than a program.
+
+    Raises:
+        StoppedError: Nobody waits for what is done here any more.
+    """
+    aside = _CURRENT.get()
+    if aside and aside.stopped:
+        raise StoppedError
 
 
 def command(words: Sequence[str]) -> Sequence[str]:

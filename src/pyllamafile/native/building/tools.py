@@ -57,13 +57,22 @@ def write(path: Path, content: bytes) -> None:
 def lock(name: str, doing: str, tell: Progress) -> Iterator[None]:
     """Let one process at a time do something; the others wait, and say so."""
     held = FileLock(folder("locks") / name)
-    try:
-        acquired = held.acquire(timeout=0)
-    except Timeout:
+    if not _acquired(held, 0):
         tell(Step("waiting", f"waiting for another pyllamafile that {doing}"))
-        acquired = held.acquire(poll_interval=0.2)
-    with acquired:
+        while not _acquired(held, 0.2):
+            aside.check()
+    try:
         yield
+    finally:
+        held.release()
+
+
+def _acquired(held: FileLock, seconds: float) -> bool:
+    try:
+        held.acquire(timeout=seconds)
+    except Timeout:
+        return False
+    return True
 
 
 def run(
