@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import gzip
+import http.client
 import json
 import os
 import re
+import signal
 import subprocess
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
+import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import Run, serving
+from conftest import Run, need, serving
 
 import pyllamafile
 
@@ -212,7 +217,6 @@ def test_args_that_windows_editors_wrote(
     file.write_bytes(llamafile.read_bytes())
     file.chmod(0o755)
     args = written(tmp_path / ".args", f"# note\n-p '{PROMPT}'\n{' '.join(GREEDY)}\n", encoding)
-    import zipfile
 
     with zipfile.ZipFile(file, "a") as archive:
         archive.write(args, ".args")
@@ -327,3 +331,81 @@ def test_threads_are_as_many_as_there_are_processors(
         note = done.stderr.decode().splitlines()[0]
         assert note.startswith("note: ")
         assert note.endswith(f"this machine has {most} processors, so {most} threads compute")
+
+
+# the page
+
+
+def asked(url: str, method: str, path: str, **headers: str) -> tuple[int, bytes, dict[str, str]]:
+    """An answer as it comes: neither redirected nor unpacked."""
+    address = urllib.parse.urlsplit(url)
+    connection = http.client.HTTPConnection(str(address.hostname), address.port, timeout=30)
+    try:
+        connection.putrequest(method, path, skip_accept_encoding=True)
+        for name, value in headers.items():
+            connection.putheader(name.replace("_", "-"), value)
+        connection.endheaders()
+        answer = connection.getresponse()
+        return answer.status, answer.read(), dict(answer.getheaders())
+    finally:
+        connection.close()
+
+
+def test_seam_the_page_is_for_clients_without_gzip(llamafile: Path) -> None:
+    with zipfile.ZipFile(llamafile) as archive:
+        page, worker = archive.read("ui/index.html"), archive.read("ui/sw.js")
+    with serving(llamafile, *SERVER) as url:
+        for path, expected in (("/", page), ("/index.html", page), ("/sw.js", worker)):
+            status, body, headers = asked(url, "GET", path)
+            assert (status, body) == (200, expected)
+            assert "Content-Encoding" not in headers
+            status, body, headers = asked(url, "HEAD", path)
+            assert (status, body, headers["Content-Length"]) == (200, b"", str(len(expected)))
+        status, body, headers = asked(url, "GET", "/", Accept_Encoding="gzip, br")
+        assert (status, headers["Content-Encoding"]) == (200, "gzip")
+        assert gzip.decompress(body) == page
+        tag = asked(url, "GET", "/")[2]["ETag"]
+        assert tag != headers["ETag"]
+        assert asked(url, "GET", "/", If_None_Match=tag)[0] == 304
+
+
+def test_seam_the_prefix_leads_to_the_page(llamafile: Path) -> None:
+    with serving(llamafile, *SERVER, "--api-prefix", "/llm", "--api-key", "k") as url:
+        status, _, headers = asked(url, "GET", "/llm")
+        assert (status, headers["Location"]) == (302, "/llm/")
+        assert asked(url, "GET", "/llm/")[0] == 200
+        assert asked(url, "GET", "/llm/props")[0] == 401
+
+
+# the first process of a container
+
+
+@pytest.mark.parametrize("phase", ["-p", "loading", "ready", "--chat"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_end_the_first_process(phase: str, number: signal.Signals, llamafile: Path) -> None:
+    unshare = need("unshare", "util-linux")
+    inside = [unshare, "--pid", "--fork", "--kill-child", "--mount-proc"]
+    if subprocess.run([*inside, "true"], capture_output=True).returncode != 0:
+        pytest.skip("no PID namespaces to be had here")
+    mode = {
+        "-p": ("-p", "Once", "-n", "100000", "-c", "8192", "--ignore-eos"),
+        "--chat": ("--chat",),
+    }.get(phase, SERVER)
+    process = subprocess.Popen(
+        [*inside, llamafile, *mode], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    try:
+        if phase == "-p":
+            assert process.stdout.read(4) == b"Once"
+        elif phase == "ready":
+            assert b"is ready" in process.stdout.readline()
+        else:
+            time.sleep(0.4)
+        (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(child), number)
+        code = process.wait(timeout=15)
+    finally:
+        process.kill()
+        process.communicate()
+    assert code == (0 if phase == "ready" else 128 + number)
