@@ -409,3 +409,82 @@ def test_signals_end_the_first_process(phase: str, number: signal.Signals, llama
         process.kill()
         process.communicate()
     assert code == (0 if phase == "ready" else 128 + number)
+
+
+# reasons, and texts to stop at
+
+
+def test_the_reason_reaches_the_user(llamafile: Path, run: Run) -> None:
+    schema = '{"type": "string", "pattern": "^(a$"}'
+    refused(run(llamafile, "-p", PROMPT, "-j", schema), "JSON schema", "unbalanced parentheses")
+    refused(run(llamafile, "-p", PROMPT, "-j", "{"), "-j {", "parse error")
+
+
+@pytest.mark.parametrize("stop", ["", [""], ["", "Paris"]])
+def test_seam_an_empty_stop_stops_nothing(stop: str | list[str], server: str) -> None:
+    body = {"prompt": PROMPT, "max_tokens": 6, "temperature": 0, "stop": stop}
+    request = urllib.request.Request(
+        server + "v1/completions",
+        json.dumps(body).encode(),
+        {"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        text = json.loads(answer.read())["choices"][0]["text"]
+    assert text == " " if "Paris" in stop else "Paris" in text
+
+
+# what a GGUF may say
+
+
+def rewritten(model: Path, path: Path, alignment: int = 32, template: str | None = None) -> Path:
+    """The same weights, with another alignment or another template for chats."""
+    import gguf
+
+    reader = gguf.GGUFReader(model)
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_custom_alignment(alignment)
+    left_out = {"general.architecture", "general.alignment"}
+    if template is not None:
+        writer.add_chat_template(template)
+        left_out.add("tokenizer.chat_template")
+    for key, field in reader.fields.items():
+        if not key.startswith("GGUF.") and key not in left_out:
+            element = field.types[-1] if len(field.types) > 1 else None
+            writer.add_key_value(key, field.contents(), field.types[0], element)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.mark.parametrize("alignment", [1, 8, 16, 64])
+def test_any_alignment_runs(
+    alignment: int, llamafile: Path, model: Path, run: Run, answer: bytes, tmp_path: Path
+) -> None:
+    file = rewritten(model, tmp_path / "a.gguf", alignment)
+    done = run(llamafile, "-m", file, "-p", PROMPT, *GREEDY)
+    assert (done.returncode, done.stdout) == (0, answer)
+    assert done.stderr.count(b"not aligned") == (1 if alignment < 32 else 0)
+
+
+@pytest.mark.parametrize("template", ["{% for %}", "{{ raise_exception('no') }}", "{{"])
+def test_a_broken_template_stops_no_completion(
+    template: str, llamafile: Path, model: Path, run: Run, answer: bytes, tmp_path: Path
+) -> None:
+    file = rewritten(model, tmp_path / "a.gguf", template=template)
+    done = run(llamafile, "-m", file, "-p", PROMPT, *GREEDY)
+    assert (done.returncode, done.stdout, done.stderr) == (0, answer, b"")
+
+
+def test_a_long_text_is_embedded_by_default(llamafile: Path) -> None:
+    with serving(llamafile, *SERVER, "--embeddings", "--pooling", "mean") as url:
+        body = json.dumps({"input": "word " * 3000, "model": "any"}).encode()
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(url + "v1/embeddings", body, headers)
+        with urllib.request.urlopen(request, timeout=240) as answer:
+            found = json.loads(answer.read())
+    assert found["usage"]["prompt_tokens"] > 3000
+    assert len(found["data"][0]["embedding"]) == 576
