@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import gzip
+import http.client
 import json
 import os
 import re
+import signal
 import subprocess
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
+import zipfile
 from pathlib import Path
 
 import pytest
-from running import Run, serving
+from running import need, serving
 
 import pyllamafile
 
@@ -212,7 +217,6 @@ def test_args_that_windows_editors_wrote(
     file.write_bytes(llamafile.read_bytes())
     file.chmod(0o755)
     args = written(tmp_path / ".args", f"# note\n-p '{PROMPT}'\n{' '.join(GREEDY)}\n", encoding)
-    import zipfile
 
     with zipfile.ZipFile(file, "a") as archive:
         archive.write(args, ".args")
@@ -327,3 +331,160 @@ def test_threads_are_as_many_as_there_are_processors(
         note = done.stderr.decode().splitlines()[0]
         assert note.startswith("note: ")
         assert note.endswith(f"this machine has {most} processors, so {most} threads compute")
+
+
+# the page
+
+
+def asked(url: str, method: str, path: str, **headers: str) -> tuple[int, bytes, dict[str, str]]:
+    """An answer as it comes: neither redirected nor unpacked."""
+    address = urllib.parse.urlsplit(url)
+    connection = http.client.HTTPConnection(str(address.hostname), address.port, timeout=30)
+    try:
+        connection.putrequest(method, path, skip_accept_encoding=True)
+        for name, value in headers.items():
+            connection.putheader(name.replace("_", "-"), value)
+        connection.endheaders()
+        answer = connection.getresponse()
+        return answer.status, answer.read(), dict(answer.getheaders())
+    finally:
+        connection.close()
+
+
+def test_seam_the_page_is_for_clients_without_gzip(llamafile: Path) -> None:
+    with zipfile.ZipFile(llamafile) as archive:
+        page, worker = archive.read("ui/index.html"), archive.read("ui/sw.js")
+    with serving(llamafile, *SERVER) as url:
+        for path, expected in (("/", page), ("/index.html", page), ("/sw.js", worker)):
+            status, body, headers = asked(url, "GET", path)
+            assert (status, body) == (200, expected)
+            assert "Content-Encoding" not in headers
+            status, body, headers = asked(url, "HEAD", path)
+            assert (status, body, headers["Content-Length"]) == (200, b"", str(len(expected)))
+        status, body, headers = asked(url, "GET", "/", Accept_Encoding="gzip, br")
+        assert (status, headers["Content-Encoding"]) == (200, "gzip")
+        assert gzip.decompress(body) == page
+        tag = asked(url, "GET", "/")[2]["ETag"]
+        assert tag != headers["ETag"]
+        assert asked(url, "GET", "/", If_None_Match=tag)[0] == 304
+
+
+def test_seam_the_prefix_leads_to_the_page(llamafile: Path) -> None:
+    with serving(llamafile, *SERVER, "--api-prefix", "/llm", "--api-key", "k") as url:
+        status, _, headers = asked(url, "GET", "/llm")
+        assert (status, headers["Location"]) == (302, "/llm/")
+        assert asked(url, "GET", "/llm/")[0] == 200
+        assert asked(url, "GET", "/llm/props")[0] == 401
+
+
+# the first process of a container
+
+
+@pytest.mark.parametrize("phase", ["-p", "loading", "ready", "--chat"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_end_the_first_process(phase: str, number: signal.Signals, llamafile: Path) -> None:
+    unshare = need("unshare", "util-linux")
+    inside = [unshare, "--pid", "--fork", "--kill-child", "--mount-proc"]
+    if subprocess.run([*inside, "true"], capture_output=True).returncode != 0:
+        pytest.skip("no PID namespaces to be had here")
+    mode = {
+        "-p": ("-p", "Once", "-n", "100000", "-c", "8192", "--ignore-eos"),
+        "--chat": ("--chat",),
+    }.get(phase, SERVER)
+    process = subprocess.Popen(
+        [*inside, llamafile, *mode], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    try:
+        if phase == "-p":
+            assert process.stdout.read(4) == b"Once"
+        elif phase == "ready":
+            assert b"is ready" in process.stdout.readline()
+        else:
+            time.sleep(0.4)
+        (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(child), number)
+        code = process.wait(timeout=15)
+    finally:
+        process.kill()
+        process.communicate()
+    assert code == (0 if phase == "ready" else 128 + number)
+
+
+# reasons, and texts to stop at
+
+
+def test_the_reason_reaches_the_user(llamafile: Path, run: Run) -> None:
+    schema = '{"type": "string", "pattern": "^(a$"}'
+    refused(run(llamafile, "-p", PROMPT, "-j", schema), "JSON schema", "unbalanced parentheses")
+    refused(run(llamafile, "-p", PROMPT, "-j", "{"), "-j {", "parse error")
+
+
+@pytest.mark.parametrize("stop", ["", [""], ["", "Paris"]])
+def test_seam_an_empty_stop_stops_nothing(stop: str | list[str], server: str) -> None:
+    body = {"prompt": PROMPT, "max_tokens": 6, "temperature": 0, "stop": stop}
+    request = urllib.request.Request(
+        server + "v1/completions",
+        json.dumps(body).encode(),
+        {"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        text = json.loads(answer.read())["choices"][0]["text"]
+    assert text == " " if "Paris" in stop else "Paris" in text
+
+
+# what a GGUF may say
+
+
+def rewritten(model: Path, path: Path, alignment: int = 32, template: str | None = None) -> Path:
+    """The same weights, with another alignment or another template for chats."""
+    import gguf
+
+    reader = gguf.GGUFReader(model)
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_custom_alignment(alignment)
+    left_out = {"general.architecture", "general.alignment"}
+    if template is not None:
+        writer.add_chat_template(template)
+        left_out.add("tokenizer.chat_template")
+    for key, field in reader.fields.items():
+        if not key.startswith("GGUF.") and key not in left_out:
+            element = field.types[-1] if len(field.types) > 1 else None
+            writer.add_key_value(key, field.contents(), field.types[0], element)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.mark.parametrize("alignment", [1, 8, 16, 64])
+def test_any_alignment_runs(
+    alignment: int, llamafile: Path, model: Path, run: Run, answer: bytes, tmp_path: Path
+) -> None:
+    file = rewritten(model, tmp_path / "a.gguf", alignment)
+    done = run(llamafile, "-m", file, "-p", PROMPT, *GREEDY)
+    assert (done.returncode, done.stdout) == (0, answer)
+    assert done.stderr.count(b"not aligned") == (1 if alignment < 32 else 0)
+
+
+@pytest.mark.parametrize("template", ["{% for %}", "{{ raise_exception('no') }}", "{{"])
+def test_a_broken_template_stops_no_completion(
+    template: str, llamafile: Path, model: Path, run: Run, answer: bytes, tmp_path: Path
+) -> None:
+    file = rewritten(model, tmp_path / "a.gguf", template=template)
+    done = run(llamafile, "-m", file, "-p", PROMPT, *GREEDY)
+    assert (done.returncode, done.stdout, done.stderr) == (0, answer, b"")
+
+
+def test_a_long_text_is_embedded_by_default(llamafile: Path) -> None:
+    with serving(llamafile, *SERVER, "--embeddings", "--pooling", "mean") as url:
+        body = json.dumps({"input": "word " * 3000, "model": "any"}).encode()
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(url + "v1/embeddings", body, headers)
+        with urllib.request.urlopen(request, timeout=240) as answer:
+            found = json.loads(answer.read())
+    assert found["usage"]["prompt_tokens"] > 3000
+    assert len(found["data"][0]["embedding"]) == 576

@@ -63,6 +63,15 @@ bool is_half_a_number(const common_arg & option, const std::string & text) {
     return kind != number::NONE && !is_number(text, kind);
 }
 
+// The lines of a message as one: behind the first there may be the reason.
+std::string one_line(const std::string & message) {
+    std::string out;
+    for (const char c : message.substr(0, message.find_last_not_of(" \n") + 1)) {
+        out += c == '\n' ? ' ' : c;
+    }
+    return out;
+}
+
 // What llama.cpp says to the value of an option, in one line; empty if it takes it.
 std::string refusal(const common_arg & option, const std::string & value) {
     static const std::set<std::string> READ = {
@@ -93,7 +102,7 @@ std::string refusal(const common_arg & option, const std::string & value) {
         }
     } catch (const std::exception & problem) {
         const std::string what = problem.what();
-        return is_conversion(what) ? NO_NUMBER : what.substr(0, what.find('\n'));
+        return is_conversion(what) ? NO_NUMBER : one_line(what);
     }
     return is_half_a_number(option, value) ? NO_NUMBER : "";
 }

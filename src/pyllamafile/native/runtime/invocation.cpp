@@ -13,6 +13,7 @@
 #include "system/threads.h"
 #include "weights.h"
 
+#include <algorithm>
 #include <cctype>
 #include <cstdio>
 #include <cstdlib>
@@ -208,6 +209,25 @@ void leave_out_for(const choice & mode, arguments & args, const flag_table & fla
     }
 }
 
+bool is_set(const char * variable) {
+    return getenv(variable) != nullptr;
+}
+
+// A text to embed is computed as a whole: by default, whatever fits the model's context is, up to
+// a size whose matrices any machine has room for.
+void widen_batches(arguments & args, const flag_table & flags, uint32_t trained) {
+    const uint32_t most = 8192; // tokens
+    const bool embeds =
+        flags.has(args, { "--embedding", "--embeddings", "--rerank", "--reranking" }) ||
+        is_set("LLAMA_ARG_EMBEDDINGS") || is_set("LLAMA_ARG_RERANKING");
+    const bool given = flags.has(args, { "-b", "--batch-size", "-ub", "--ubatch-size" }) ||
+                       is_set("LLAMA_ARG_BATCH") || is_set("LLAMA_ARG_UBATCH");
+    if (embeds && !given && trained > 512) { // upstream's default
+        const std::string tokens = std::to_string(std::min(trained, most));
+        args.insert(args.end(), { "-b", tokens, "-ub", tokens });
+    }
+}
+
 // Puts the weights into the arguments under a name that weights.cpp can open again. Returns what to
 // call them.
 std::string choose_weights(arguments & args, const flag_table & flags, const mode & chosen) {
@@ -248,11 +268,15 @@ std::string choose_weights(arguments & args, const flag_table & flags, const mod
     }
     // the tokenizer is read, never mapped
     if (!found.mappable() && chosen.tool != llama_tokenize_main) {
+        const bool moved = found.offset % weights::TENSOR_ALIGNMENT != 0;
         fprintf(stderr,
-                "warning: the weights in %s are not aligned (some zip tool moved them): read into "
-                "memory instead of mapped\n",
-                found.path.c_str());
+                "warning: the weights in %s are not aligned%s: read into memory instead of "
+                "mapped\n",
+                found.path.c_str(), moved ? " (some zip tool moved them)" : "");
         args.insert(args.end(), { "--load-mode", "none" });
+    }
+    if (chosen.tool == llama_server) {
+        widen_batches(args, flags, found.context);
     }
     std::string called = found.member.empty() ? found.path : found.member;
     called = called.substr(called.rfind('/') + 1);
@@ -373,6 +397,12 @@ invocation read_invocation(const arguments & own, const arguments & user) {
                                       "--interactive-first" });
     if (out.scripted) {
         keep_output_clean(args, flags);
+        if (chosen.tool == llama_completion) {
+            // not used, but upstream reads it, and ends where it can't
+            flags.take(args, TEMPLATE);
+            flags.take(args, { "--no-jinja" });
+            first.insert(first.end(), { "--no-jinja", "--chat-template", "chatml" });
+        }
     }
     if (wants_log(args, flags)) {
         fprintf(stderr, "pyllamafile %s for %s, CPU level %s\n", RUNTIME_VERSION, RUNTIME_TARGET,

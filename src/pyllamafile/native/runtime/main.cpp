@@ -136,6 +136,7 @@ std::string own_llamafile() {
 
 int main(int argc, char ** argv) {
     prepare_streams();
+    prepare_signals();
     arguments user = command_line(argc, argv);
     // How the launch script finds out whether programs may run where it unpacked this one.
     if (user.size() == 1 && user[0] == "--probe") {

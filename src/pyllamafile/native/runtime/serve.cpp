@@ -1,6 +1,7 @@
 #include "serve.h"
 
 #include "seams/ui.h"
+#include "system/system.h"
 
 #include <cpp-httplib/httplib.h>
 
@@ -208,7 +209,8 @@ void on_interrupt(int signal) {
 bool take_over_signals() {
     struct sigaction action = {};
     sigaction(SIGINT, nullptr, &action);
-    if (action.sa_handler == SIG_DFL || action.sa_handler == SIG_IGN) {
+    if (action.sa_handler == SIG_DFL || action.sa_handler == SIG_IGN ||
+        action.sa_handler == end_at_once) {
         return false;
     }
     upstreams_handler = action.sa_handler;

@@ -85,23 +85,43 @@ const std::vector<llama_ui_asset> & llama_ui_get_assets() {
                 twin.name.insert(0, folder);
                 out.push_back(std::move(twin));
             }
-            out.push_back(out.front());
-            out.back().name = folder; // the index
+            for (const std::string & name : { folder, ui_prefix.substr(1) }) { // the index
+                out.push_back(out.front());
+                out.back().name = name;
+            }
         }
         return out;
     }();
     return assets;
 }
 
+static thread_local bool inflate = false;
+
 const llama_ui_asset * llama_ui_find_asset(const std::string & name) {
     for (const llama_ui_asset & asset : llama_ui_get_assets()) {
-        if (asset.name == name) {
+        if (asset.name != name) {
+            continue;
+        }
+        const entry * member = own_container.find(FOLDER + name);
+        if (!inflate || member == nullptr) {
             return &asset;
         }
+        static thread_local std::string content;
+        static thread_local llama_ui_asset inflated;
+        content = own_container.content(*member);
+        inflated = { name, (const unsigned char *)content.data(), content.size(),
+                     asset.etag.substr(0, asset.etag.size() - 1) + "-inflated\"", asset.type };
+        return &inflated;
     }
     return nullptr;
 }
 
+// The server asks for every request, before it looks whether the client takes gzip.
 bool llama_ui_use_gzip() {
+    inflate = false;
     return true;
+}
+
+void llama_ui_inflate() {
+    inflate = true;
 }

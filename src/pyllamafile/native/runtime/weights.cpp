@@ -271,10 +271,11 @@ std::string check_header(range_reader & in, weights & out) {
                    ? "a big-endian GGUF, which this program can't read"
                    : "GGUF version " + std::to_string(version) + ", which this program can't read";
     }
-    uint64_t alignment = 32;
     std::string kind;
     out.architecture.clear();
     out.embeds = false;
+    out.alignment = 32;
+    out.context = 0;
     for (uint64_t i = 0; i < values; i++) {
         std::string key;
         uint32_t type;
@@ -283,11 +284,14 @@ std::string check_header(range_reader & in, weights & out) {
         }
         out.embeds = out.embeds || ends_with(key, ".pooling_type");
         if (key == "general.alignment" && type == TYPE_UINT32) {
-            uint32_t given;
-            if (!in.read(given) || given == 0 || (given & (given - 1)) != 0) {
+            const uint32_t & given = out.alignment;
+            if (!in.read(out.alignment) || given == 0 || (given & (given - 1)) != 0) {
                 return "damaged: its alignment is no power of two";
             }
-            alignment = given;
+        } else if (ends_with(key, ".context_length") && type == TYPE_UINT32) {
+            if (!in.read(out.context)) {
+                return TRUNCATED;
+            }
         } else if (key == "general.type" && type == TYPE_STRING) {
             if (!read_string(in, kind)) {
                 return TRUNCATED;
@@ -329,7 +333,7 @@ std::string check_header(range_reader & in, weights & out) {
         data = std::max(data, offset + row * rows);
     }
     const uint64_t header = size - in.remaining();
-    const uint64_t start = (header + alignment - 1) / alignment * alignment;
+    const uint64_t start = (header + out.alignment - 1) / out.alignment * out.alignment;
     if (data > 0 && (start > size || data > size - start)) {
         return "cut off: " + std::to_string(data + start - size) +
                " bytes of its tensors are missing";

@@ -19,12 +19,14 @@ struct weights {
     uint64_t size;      // its bytes
     weights_kind kind;
     std::string architecture;
-    bool embeds; // a model that is made for embeddings
+    bool embeds;        // a model that is made for embeddings
+    uint32_t alignment; // of its tensors, bytes
+    uint32_t context;   // that it was trained on, tokens; 0 if it doesn't say
 
     // ggml maps tensors only at multiples of this (ggml-impl.h).
     static const uint64_t TENSOR_ALIGNMENT = 32;
     bool mappable() const {
-        return offset % TENSOR_ALIGNMENT == 0;
+        return offset % TENSOR_ALIGNMENT == 0 && alignment % TENSOR_ALIGNMENT == 0;
     }
 
     // What to hand to llama.cpp so that it finds the same bytes, and the parts of a split

@@ -20,3 +20,5 @@ struct llama_ui_asset {
 const llama_ui_asset * llama_ui_find_asset(const std::string & name);
 const std::vector<llama_ui_asset> & llama_ui_get_assets();
 bool llama_ui_use_gzip();
+// Who asks doesn't take gzip: what this thread asks for next is inflated.
+void llama_ui_inflate();

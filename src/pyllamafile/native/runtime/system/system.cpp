@@ -16,13 +16,17 @@
 #include "system/wide.h"
 #elif defined(__linux__)
 #include <limits.h>
-#include <unistd.h>
 #elif defined(__FreeBSD__) || defined(__NetBSD__)
 // clang-format off
 #include <sys/types.h>
 #include <sys/sysctl.h>
 // clang-format on
 #include <limits.h>
+#endif
+
+#ifndef _WIN32
+#include <signal.h>
+#include <unistd.h>
 #endif
 
 bool flushed() {
@@ -36,6 +40,8 @@ bool flushed() {
 }
 
 #ifdef _WIN32
+
+void prepare_signals() {}
 
 // Output is bytes: what is generated ends its lines with LF, as on every other system. Input
 // stays text, because what Windows pipes into a program ends them with CR LF.
@@ -64,6 +70,17 @@ std::string own_path() {
 #else
 
 void prepare_streams() {}
+
+void end_at_once(int signal) {
+    _exit(128 + signal);
+}
+
+void prepare_signals() {
+    if (getpid() == 1) {
+        signal(SIGINT, end_at_once);
+        signal(SIGTERM, end_at_once);
+    }
+}
 
 arguments command_line(int argc, char ** argv) {
     arguments out;

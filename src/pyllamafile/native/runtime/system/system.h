@@ -12,6 +12,11 @@ void prepare_streams();
 // Whether all that was printed got where it should; says so if it didn't.
 bool flushed();
 
+// A process of number 1, which a container's first one is, ends on no signal that it has no handler
+// for (pid_namespaces(7)): gives it one, until the tools have theirs. No matter on Windows.
+void prepare_signals();
+void end_at_once(int signal);
+
 // The arguments behind the program's name, in UTF-8.
 arguments command_line(int argc, char ** argv);
 
