@@ -71,7 +71,7 @@ bool web_is_loopback(const std::string & host) {
     return host == "localhost" || host == "::1" || (is_literal(host) && host.rfind("127.", 0) == 0);
 }
 
-bool web_is_other_page(const web_policy & policy, const web_request & request) {
+bool web_is_other_page(const web_request & request) {
     const std::string authority = authority_of(lower(request.origin));
     return !request.origin.empty() && authority != lower(request.host);
 }
@@ -82,7 +82,7 @@ std::string web_refusal(const web_policy & policy, const web_request & request) 
         return "this server is not called " + request.host + ": --allow-host " +
                host_of(request.host) + " allows it";
     }
-    if (!web_is_other_page(policy, request)) {
+    if (!web_is_other_page(request)) {
         // Pictures, frames and forms of other pages may come without an origin. A link may lead here.
         const bool other = request.site == "cross-site" || request.site == "same-site";
         const bool link = request.mode == "navigate" && request.dest == "document";

@@ -23,9 +23,9 @@ struct web_request {
 // Why a request is refused, in one line that names the flag which allows it; empty if it isn't.
 std::string web_refusal(const web_policy & policy, const web_request & request);
 
-// Whether the request comes from a page that only --allow-origin or --allow-host lets in: then the
+// Whether the request comes from a page that is not the server's own. If it isn't refused, the
 // browser shows that page the answer only if the answer names the page.
-bool web_is_other_page(const web_policy & policy, const web_request & request);
+bool web_is_other_page(const web_request & request);
 
 // Whether a host is one that only this machine can reach.
 bool web_is_loopback(const std::string & host);
