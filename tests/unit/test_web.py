@@ -1,4 +1,4 @@
-"""Which web pages may use a server: web.cpp's rules, asked directly."""
+"""Which web pages may use a server: pages.cpp's rules, asked directly."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
     """Asks the compiled rules for one refusal."""
     clang = need("clang++", "clang")
     program = tmp_path_factory.mktemp("web") / "web"
-    sources = [Path(__file__).with_name("web_policy.cpp"), RUNTIME / "web.cpp"]
-    flags = ["-std=c++17", "-Wall", "-Wextra", "-Werror", f"-I{RUNTIME}"]
+    sources = [Path(__file__).with_name("web_policy.cpp"), RUNTIME / "web" / "pages.cpp"]
+    flags = ["-std=c++17", "-Wall", "-Wextra", "-Werror", f"-I{RUNTIME / 'web'}"]
     subprocess.run([clang, *flags, *sources, "-o", program], check=True)
 
     def ask(*fields: str) -> str:

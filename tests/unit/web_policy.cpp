@@ -1,5 +1,5 @@
-// Asks web.cpp: a request a line, fields parted by tabs; answers with the refusal.
-#include "web.h"
+// Asks pages.cpp: a request a line, fields parted by tabs; answers with the refusal.
+#include "pages.h"
 
 #include <iostream>
 #include <sstream>

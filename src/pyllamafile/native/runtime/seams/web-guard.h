@@ -1,4 +1,4 @@
-// In front of server-http.cpp: web_guard.cpp decides which pages and which keys the server takes.
+// In front of server-http.cpp: web/guard.cpp decides which pages and which keys the server takes.
 #pragma once
 
 #include <cpp-httplib/httplib.h>

@@ -1,6 +1,6 @@
-// web.cpp's rules, asked for every request of the server before anything else looks at it.
+// The rules of pages.cpp, asked for every request of the server before anything else looks at it.
 
-#include "web_guard.h"
+#include "guard.h"
 
 #include "seams/web-guard.h"
 

@@ -1,4 +1,4 @@
-#include "web.h"
+#include "pages.h"
 
 #include <algorithm>
 
@@ -83,7 +83,8 @@ std::string web_refusal(const web_policy & policy, const web_request & request) 
                host_of(request.host) + " allows it";
     }
     if (!web_is_other_page(request)) {
-        // Pictures, frames and forms of other pages may come without an origin. A link may lead here.
+        // Pictures, frames and forms of other pages may come without an origin. A link may lead
+        // here.
         const bool other = request.site == "cross-site" || request.site == "same-site";
         const bool link = request.mode == "navigate" && request.dest == "document";
         if (!request.origin.empty() || !other || link || has(policy.origins, "*")) {

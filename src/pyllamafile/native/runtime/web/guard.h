@@ -1,6 +1,6 @@
 #pragma once
 
-#include "web.h"
+#include "pages.h"
 
 // The rules of this server, for it and for the processes that it starts.
 void web_set_policy(const web_policy & rules);
