@@ -112,10 +112,11 @@ const translation OLD_NAMES[] = {
 
 // The flags that llama.cpp doesn't know, and how many values each takes.
 std::map<std::string, size_t> our_flags() {
-    std::map<std::string, size_t> out = { { "--gpu", 1 },      { "--help", 0 },
-                                          { "-h", 0 },         { "--usage", 0 },
-                                          { "--help-all", 0 }, { "--version", 0 },
-                                          { "--licenses", 0 }, { "--nobrowser", 0 } };
+    std::map<std::string, size_t> out = {
+        { "--gpu", 1 },        { "--help", 0 },         { "-h", 0 },          { "--usage", 0 },
+        { "--help-all", 0 },   { "--version", 0 },      { "--licenses", 0 },  { "--nobrowser", 0 },
+        { "--allow-host", 1 }, { "--allow-origin", 1 }, { "--no-api-key", 0 }
+    };
     for (const mode & known : MODES) {
         out[known.flag] = 0;
     }
@@ -497,6 +498,7 @@ int main(int argc, char ** argv) {
         own_program = argv[0];
     }
     if (is_routers_child(user)) {
+        web_take_over_policy();
         return call(llama_server, argv[0], user);
     }
     // The launch script says which file this is the runtime of.

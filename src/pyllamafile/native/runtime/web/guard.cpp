@@ -2,9 +2,11 @@
 
 #include "guard.h"
 
-#include "seams/web-guard.h"
+#include "../seams/web-guard.h"
 
+#include <algorithm>
 #include <cstdlib>
+#include <random>
 
 namespace {
 
@@ -31,6 +33,45 @@ std::vector<std::string> split(const std::string & text, char at) {
     return out;
 }
 
+// The values of every occurrence of a flag, which goes.
+std::vector<std::string> taken(arguments & args, const flag_table & flags, const char * flag) {
+    std::vector<std::string> out;
+    for (size_t at; (at = flags.find(args, { flag })) + 1 < args.size();) {
+        std::string value = args[at + 1];
+        while (!value.empty() && value.back() == '/') {
+            value.pop_back();
+        }
+        for (char & c : value) {
+            c = c >= 'A' && c <= 'Z' ? (char)(c - 'A' + 'a') : c;
+        }
+        out.push_back(value);
+        args.erase(args.begin() + (long)at, args.begin() + (long)at + 2);
+    }
+    return out;
+}
+
+void hand_down() {
+    const std::string text =
+        joined(policy.listens) + PART + joined(policy.hosts) + PART + joined(policy.origins) + PART;
+#ifdef _WIN32
+    _putenv_s(HANDED_DOWN, text.c_str());
+#else
+    setenv(HANDED_DOWN, text.c_str(), 1);
+#endif
+}
+
+// 144 bits of the system's randomness, in letters that a URL takes as they are.
+std::string random_key() {
+    static const char LETTERS[] =
+        "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+    std::random_device random;
+    std::string key;
+    while (key.size() < 24) {
+        key += LETTERS[random() % 64];
+    }
+    return key;
+}
+
 std::string json_string(const std::string & text) {
     std::string out = "\"";
     for (const char c : text) {
@@ -44,15 +85,27 @@ std::string json_string(const std::string & text) {
 
 } // namespace
 
-void web_set_policy(const web_policy & rules) {
-    policy = rules;
-    const std::string text =
-        joined(rules.listens) + PART + joined(rules.hosts) + PART + joined(rules.origins) + PART;
-#ifdef _WIN32
-    _putenv_s(HANDED_DOWN, text.c_str());
-#else
-    setenv(HANDED_DOWN, text.c_str(), 1);
-#endif
+std::string web_settle(arguments & args, const flag_table & flags,
+                       const std::vector<std::string> & listens) {
+    policy = { listens, taken(args, flags, "--allow-host"), taken(args, flags, "--allow-origin") };
+    for (const std::string & list :
+         taken(args, flags, "--cors-origins")) { // what upstream calls it
+        for (const std::string & origin : split(list + ',', ',')) {
+            policy.origins.push_back(origin);
+        }
+    }
+    hand_down();
+    const bool local = std::all_of(listens.begin(), listens.end(), [](const std::string & at) {
+        return web_is_loopback(at) || at.find('/') != std::string::npos;
+    });
+    const bool keyless = flags.take(args, { "--no-api-key" });
+    if (local || keyless || flags.has(args, { "--api-key", "--api-key-file" }) ||
+        getenv("LLAMA_API_KEY") != nullptr || getenv("LLAMA_ARG_API_KEY_FILE") != nullptr) {
+        return "";
+    }
+    const std::string key = random_key();
+    args.insert(args.end(), { "--api-key", key });
+    return key;
 }
 
 void web_take_over_policy() {
