@@ -181,8 +181,11 @@ def childless(server: str | Path) -> bool:
 
 
 @contextmanager
-def browsing(url: str) -> Iterator[Any]:
-    """The GUI of a server, in a browser; it may ask nobody else for anything."""
+def browsing(url: str, at: str | None = None) -> Iterator[Any]:
+    """The GUI of a server, in a browser; it may ask nobody else for anything.
+
+    It is opened at the URL, or at what stands behind it in `at`.
+    """
     playwright = pytest.importorskip("playwright.sync_api")
     chromium = need("chromium")
     ARTIFACTS.mkdir(exist_ok=True)
@@ -197,7 +200,7 @@ def browsing(url: str) -> Iterator[Any]:
         browser = p.chromium.launch(executable_path=chromium, args=flags)
         page = browser.new_page(viewport={"width": 1280, "height": 800})
         page.on("request", asked)
-        page.goto(url)
+        page.goto(at or url)
         page.get_by_role("textbox").first.wait_for()
         yield page
         browser.close()
