@@ -250,6 +250,7 @@ def test_every_option_in_the_manual_exists(llamafile: Path, run: Run) -> None:
         text = run(llamafile, *mode, "--help-all").stdout.decode()
         known |= set(re.findall(r"(?<!\S)(--?[a-z][a-z0-9-]*)", text))
     ours = {"--nobrowser", "--url-prefix", "--help-all", "--chat"}
+    ours |= {"--allow-origin", "--allow-host", "--no-api-key"}
     assert named - known == ours & named
 
 
