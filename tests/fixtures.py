@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import math
+import os
+import random
 import struct
 import wave
+import zipfile
 import zlib
 from pathlib import Path
 
 import gguf
 import numpy as np
+
+from pyllamafile.launcher import pack
+
+# What stands for llama.cpp: it prints its arguments.
+PROGRAM = b'#!/bin/sh\n[ "$1" != --probe ] || exit 0\nfor word; do printf "<%s>\\n" "$word"; done\n'
+# Another version of it, and a larger one.
+NEW = PROGRAM + b"# newer" + random.Random(1).randbytes(200_000).hex().encode()
 
 
 def _written(writer: gguf.GGUFWriter, path: Path) -> Path:
@@ -45,6 +57,31 @@ def tiny_gguf(
     writer.add_tensor("token_embd.weight", rng.random((tokens, 32), dtype=np.float32))
     writer.add_tensor("output_norm.weight", rng.random(32, dtype=np.float32))
     return _written(writer, path)
+
+
+def sparse_gguf(path: Path, size: int) -> Path:
+    """A GGUF of one tensor that is a hole of some gigabytes, with a few bytes at its end."""
+    name, key, value = b"w", b"general.architecture", b"llama"
+    header = b"GGUF" + struct.pack("<IQQ", 3, 1, 1)
+    header += struct.pack("<Q", len(key)) + key + struct.pack("<IQ", 8, len(value)) + value
+    header += struct.pack("<Q", 1) + name + struct.pack("<IQIQ", 1, size // 4, 0, 0)
+    header = header.ljust(-(-len(header) // 32) * 32, b"\0")
+    with path.open("wb") as file:
+        file.write(header)
+        file.truncate(len(header) + size)
+        file.seek(-4, os.SEEK_END)
+        file.write(b"last")
+    return path
+
+
+def split_gguf(folder: Path, name: str = "s") -> list[Path]:
+    """A model in two parts."""
+    writer = gguf.GGUFWriter(folder / f"{name}.gguf", "llama", split_max_tensors=1)
+    writer.add_name("Split")
+    for number in range(2):
+        writer.add_tensor(f"t{number}", np.full((4, 32), number, np.float32))
+    _written(writer, folder)
+    return sorted(folder.glob(f"{name}-*-of-*.gguf"))
 
 
 def tiny_phi3(
@@ -348,3 +385,24 @@ def unrounded(source: Path, path: Path) -> Path:
             values = values + (noise * steps).reshape(values.shape)
         writer.add_tensor(tensor.name, values.astype(np.float16 if values.ndim > 1 else np.float32))
     return _written(writer, path)
+
+
+def put_runtime(folder: Path, program: bytes = PROGRAM, target: str = "linux-amd64") -> None:
+    """What the package would hold had it been built: a runtime and the web GUI."""
+    packed = pack(program)
+    (folder / f"{target}.gz").write_bytes(packed)
+    facts = {
+        "target": target,
+        "packed_size": len(packed),
+        "packed_sha256": hashlib.sha256(packed).hexdigest(),
+        "size": len(program),
+        "sha256": hashlib.sha256(program).hexdigest(),
+        "llama_cpp": "1.2.3 (abc)",
+        "levels": ["v3"],
+        "licenses": {"llama.cpp": "MIT License, llama.cpp", "musl": "MIT License, musl"},
+    }
+    (folder / f"{target}.json").write_text(json.dumps(facts))
+    with zipfile.ZipFile(folder / "ui.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(zipfile.ZipInfo("LICENSES/web-gui.txt"), b"svelte: MIT")
+        archive.writestr(zipfile.ZipInfo("ui/index.html"), b"<html>" * 500, zipfile.ZIP_DEFLATED)
+        archive.writestr(zipfile.ZipInfo("ui/tiny"), b"x")

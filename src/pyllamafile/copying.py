@@ -219,7 +219,9 @@ class _Stride(NamedTuple):
                 if hole:
                     view = memoryview(_ZEROS)[: len(view)]
                 elif not read_into(self.fd, position, view):
-                    raise PyllamafileError(f"{self.path}: has less than {self.end} bytes")
+                    raise DamagedError(
+                        f"{self.path}: has less than {self.end} bytes", path=self.path
+                    )
             except OSError as error:
                 raise failed(self.path, "read", error) from error
             yield position, view, hole

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from pyllamafile import native, plan, zipalign
 from pyllamafile.errors import (
@@ -17,8 +18,17 @@ from pyllamafile.errors import (
     RefusedError,
     UnavailableError,
 )
-from pyllamafile.launcher import Outer, pack
-from pyllamafile.llamafile import GUI, GUI_NOTICES, LICENSES, Llamafile, of_archive
+from pyllamafile.launcher import HeadProgram, pack
+from pyllamafile.llamafile import (
+    GUI,
+    GUI_NOTICES,
+    LICENSES,
+    RUNTIME,
+    Llamafile,
+    is_text,
+    misfits,
+    of_archive,
+)
 from pyllamafile.ops.verify import verify
 from pyllamafile.progress import Progress
 from pyllamafile.runtimes import Runtime
@@ -138,12 +148,12 @@ def one_linux(names: Sequence[str]) -> Sequence[str]:
     return [target.name for target in chosen]
 
 
-def outer_program(runtimes: Sequence[Runtime], format: Format) -> Outer | None:
+def head_program(runtimes: Sequence[Runtime], format: Format) -> HeadProgram | None:
     """The program that the file itself is: on Windows there is no script to start one."""
     system = "linux" if format == "elf" else "windows"
     for runtime in runtimes:
         if TARGETS[runtime.target].os == system:
-            return Outer(runtime, runtime.program())
+            return HeadProgram(runtime, runtime.program())
     return None
 
 
@@ -179,10 +189,12 @@ def _from_wheel(path: Path, archive: Archive, folder: Path, gui: bool) -> Parts:
     members = {member.name.removeprefix(_PREBUILT): member for member in archive.members}
     runtimes = []
     for target in TARGETS:
-        facts, program = members.get(f"{target}.json"), members.get(f"{target}.gz")
-        if facts and program:
-            packed = _taken_out(path, program, folder)
-            runtimes.append(_runtime(path, target, zipalign.content(path, facts, _MOST), packed))
+        if facts := members.get(f"{target}.json"):
+            text = zipalign.content(path, facts, _MOST)
+            runtimes.append(_runtime(path, target, text, folder / f"{target}.gz"))
+            if f"{target}.gz" not in members:
+                raise DamagedError(f"{path}: {target}.gz is missing", path=path)
+            _taken_out(path, members[f"{target}.gz"], folder)
     pages = members.get("ui.zip")
     if not (gui and pages):
         return Parts(runtimes, (), str(path))
@@ -201,17 +213,20 @@ def _taken_out(path: Path, member: Member, folder: Path) -> Path:
 
 def _runtime(wheel: Path, target: str, text: bytes, packed: Path) -> Runtime:
     """A runtime as the facts beside it in a wheel have it."""
-    try:
-        facts = {**json.loads(text), "path": packed, "origin": "engine"}
-        facts["levels"], facts["licenses"] = tuple(facts["levels"]), dict(facts["licenses"])
-        found = Runtime(**facts)
-        if found.target == target and all(
-            isinstance(text, str) for text in (*found.levels, *found.licenses.values())
-        ):
-            return found
-    except (ValueError, KeyError, TypeError):
-        pass
+    with contextlib.suppress(ValueError, RecursionError):
+        facts = json.loads(text)
+        fits = not any(misfits(facts, _SHAPE, "it")) and len(facts) == len(_SHAPE)
+        if fits and facts["target"] == target:
+            facts["levels"] = tuple(facts["levels"])
+            return Runtime(**facts, path=packed, origin="engine")
     raise DamagedError(f"{wheel}: {target}.json can't be understood", path=wheel)
+
+
+# What a wheel says of a runtime: as the manifest does, but for where it is; and its notices.
+_SHAPE: Final = {
+    **{key: shape for key, shape in RUNTIME.items() if key != "offset"},
+    "licenses": {"*": is_text},
+}
 
 
 def _from_llamafile(found: Llamafile, folder: Path, gui: bool) -> Parts:

@@ -8,6 +8,7 @@ manifest's format is in launcher/FORMAT.md, section 6.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -34,7 +35,7 @@ MOST_MANIFEST: Final = 64 << 20
 """Bytes that a manifest may have: some hundred thousand entries."""
 
 MOST_ARGS: Final = 1 << 20
-"""Bytes that `.args` may have."""
+"""Bytes that `.args` may have: a runtime reads no more."""
 
 Maker = Literal["ours", "newer", "damaged", "foreign", "none"]
 """Whose a file is: ``ours``; ours of a ``newer`` format; ours, but its manifest is ``damaged``;
@@ -126,17 +127,19 @@ class Llamafile:
         return zipalign.content(self.path, self.members[name], limit)
 
     def args(self) -> str | None:
-        """The text of `.args`, or None if there is none.
+        """The text of `.args`, or None if there is none; what is not UTF-8 is shown as U+FFFD.
 
         Raises:
-            PyllamafileError: It is too large, not UTF-8, or damaged.
+            PyllamafileError: It is too large or damaged. The hint says how to be rid of it.
         """
         if ARGS not in self.members:
             return None
         try:
-            return self.content(ARGS).decode()
-        except UnicodeDecodeError as error:
-            raise DamagedError(f"{self.path}: its .args is not UTF-8", path=self.path) from error
+            return self.content(ARGS).decode(errors="replace")
+        except PyllamafileError as error:
+            if self.ours:
+                error.hint = f"pyllamafile remove {self.path} {ARGS}, or add a file as NEW={ARGS}"
+            raise
 
     def check_known(self) -> None:
         """Refuse a file of ours that this version must not change (FORMAT.md, section 6).
@@ -185,6 +188,16 @@ class Llamafile:
                 path=self.path,
             )
 
+    def check_room(self, entries: Iterable[Entry]) -> None:
+        """Refuse entries that a file of ours can't hold.
+
+        Raises:
+            RefusedError: A new `.args` is longer than what a runtime reads.
+        """
+        for entry in entries:
+            if self.ours and entry.name == ARGS:
+                check_args(self.path, entry.full_size)
+
     def updated_manifest(self, entries: Sequence[Entry], removed: Collection[str] = ()) -> Entry:
         """The manifest of this file once entries were added, replaced, and removed.
 
@@ -202,6 +215,23 @@ class Llamafile:
         return manifest_entry(facts, known, entries)
 
 
+def check_args(path: Path, size: int) -> None:
+    """Refuse an `.args` of more bytes than a runtime reads.
+
+    Args:
+        path: The file that it is for, or from.
+        size: How many it has.
+
+    Raises:
+        RefusedError: They are too many.
+    """
+    if size > MOST_ARGS:
+        raise RefusedError(
+            f"{path}: {ARGS} can't have {size:,} bytes: {MOST_ARGS:,} is the most for it",
+            path=path,
+        )
+
+
 def read(path: Path) -> Llamafile:
     """Read a finished file, or any other zip. Nothing in it is trusted.
 
@@ -213,14 +243,15 @@ def read(path: Path) -> Llamafile:
 
 def of_archive(path: Path, archive: Archive) -> Llamafile:
     """The same of a file whose zip was read already."""
-    member = next((m for m in archive.members if m.name == MANIFEST), None)
-    if member is None:
+    manifests = [member for member in archive.members if member.name == MANIFEST]
+    if not manifests:
         foreign = any(m.name.endswith(WEIGHTS) for m in archive.members)
         return Llamafile(path, archive, "foreign" if foreign else "none")
+    if len(manifests) > 1:
+        return Llamafile(path, archive, "damaged", problem=f"there are {len(manifests)} of it")
     try:
-        facts = json.loads(
-            zipalign.content(path, member, MOST_MANIFEST), object_pairs_hook=_each_once
-        )
+        text = zipalign.content(path, manifests[0], MOST_MANIFEST).decode()
+        facts = json.loads(text, object_pairs_hook=_each_once)
         number = facts["format"] if isinstance(facts, dict) else None
     except PyllamafileError as error:
         what = error.message.removeprefix(f"{path}: ")
@@ -234,7 +265,7 @@ def of_archive(path: Path, archive: Archive) -> Llamafile:
     if type(number) is not int or number != FORMAT:
         what = f"{number!r} is no format that there ever was"
         return Llamafile(path, archive, "damaged", problem=what)
-    if problem := next(_misfits(facts, _SHAPE, "it"), None):
+    if problem := next(misfits(facts, _SHAPE, "it"), None):
         return Llamafile(path, archive, "damaged", problem=problem)
     return Llamafile(path, archive, "ours", facts)
 
@@ -254,33 +285,47 @@ def _is_sha256(value: object) -> bool:
     return isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")
 
 
-def _is_text(value: object) -> bool:
+def is_text(value: object) -> bool:
+    """Whether it is text, as a shape of `misfits`."""
     return isinstance(value, str)
 
 
-# What a manifest looks like (FORMAT.md, section 6). "*" is every key; a list has one shape for all.
+def _is_target(value: object) -> bool:
+    """It becomes the name of a file, so nothing else will do."""
+    return isinstance(value, str) and bool(re.fullmatch("[a-z0-9]+-[a-z0-9]+", value))
+
+
+RUNTIME: Final = {
+    "target": _is_target,
+    "offset": _is_size,
+    "packed_size": _is_size,
+    "packed_sha256": _is_sha256,
+    "size": _is_size,
+    "sha256": _is_sha256,
+    "llama_cpp": is_text,
+    "levels": [is_text],
+}
+"""What is said of a runtime, for `misfits`."""
+
+# What a manifest looks like (FORMAT.md, section 6).
 _SHAPE: Final = {
-    "name": _is_text,
-    "pyllamafile": _is_text,
+    "name": is_text,
+    "pyllamafile": is_text,
     "head": {"size": _is_size, "sha256": _is_sha256},
-    "runtimes": [
-        {
-            "target": _is_text,
-            "offset": _is_size,
-            "packed_size": _is_size,
-            "packed_sha256": _is_sha256,
-            "size": _is_size,
-            "sha256": _is_sha256,
-            "llama_cpp": _is_text,
-            "levels": [_is_text],
-        }
-    ],
+    "runtimes": [RUNTIME],
     "entries": {"*": {"size": _is_size, "sha256": _is_sha256}},
 }
 
 
-def _misfits(value: object, shape: object, at: str) -> Iterator[str]:
-    """What of a value is not as the table has it, in words."""
+def misfits(value: object, shape: object, at: str) -> Iterator[str]:
+    """What of a value is not as a table has it, in words.
+
+    Args:
+        value: What was read from JSON.
+        shape: A function that says whether a value is one; a dictionary of shapes, in which ``*``
+            stands for every key; or a list of one shape, which each item has.
+        at: What to call the value.
+    """
     if isinstance(shape, dict):
         if not isinstance(value, dict):
             yield f"{at} is not an object"
@@ -289,13 +334,13 @@ def _misfits(value: object, shape: object, at: str) -> Iterator[str]:
             if key not in value:
                 yield f"{at} lacks {key!r}"
             else:
-                yield from _misfits(value[key], inner, f"{at}[{key!r}]")
+                yield from misfits(value[key], inner, f"{at}[{key!r}]")
     elif isinstance(shape, list):
         if not isinstance(value, list):
             yield f"{at} is not an array"
             return
         for index, item in enumerate(value):
-            yield from _misfits(item, shape[0], f"{at}[{index}]")
+            yield from misfits(item, shape[0], f"{at}[{index}]")
     elif callable(shape) and not shape(value):
         yield f"{at} is not what it should be: {str(value)[:40]!r}"
 

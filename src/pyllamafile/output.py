@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 from pyllamafile import zipalign
 from pyllamafile.appearing import appearing, permitted
-from pyllamafile.errors import PyllamafileError, RefusedError
+from pyllamafile.errors import DamagedError, RefusedError
 from pyllamafile.ops.verify import verify
 from pyllamafile.plan import Plan
 from pyllamafile.progress import Progress
@@ -30,9 +30,10 @@ def write(file: BinaryIO, plan: Plan, progress: Progress) -> None:
 def check_written(path: Path, destination: Path) -> None:
     """A second opinion on the structure; the contents were hashed while they were copied."""
     for problem in verify(path, contents=False):
-        raise PyllamafileError(
+        raise DamagedError(
             f"{destination}: the file came out wrong ({problem.where}: {problem.what})",
             hint="this is a bug in pyllamafile: please report it",
+            path=destination,
         )
 
 
@@ -42,6 +43,7 @@ def companion_path(path: Path) -> Path:
         raise RefusedError(
             f"{path}: Windows can't start a program of 4 GiB or more",
             hint="name it .llamafile: the .exe that starts it is then written beside it",
+            path=path,
         )
     return path.with_name(f"{path.name.removesuffix('.llamafile')}.exe")
 

@@ -6,6 +6,7 @@ The result follows launcher/FORMAT.md; the order of `_entries` is the order in t
 from __future__ import annotations
 
 import hashlib
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 from pyllamafile import launcher, zipalign
 from pyllamafile.copying import Source
 from pyllamafile.errors import RefusedError
-from pyllamafile.launcher import Outer
+from pyllamafile.launcher import HeadProgram
 from pyllamafile.llamafile import ARGS, FORMAT, LICENSES, WEIGHTS, manifest_entry
 from pyllamafile.runtimes import Runtime
 from pyllamafile.zipalign import Entry, Layout, Member
@@ -93,7 +94,7 @@ def engine(
     name: str,
     version: str,
     runtimes: Sequence[Runtime],
-    outer: Outer | None = None,
+    head_program: HeadProgram | None = None,
     gui: Sequence[Entry] = (),
 ) -> Engine:
     """Decide what a llamafile runs with.
@@ -102,26 +103,28 @@ def engine(
         name: What the model is called.
         version: The version of pyllamafile that builds the file.
         runtimes: The native programs; the launch script picks among them.
-        outer: The program that the file itself is, one of those.
+        head_program: The program that the file itself is, one of those.
         gui: The web GUI's entries, its notices among them.
 
     Raises:
-        PyllamafileError: An outer program can't be one, or the script has no room for so many.
+        PyllamafileError: A program can't be the head, or the script has no room for so many.
     """
-    behind = [runtime for runtime in runtimes if not outer or runtime != outer.runtime]
-    programs = _programs(behind, launcher.head_size(outer))
-    head = launcher.head(programs, outer)
+    behind = [
+        runtime for runtime in runtimes if not head_program or runtime != head_program.runtime
+    ]
+    programs = _programs(behind, launcher.head_size(head_program))
+    head = launcher.head(programs, head_program)
     facts: dict[str, Any] = {
         "format": FORMAT,
         "name": name,
         "pyllamafile": version,
         "head": {"size": len(head), "sha256": hashlib.sha256(head).hexdigest()},
         "runtimes": [
-            *([_facts(_as_it_stands(outer.runtime, head))] if outer else []),
+            *([_facts(_as_it_stands(head_program.runtime, head))] if head_program else []),
             *(_facts(program) for program in programs),
         ],
     }
-    notices = _licenses([outer.runtime, *behind] if outer else behind)
+    notices = _licenses([head_program.runtime, *behind] if head_program else behind)
     return Engine(head, programs, (*notices, *gui), facts)
 
 
@@ -131,7 +134,7 @@ def whole(
     version: str,
     models: Sequence[File],
     runtimes: Sequence[Runtime],
-    outer: Outer | None = None,
+    head_program: HeadProgram | None = None,
     extras: Sequence[File] = (),
     args: str | None = None,
     gui: Sequence[Entry] = (),
@@ -143,16 +146,16 @@ def whole(
         version: The version of pyllamafile that builds the file.
         models: The weights, in order: files, or entries of other archives.
         runtimes: The native programs; the launch script picks among them.
-        outer: The program that the file itself is, one of those.
+        head_program: The program that the file itself is, one of those.
         extras: More files.
         args: The text of `.args`.
         gui: The web GUI's entries, its notices among them.
 
     Raises:
-        PyllamafileError: Two entries of one name, a name that isn't portable, or an outer
-            program that can't be one.
+        PyllamafileError: Two entries of one name, a name that isn't portable, or a program that
+            can't be the head.
     """
-    runs = engine(name=name, version=version, runtimes=runtimes, outer=outer, gui=gui)
+    runs = engine(name=name, version=version, runtimes=runtimes, head_program=head_program, gui=gui)
     entries = [
         *(_entry(file) for file in (*models, *extras)),
         *([Entry(ARGS, args.encode())] if args is not None else []),
@@ -171,12 +174,14 @@ def entry(path: Path, member: Member) -> Entry:
     """A member of an archive for another one, as it is: its bytes are copied, or shared.
 
     Raises:
-        PyllamafileError: It is encrypted, or compressed in a way that no llamafile may hold.
+        RefusedError: It is encrypted, compressed in a way that no llamafile may hold, or a link.
     """
     if member.method not in (zipalign.STORED, zipalign.DEFLATED) or member.flags & 1:
         raise RefusedError(
             f"{path}: {member.name} is encrypted or compressed in another way", path=path
         )
+    if stat.S_ISLNK(member.mode):
+        raise RefusedError(f"{path}: {member.name} is a symbolic link", path=path)
     return Entry(
         member.name,
         Source(path, offset=member.data_offset, size=member.stored_size),
@@ -208,7 +213,7 @@ def _programs(runtimes: Sequence[Runtime], start: int) -> tuple[launcher.Program
 
 
 def _as_it_stands(runtime: Runtime, program: bytes) -> launcher.Program:
-    """An outer program: it begins the file and is not packed."""
+    """The program that is the head: it begins the file and is not packed."""
     size, digest = len(program), hashlib.sha256(program).hexdigest()
     stands = replace(runtime, size=size, sha256=digest, packed_size=size, packed_sha256=digest)
     return launcher.Program(stands, 0)

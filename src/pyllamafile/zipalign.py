@@ -36,7 +36,7 @@ from pyllamafile.copying import (
     read_into,
     writing,
 )
-from pyllamafile.errors import DamagedError, PyllamafileError, RefusedError
+from pyllamafile.errors import DamagedError, NotFoundError, PyllamafileError, RefusedError
 from pyllamafile.progress import Progress, silent
 
 STORED = 0
@@ -59,7 +59,7 @@ _CENTRAL = struct.Struct("<4s6H3L5H2L")  # 4.3.12
 _END64 = struct.Struct("<4sQ2H2L4Q")  # 4.3.14
 _LOCATOR = struct.Struct("<4sLQL")  # 4.3.15
 _END = struct.Struct("<4s4H2LH")  # 4.3.16
-_ENCRYPTED, _DESCRIPTOR, _UTF8 = 1 << 0, 1 << 3, 1 << 11  # 4.4.4
+_ENCRYPTED, _DESCRIPTOR, UTF8 = 1 << 0, 1 << 3, 1 << 11  # 4.4.4
 _ZIP64 = 0x0001  # 4.5.3
 _UNIX = 3  # 4.4.2.2
 
@@ -211,6 +211,19 @@ class Archive:
     comment: bytes = b""
     base: int = 0
 
+    def shifted(self, by: int) -> Archive:
+        """It, once so many bytes were put in front of all members, or, if negative, taken out."""
+        members = tuple(
+            _at(m, m.header_offset + by, m.data_offset + by, m.end + by) for m in self.members
+        )
+        return replace(
+            self,
+            members=members,
+            directory_offset=self.directory_offset + by,
+            size=self.size + by,
+            base=self.base + by,
+        )
+
 
 # ------------------------------------------------------------------ entries
 
@@ -265,7 +278,7 @@ def from_file(
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
-            raise PyllamafileError(f"{path}: not a regular file")
+            raise RefusedError(f"{path}: not a regular file", path=path)
         content = path.read_bytes() if level else b""
     except OSError as error:
         raise failed(path, "read", error) from error
@@ -288,7 +301,7 @@ def _default_time() -> Time:
     try:
         return _clamped(time.gmtime, int(value))
     except ValueError:
-        raise PyllamafileError(
+        raise RefusedError(
             f"SOURCE_DATE_EPOCH is not a number of seconds: {value!r}", hint="unset it"
         ) from None
 
@@ -408,9 +421,9 @@ def _check(entry: Entry, taken: Collection[str]) -> None:
     }
     for reason, holds in reasons.items():
         if holds:
-            raise PyllamafileError(f"cannot pack {name!r}: the name {reason}")
+            raise RefusedError(f"cannot pack {name!r}: the name {reason}")
     if entry.align < 1 or entry.align & (entry.align - 1):
-        raise PyllamafileError(f"cannot align {name} to {entry.align}: not a power of two")
+        raise RefusedError(f"cannot align {name} to {entry.align}: not a power of two")
     if entry.method not in (STORED, DEFLATED):
         raise ValueError(f"{name}: unknown method {entry.method}")
     if entry.method == DEFLATED and (entry.size is None or isinstance(entry.data, Late)):
@@ -453,7 +466,7 @@ def _split64(*values: int, whole: bool = False) -> tuple[list[int], bytes]:
 def _common(entry: Entry, zip64: bytes, when: Time) -> tuple[int, int, int, int, int]:
     """Version needed (4.4.3.2), flags, method, time, date: alike in both headers."""
     needed = 45 if zip64 else 20 if entry.method == DEFLATED or "/" in entry.name else 10
-    flags = 0 if entry.name.isascii() else _UTF8
+    flags = 0 if entry.name.isascii() else UTF8
     return (needed, flags, entry.method, *_dos(entry.date_time or when))
 
 
@@ -521,7 +534,7 @@ def _blocks(plan: Layout, digests: Mapping[str, Digest], when: Time) -> list[tup
         blocks.append((at - move, body + end))
     ends = [start + len(directory) for start, directory in blocks]
     if any(end > start for end, (start, _) in zip(ends, blocks[1:], strict=False)):
-        raise PyllamafileError("cannot be moved by less than the length of its directory")
+        raise RefusedError("cannot be moved by less than the length of its directory")
     return blocks
 
 
@@ -675,7 +688,7 @@ def read(path: Path) -> Archive:
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # asked first: to open a FIFO is to wait
-            raise PyllamafileError(f"{path}: not a regular file")
+            raise RefusedError(f"{path}: not a regular file", path=path)
         with path.open("rb", buffering=0) as file:
             return _read(file.fileno(), path)
     except OSError as error:
@@ -730,7 +743,9 @@ def _read(fd: int, path: Path) -> Archive:
         raise file.error(f"{end.length} bytes of directory cannot hold {end.entries} entries")
 
     if end.length > _MOST_DIRECTORY:
-        raise file.error(f"a directory of {end.length} bytes is not believable")
+        raise file.error(
+            f"a directory of {end.length:,} bytes: {_MOST_DIRECTORY:,} is the most for one"
+        )
 
     # The directory ends where the end records begin. Where its recorded offset differs, all
     # offsets count from the start of the archive, not of the file.
@@ -799,7 +814,7 @@ def _parse(file: _Reader, directory: bytes, position: int) -> Member:
     record = directory[position:end]
     raw, extra, _ = _variable(record, _CENTRAL.size, *head[10:13])
     try:
-        name = raw.decode("utf-8" if head[3] & _UTF8 else "cp437")
+        name = raw.decode("utf-8" if head[3] & UTF8 else "cp437")
     except UnicodeDecodeError:
         raise file.error(f"the name {raw!r} is not UTF-8") from None
     if not name or "\0" in name:
@@ -849,9 +864,14 @@ def _locate(file: _Reader, member: Member, at: int, limit: int) -> Member:
     end = data + member.stored_size
     if end > limit:
         raise file.error(f"{member.name!r} runs into the central directory")
+    return _at(member, at, data, end)
+
+
+def _at(member: Member, header: int, data: int, end: int) -> Member:
+    """A member at its place. What is aligned there is to be so wherever it is moved."""
     natural = data & -data
     align = min(natural, BLOCK) if member.method == STORED and natural >= _PAGE else 1
-    return replace(member, header_offset=at, data_offset=data, end=end, align=align)
+    return replace(member, header_offset=header, data_offset=data, end=end, align=align)
 
 
 def _in_order(file: _Reader, members: list[Member], limit: int) -> Iterator[Member]:
@@ -970,9 +990,37 @@ def add(
         PyllamafileError: As `read`, `layout` and `write`; or a name in `remove` is not in
             the archive, or the archive is to be added to itself.
     """
+    return change(path, entries, remove=remove, moves=moves, progress=progress)[1]
+
+
+def change(
+    path: Path,
+    entries: Sequence[Entry],
+    *,
+    remove: Collection[str] = (),
+    moves: Sequence[int] = (0,),
+    archive: Archive | None = None,
+    progress: Progress = silent,
+) -> tuple[Archive, int]:
+    """The same as `add`, for whoever goes on with what comes of it.
+
+    Args:
+        path: The archive.
+        entries: As `add` has it.
+        remove: As `add` has it.
+        moves: As `add` has it.
+        archive: What it is now, if that is known; by default it is read.
+        progress: As `add` has it.
+
+    Returns:
+        What it is afterwards, and what `add` returns.
+
+    Raises:
+        PyllamafileError: As `add`.
+    """
     for entry in entries:
         if isinstance(entry.data, Source) and _same(entry.data.path, path):
-            raise PyllamafileError(f"{path}: cannot be added to itself")
+            raise RefusedError(f"{path}: cannot be added to itself", path=path)
     layout(entries, 0)  # refuse what cannot be written before anything is touched
     total = sum(entry.stored_size for entry in entries)
     count = counted(progress, f"writing {path.name}", total)
@@ -980,19 +1028,32 @@ def add(
         file = path.open("r+b", buffering=0)
     except FileNotFoundError:
         for name in sorted(remove):
-            raise PyllamafileError(f"{path}: no such file, so no {name!r} to remove") from None
+            raise NotFoundError(
+                f"{path}: no such file, so no {name!r} to remove", path=path
+            ) from None
         return _create(path, entries, count)
     except OSError as error:
         raise failed(path, "write", error) from error
     with file:
-        return _change(file.fileno(), path, entries, remove, tuple(moves), count)
+        try:
+            archive = _known(file.fileno(), path, archive)
+        except OSError as error:
+            raise failed(path, "read", error) from error
+        return _change(file.fileno(), path, archive, entries, remove, tuple(moves), count)
 
 
-def compact(path: Path) -> None:
+def compact(path: Path, archive: Archive | None = None) -> Archive:
     """Close gaps in an archive in place, if at most 16 MiB have to be moved for that.
 
     Killed at any moment, it leaves the archive as it was, at worst with more dead bytes in it.
     Offsets that counted from elsewhere count from the start of the file afterwards.
+
+    Args:
+        path: The archive.
+        archive: What it is now, if that is known; by default it is read.
+
+    Returns:
+        What it is afterwards.
 
     Raises:
         PyllamafileError: As `read`.
@@ -1002,9 +1063,17 @@ def compact(path: Path) -> None:
     except OSError as error:
         raise failed(path, "write", error) from error
     with file:
-        archive = _read(file.fileno(), path)
+        archive = _known(file.fileno(), path, archive)
         if plan := _compacted(archive):
-            _commit(file.fileno(), path, archive, plan, lambda done: None)
+            archive, _ = _commit(file.fileno(), path, archive, plan, lambda done: None)
+    return archive
+
+
+def _known(fd: int, path: Path, archive: Archive | None) -> Archive:
+    """What an archive is: as it was left, if nobody else has changed its size, or read now."""
+    if archive and os.fstat(fd).st_size != archive.size:
+        raise RefusedError(f"{path}: another program changed it meanwhile", path=path)
+    return archive or _read(fd, path)
 
 
 def _compacted(archive: Archive) -> Layout | None:
@@ -1034,27 +1103,24 @@ def _same(one: Path, other: Path) -> bool:
         return False
 
 
-def _create(path: Path, entries: Sequence[Entry], count: Count) -> int:
+def _create(path: Path, entries: Sequence[Entry], count: Count) -> tuple[Archive, int]:
     plan = layout(entries, 0)
     with writing(path, plan.size), appearing(path, plan.size) as (file, _):
-        _write(Target(file.fileno(), path, 0), plan, count)
-    return 0
+        digests = _write(Target(file.fileno(), path, 0), plan, count)
+        return _made(_Reader(file.fileno(), path), plan, digests), 0
 
 
 def _change(
     fd: int,
     path: Path,
+    archive: Archive,
     entries: Sequence[Entry],
     remove: Collection[str],
     moves: tuple[int, ...],
     count: Count,
-) -> int:
-    try:
-        archive = _read(fd, path)
-    except OSError as error:
-        raise failed(path, "read", error) from error
+) -> tuple[Archive, int]:
     for name in sorted(set(remove) - {member.name for member in archive.members}):
-        raise PyllamafileError(f"{path}: has no {name!r} to remove")
+        raise NotFoundError(f"{path}: has no {name!r} to remove", path=path)
     new = {entry.name: entry for entry in entries}
     gone = new.keys() | set(remove)
     kept, lost, behind = _split(archive.members, gone)
@@ -1080,28 +1146,30 @@ def _change(
     here = replan(tail, start)
     # If it covers no member of the old archive, nor cuts off one that is to be found there still.
     if not behind or (here.size <= first and len(moves) == 1):
-        _commit(fd, path, archive, here, count)
-        return lost
+        return _commit(fd, path, archive, here, count)[0], lost
 
     # It does, so it is written behind them first. Then they are dead, and it can move to
     # its place: but rather leave some dead bytes than copy very many.
     small = plan.size - start <= max(_CHEAP, 4 * (last - start))
     away = replan(tail, max(last, plan.size) if small else last)
-    digests = _commit(fd, path, archive, away, count)
+    archive, digests = _commit(fd, path, archive, away, count)
     if not small or moves != (0,):
-        return lost + last - start
+        return archive, lost + last - start
     try:
-        _close_gap(fd, path, plan, away, digests)
+        return _close_gap(fd, path, archive, plan, away, digests), lost
     except (OSError, PyllamafileError):
-        return lost + away.start - start  # the archive is complete, just not compact
-    return lost
+        return archive, lost + away.start - start  # it is complete, just not compact
 
 
 def _close_gap(
-    fd: int, path: Path, plan: Layout, away: Layout, digests: Mapping[str, Digest]
-) -> None:
+    fd: int,
+    path: Path,
+    archive: Archive,
+    plan: Layout,
+    away: Layout,
+    digests: Mapping[str, Digest],
+) -> Archive:
     """Move the tail of an archive that was written as `away` to where `plan` has it."""
-    archive = _read(fd, path)
     count = len(away.kept)
     kept, tail = archive.members[:count], archive.members[count:]
     # The headers as if there had been no detour: farther away they may have needed zip64.
@@ -1116,7 +1184,7 @@ def _close_gap(
         for member, item, record in zip(tail, away.placed, records, strict=True)
     ]
     final = layout(moved, plan.start, kept=kept, comment=plan.comment)
-    _commit(fd, path, archive, final, lambda done: None)
+    return _commit(fd, path, archive, final, lambda done: None)[0]
 
 
 def _split(
@@ -1142,7 +1210,9 @@ def _split(
     return kept, lost, members[split:]
 
 
-def _commit(fd: int, path: Path, archive: Archive, plan: Layout, count: Count) -> dict[str, Digest]:
+def _commit(
+    fd: int, path: Path, archive: Archive, plan: Layout, count: Count
+) -> tuple[Archive, dict[str, Digest]]:
     """Write a plan whose entries cover no member of the archive, and make it the archive.
 
     Readers look for the end record in the last 64 KiB, and for the directory right before
@@ -1154,6 +1224,9 @@ def _commit(fd: int, path: Path, archive: Archive, plan: Layout, count: Count) -
     The copy is put there by one call of `write`. Linux can stop that for SIGKILL only
     between two pages, so it goes into one page if it fits. (If it does not fit, and if the
     file grows by more than 64 KiB, there are some microseconds left.)
+
+    Returns:
+        The new archive, and the digests of what was written.
     """
     target = Target(fd, path, archive.size)
     # What has been moved may be read by another directory than the one at its end.
@@ -1185,7 +1258,25 @@ def _commit(fd: int, path: Path, archive: Archive, plan: Layout, count: Count) -
             undo()
             raise
         os.fsync(fd)
-    return digests
+    return _made(file, plan, digests), digests
+
+
+def _made(file: _Reader, plan: Layout, digests: Mapping[str, Digest]) -> Archive:
+    """What `_read` finds once a plan is written, before anything is moved."""
+    start, block = _blocks(plan, digests, _default_time())[-1]
+    move = min(plan.moves)
+    places = [(m.header_offset, m.data_offset, m.end) for m in plan.kept]
+    places += [(p.header_offset, p.data_offset, p.data_offset + p.stored_size) for p in plan.placed]
+    if len(plan.moves) > 1 and not move:
+        places = [(m.header_offset, m.data_offset, m.end) for m in plan.former]
+    members = []
+    position = 0
+    for place in places:
+        member = _parse(file, block, position)
+        members.append(_at(member, *place))
+        position += len(member.record)
+    base = -move if members else 0
+    return Archive(tuple(members), start, plan.size, plan.comment, base)
 
 
 def _copy_of_directory(archive: Archive, at: int) -> tuple[int, bytes]:

@@ -10,8 +10,8 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import serving
 from pydantic import BaseModel
+from running import serving
 
 from pyllamafile import native
 

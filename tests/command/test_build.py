@@ -11,115 +11,21 @@ import os
 import shutil
 import struct
 import subprocess
-import sys
 import tarfile
 import zipfile
 from pathlib import Path
 
-import gguf
 import lief
-import numpy as np
 import pytest
-from fixtures import tiny_elf, tiny_gguf, tiny_pe
-from test_pe import compare
+from fixtures import PROGRAM, put_runtime, sparse_gguf, split_gguf, tiny_elf, tiny_gguf, tiny_pe
+from judging import CHECKERS, check_whole, compare, manifest, names, snapshot
+from running import COMMAND, need
 
 import pyllamafile
 from pyllamafile import PyllamafileError, native
 from pyllamafile.launcher import BLOCK, HEAD, pack
 from pyllamafile.progress import Step
 from pyllamafile.targets import TARGETS
-
-# What stands for llama.cpp: it prints its arguments.
-PROGRAM = b'#!/bin/sh\n[ "$1" != --probe ] || exit 0\nfor word; do printf "<%s>\\n" "$word"; done\n'
-
-# The command line in a process of its own, with the runtimes of the folder given first.
-COMMAND = [
-    sys.executable,
-    "-c",
-    "import sys, pathlib\n"
-    "from pyllamafile import native\n"
-    "native.PREBUILT = pathlib.Path(sys.argv.pop(1))\n"
-    "from pyllamafile.__main__ import main\n"
-    "main()",
-]
-
-
-def put_runtime(folder: Path, program: bytes = PROGRAM, target: str = "linux-amd64") -> None:
-    """What the package would hold had it been built: a runtime and the web GUI."""
-    packed = pack(program)
-    (folder / f"{target}.gz").write_bytes(packed)
-    facts = {
-        "target": target,
-        "packed_size": len(packed),
-        "packed_sha256": hashlib.sha256(packed).hexdigest(),
-        "size": len(program),
-        "sha256": hashlib.sha256(program).hexdigest(),
-        "llama_cpp": "1.2.3 (abc)",
-        "levels": ["v3"],
-        "licenses": {"llama.cpp": "MIT License, llama.cpp", "musl": "MIT License, musl"},
-    }
-    (folder / f"{target}.json").write_text(json.dumps(facts))
-    with zipfile.ZipFile(folder / "ui.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr(zipfile.ZipInfo("LICENSES/web-gui.txt"), b"svelte: MIT")
-        archive.writestr(zipfile.ZipInfo("ui/index.html"), b"<html>" * 500, zipfile.ZIP_DEFLATED)
-        archive.writestr(zipfile.ZipInfo("ui/tiny"), b"x")
-
-
-@pytest.fixture
-def prebuilt(tmp_path_factory, monkeypatch):
-    folder = tmp_path_factory.mktemp("prebuilt")
-    put_runtime(folder)
-    monkeypatch.setattr(native, "PREBUILT", folder)
-    monkeypatch.setenv("PYLLAMAFILE_CACHE", str(tmp_path_factory.mktemp("cache")))
-    monkeypatch.delenv("SOURCE_DATE_EPOCH", raising=False)
-    return folder
-
-
-@pytest.fixture
-def folder(prebuilt, tmp_path, monkeypatch):
-    """An empty working directory, with runtimes at hand."""
-    here = tmp_path / "here"
-    here.mkdir()
-    monkeypatch.chdir(here)
-    return here
-
-
-@pytest.fixture
-def model(tmp_path):
-    return tiny_gguf(tmp_path / "m.gguf")
-
-
-def sparse_gguf(path: Path, size: int) -> Path:
-    """A GGUF of one tensor that is a hole of some gigabytes, with a few bytes at its end."""
-    name, key, value = b"w", b"general.architecture", b"llama"
-    header = b"GGUF" + struct.pack("<IQQ", 3, 1, 1)
-    header += struct.pack("<Q", len(key)) + key + struct.pack("<IQ", 8, len(value)) + value
-    header += struct.pack("<Q", 1) + name + struct.pack("<IQIQ", 1, size // 4, 0, 0)
-    header = header.ljust(-(-len(header) // 32) * 32, b"\0")
-    with path.open("wb") as file:
-        file.write(header)
-        file.truncate(len(header) + size)
-        file.seek(-4, os.SEEK_END)
-        file.write(b"last")
-    return path
-
-
-def split_gguf(folder: Path, name: str = "s") -> list[Path]:
-    """A model in two parts."""
-    writer = gguf.GGUFWriter(folder / f"{name}.gguf", "llama", split_max_tensors=1)
-    writer.add_name("Split")
-    for number in range(2):
-        writer.add_tensor(f"t{number}", np.full((4, 32), number, np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return sorted(folder.glob(f"{name}-*-of-*.gguf"))
-
-
-def need(program: str, package: str) -> str:
-    return shutil.which(program) or pytest.skip(f"{program} is missing: apt install {package}")
-
 
 # A good file
 
@@ -186,15 +92,7 @@ def test_the_runtime_is_what_the_manifest_says(built, prebuilt):
     assert runtime["sha256"] == hashlib.sha256(PROGRAM).hexdigest()
 
 
-READERS = [
-    ("unzip", "unzip", ["-t"]),
-    ("7z", "p7zip-full", ["t", "-tzip"]),  # else it takes the runtime for the archive
-    ("bsdtar", "libarchive-tools", ["-tvf"]),
-    ("busybox", "busybox", ["unzip", "-t"]),
-]
-
-
-@pytest.mark.parametrize(("program", "package", "options"), READERS)
+@pytest.mark.parametrize(("program", "package", "options"), CHECKERS)
 def test_other_programs_find_it_sound(built, program, package, options):
     done = subprocess.run(
         [need(program, package), *options, built.path], capture_output=True, text=True
@@ -363,31 +261,6 @@ def test_progress(folder, model):
 
 
 # A file that is a program
-
-
-@pytest.fixture
-def windows(folder, prebuilt):
-    """Runtimes for both Windows, beside the one for Linux."""
-    put_runtime(prebuilt, tiny_pe(), "windows-amd64")
-    put_runtime(prebuilt, tiny_pe(0xAA64), "windows-arm64")
-
-
-def manifest(path: Path) -> dict:
-    with zipfile.ZipFile(path) as archive:
-        return json.loads(archive.read("llamafile.json"))
-
-
-def check_whole(path: Path, model: Path) -> None:
-    """It is sound for us and for others, and the weights can be mapped where they lie."""
-    assert pyllamafile.verify(path) == []
-    for program, package, options in READERS:
-        done = subprocess.run([need(program, package), *options, path], capture_output=True)
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert b"warning" not in (done.stdout + done.stderr).lower()
-    assert pyllamafile.inspect(path).entries[0].offset % BLOCK == 0
-    with zipfile.ZipFile(path) as archive:
-        assert archive.testzip() is None
-        assert archive.read("m.gguf") == model.read_bytes()
 
 
 def test_a_file_for_windows_too(windows, model):
@@ -625,14 +498,6 @@ def fails(match, *arguments, **options):
     assert "\n" not in caught.value.message
     assert snapshot(Path()) == before
     return caught.value
-
-
-def names(folder: Path = Path()) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
-
-
-def snapshot(folder: Path) -> dict[str, bytes]:
-    return {str(path): path.read_bytes() if path.is_file() else b"" for path in folder.rglob("*")}
 
 
 def test_a_model_that_vanishes_meanwhile(folder, model, monkeypatch):

@@ -19,75 +19,22 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
-from fixtures import tiny_elf, tiny_gguf, tiny_pe
+from fixtures import PROGRAM, put_runtime, sparse_gguf, split_gguf, tiny_elf, tiny_gguf, tiny_pe
+from judging import names, snapshot
 from rich.console import Console
-from test_build import (
-    COMMAND,
-    PROGRAM,
-    folder,
-    model,
-    names,
-    prebuilt,
-    put_runtime,
-    snapshot,
-    sparse_gguf,
-    split_gguf,
-)
+from running import COMMAND
 
 import pyllamafile
 from pyllamafile import native
 from pyllamafile.arguments import quote
 from pyllamafile.cli import commands, screen
-from pyllamafile.cli import main as cli_main
 from pyllamafile.errors import PyllamafileError
 from pyllamafile.models.fit import TEMPLATES
 from pyllamafile.native.building import driver
 from pyllamafile.progress import Step
 from pyllamafile.targets import TARGETS
-
-__all__ = ["folder", "model", "prebuilt"]  # fixtures
-
-
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def run(capfd):
-    """Runs a command in this process, which is quick; streams are as in a pipe."""
-
-    def run(*arguments: str | Path) -> Result:
-        with pytest.raises(SystemExit) as ended:
-            cli_main([str(argument) for argument in arguments])
-        code = ended.value.code or 0
-        out, err = capfd.readouterr()
-        assert isinstance(code, int)
-        assert "Traceback" not in out + err
-        return Result(code, out, err)
-
-    return run
-
-
-@pytest.fixture
-def fails(run):
-    """Runs a command that must fail with one line, maybe a hint, and change no file."""
-
-    def fails(error: str, *arguments: str | Path, hint: str | None = None) -> None:
-        before = snapshot(Path())
-        done = run(*arguments)
-        assert snapshot(Path()) == before
-        assert done.code == 1
-        assert done.out == ""
-        lines = done.err.splitlines()
-        assert re.fullmatch(f"error: {error}", lines[0]), lines[0]
-        assert [re.sub("^hint: ", "", line) for line in lines[1:]] == ([hint] if hint else [])
-
-    return fails
 
 
 @pytest.fixture
@@ -508,22 +455,6 @@ def test_interrupted_half_way(start, here, how, old):
     assert err.strip() == ("interrupted" if how == signal.SIGINT else "")
     assert names() == before
     assert old is None or (here / "o").read_bytes() == old
-
-
-@pytest.fixture
-def small_disk(tmp_path) -> Iterator[Path]:
-    """A file system with 1 MiB of room."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", place]
-    try:
-        done = subprocess.run(mount, capture_output=True, text=True)
-    except FileNotFoundError:
-        pytest.skip("mount is missing: apt install mount")
-    if done.returncode:
-        pytest.skip(f"cannot mount a file system: {done.stderr.strip()}")
-    yield place
-    subprocess.run(["umount", place], check=True)
 
 
 @pytest.mark.parametrize("room", ["for the runtime", "for less than that"])

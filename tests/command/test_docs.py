@@ -15,14 +15,10 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from fixtures import tiny_gguf
-from test_build import folder, prebuilt, put_runtime
-from test_cli import run
+from fixtures import put_runtime, tiny_gguf
 
 import pyllamafile
 from pyllamafile import inspect
-
-__all__ = ["folder", "prebuilt", "run"]  # fixtures
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()

@@ -10,16 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_build import folder, model, prebuilt, windows
-from test_cli import run
 
 import pyllamafile
 from pyllamafile import PyllamafileError
 from pyllamafile.ops import doctor
 from pyllamafile.ops.doctor import Finding, Machine, examine
 from pyllamafile.targets import TARGETS
-
-__all__ = ["folder", "model", "prebuilt", "run", "windows"]  # fixtures
 
 HERE = TARGETS["linux-amd64"]
 

@@ -16,10 +16,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import need
-from fixtures import tiny_gguf
-from test_build import folder, prebuilt, sparse_gguf  # noqa: F401 (fixtures)
-from test_cli import small_disk  # noqa: F401 (a fixture)
+from fixtures import sparse_gguf, tiny_gguf
+from running import need
 
 import pyllamafile
 from pyllamafile import PyllamafileError, native
@@ -32,7 +30,7 @@ def names() -> list[str]:
 
 
 @pytest.fixture
-def here(folder):  # noqa: F811
+def here(folder):
     tiny_gguf(Path("m.gguf"))
     with Path("m.gguf").open("ab") as file:
         file.write(random.Random(1).randbytes(30 << 20))
@@ -45,7 +43,7 @@ def check_message(error, pattern):
 
 
 @pytest.fixture
-def start(prebuilt):  # noqa: F811
+def start(prebuilt):
     """Starts the command as pip installs it, with a runtime at hand; returns it once it is on.
 
     Python itself, which starts before, answers an interrupt in its own way.
@@ -109,7 +107,7 @@ EXITS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129, signal.SIG
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_at_random_moments(start, here, how):
+def test_at_random_moments(start, here, rng, how):
     """Old or new, whole, and nothing beside it; only SIGINT has something to say."""
     arguments = ("build", "--gguf", "m.gguf", "-o", "o", "--force")
     process = start(*arguments)
@@ -117,7 +115,6 @@ def test_at_random_moments(start, here, how):
     assert process.communicate()[1] == ""
     took = time.monotonic() - begin
     new = Path("o").read_bytes()
-    rng = random.Random()
     outcomes = set()
     for _ in range(15):
         Path("o").write_bytes(b"old")
@@ -182,7 +179,7 @@ def test_two_builds_to_one_output_at_once(start, here):
 
 
 @pytest.mark.parametrize("old", [False, True])
-def test_a_disk_that_is_full_anywhere(prebuilt, here, small_disk, old):  # noqa: F811
+def test_a_disk_that_is_full_anywhere(prebuilt, here, small_disk, old):
     """Whatever the room, from nothing to nearly enough: the old file, one line, no litter."""
     Path("m.gguf").write_bytes(
         tiny_gguf(Path("small.gguf")).read_bytes() + bytes(range(256)) * 3000
@@ -220,10 +217,9 @@ def overwrite(path):
 
 
 @pytest.mark.parametrize("change", ["truncate", "remove", "grow", "overwrite"])
-def test_a_model_that_changes_at_random_moments(here, change):
+def test_a_model_that_changes_at_random_moments(here, rng, change):
     """Either all of what was there at the beginning, or one line that names it."""
     content = Path("m.gguf").read_bytes()
-    rng = random.Random()
     changes = {
         "truncate": lambda path: os.truncate(path, 9000),
         "remove": Path.unlink,

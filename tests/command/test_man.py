@@ -14,15 +14,12 @@ from pathlib import Path
 
 import click
 import pytest
-from test_build import folder, model, need, prebuilt
-from test_cli import run
+from running import need
 
 import pyllamafile
 from pyllamafile.cli import commands as cli
 from pyllamafile.cli import man
 from pyllamafile.targets import TARGETS, groups
-
-__all__ = ["folder", "model", "prebuilt", "run"]  # fixtures
 
 
 def rendered(page: str) -> str:

@@ -17,15 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ARTIFACTS, Run, browsing, childless, children, ready, serving
 from fixtures import png, tiny_ear, tiny_gguf, tiny_lora, tiny_phi3, tiny_projector, wav
-from test_build import COMMAND, folder, prebuilt
+from running import ARTIFACTS, COMMAND, browsing, childless, children, ready, run, serving
 
 import pyllamafile
 from pyllamafile import Adapter, PyllamafileError, native
-
-__all__ = ["folder", "prebuilt"]  # fixtures
-
 
 # building
 
@@ -147,7 +143,7 @@ QUESTION = "What is the capital of France?"
 CHANGED = "blk.0.attn_output.weight"
 
 
-def answer(llamafile: Path, *options: str | Path, run: Run) -> str:
+def answer(llamafile: Path, *options: str | Path) -> str:
     done = run(llamafile, "-p", "The capital of France is", "-n", "8", "--temp", "0", *options)
     assert (done.returncode, done.stderr) == (0, b"")
     return done.stdout.decode()
@@ -184,19 +180,19 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def make(model: Path, runtime: Path, place: Path) -> Callable[..., Path]:
+def make(smollm2: Path, runtime: Path, place: Path) -> Callable[..., Path]:
     """Builds SmolLM2 with something beside it."""
 
     def make(name: str, *more: Path, **options: Any) -> Path:
         path = place / f"{name}.llamafile"
-        return pyllamafile.build([model, *more], path, targets=["linux-amd64"], **options).path
+        return pyllamafile.build([smollm2, *more], path, targets=["linux-amd64"], **options).path
 
     return make
 
 
 @pytest.fixture(scope="module")
-def adapter(model: Path, place: Path) -> Path:
-    return tiny_lora(place / "loud.gguf", model, tensor=CHANGED, size=0.3)
+def adapter(smollm2: Path, place: Path) -> Path:
+    return tiny_lora(place / "loud.gguf", smollm2, tensor=CHANGED, size=0.3)
 
 
 @pytest.fixture(scope="module")
@@ -206,27 +202,27 @@ def adapted(make: Callable[..., Path], adapter: Path) -> Path:
 
 @pytest.mark.native
 def test_an_adapter_inside_is_used(
-    adapted: Path, adapter: Path, llamafile: Path, model: Path, run: Run
+    adapted: Path, adapter: Path, llamafile: Path, smollm2: Path
 ) -> None:
-    plain = answer(llamafile, run=run)
-    changed = answer(adapted, run=run)
+    plain = answer(llamafile)
+    changed = answer(adapted)
     assert "Paris" in plain
     assert changed != plain
     for options in (["--lora", adapter], ["--lora", f"{adapted}@loud.gguf"]):
-        assert answer(llamafile, *options, run=run) == changed
+        assert answer(llamafile, *options) == changed
     # What the user says is stronger, and what is for one model is not for another.
-    assert answer(adapted, "--lora-scaled", "@loud:0", run=run) == plain
-    assert answer(adapted, "--lora", "@loud", run=run) == changed
-    assert answer(adapted, "-m", model, run=run) == plain
-    assert answer(adapted, "-m", "@SmolLM2-135M-Instruct.Q4_1", run=run) == changed
+    assert answer(adapted, "--lora-scaled", "@loud:0") == plain
+    assert answer(adapted, "--lora", "@loud") == changed
+    assert answer(adapted, "-m", smollm2) == plain
+    assert answer(adapted, "-m", "@SmolLM2-135M-Instruct.Q4_1") == changed
 
 
 @pytest.mark.native
-def test_weights_of_the_wrong_kind_are_refused(adapted: Path, model: Path, run: Run) -> None:
+def test_weights_of_the_wrong_kind_are_refused(adapted: Path, smollm2: Path) -> None:
     for options, message in {
         ("-m", "@loud"): "@loud: goes with a model and is none itself",
         ("-m", ""): "-m needs a value: a GGUF, a llamafile, or @NAME for one of several in here",
-        ("--lora", str(model)): f"--lora {model}: is a model, not a LoRA adapter",
+        ("--lora", str(smollm2)): f"--lora {smollm2}: is a model, not a LoRA adapter",
         ("--lora", "@nix"): f"--lora {adapted}: no weights called nix inside; it has "
         "SmolLM2-135M-Instruct.Q4_1.gguf, loud.gguf",
         ("--lora", "nix.gguf"): "--lora nix.gguf: No such file or directory",
@@ -237,9 +233,7 @@ def test_weights_of_the_wrong_kind_are_refused(adapted: Path, model: Path, run: 
 
 
 @pytest.mark.native
-def test_what_is_wrong_in_args_is_said_to_be_there(
-    make: Callable[..., Path], place: Path, run: Run
-) -> None:
+def test_what_is_wrong_in_args_is_said_to_be_there(make: Callable[..., Path], place: Path) -> None:
     for name, words in {"model": ["-m", "@nix"], "lora": ["--lora", "@nix"]}.items():
         done = run(make(name, args=words), "-p", "x")
         assert done.returncode == 1
@@ -275,9 +269,7 @@ def pictures(place: Path) -> list[Path]:
 
 
 @pytest.mark.native
-def test_seam_pictures_in_the_terminal(
-    seeing: Path, pictures: list[Path], model: Path, run: Run
-) -> None:
+def test_seam_pictures_in_the_terminal(seeing: Path, pictures: list[Path], smollm2: Path) -> None:
     def look(picture: Path, *options: str | Path) -> str:
         question = ("-p", "What is in the picture?", "--image", picture)
         done = run(seeing, *question, "-n", "12", "--temp", "0", *options)
@@ -292,8 +284,8 @@ def test_seam_pictures_in_the_terminal(
     assert look(pictures[0], "--mmproj", f"{seeing}@eye") == red
     for options, message in {
         ("--no-mmproj",): "images and sound need a projector, and none goes with this model",
-        ("-m", str(model)): "images and sound need a projector, and none goes with this model",
-        ("--mmproj", str(model)): f"--mmproj {model}: is a model, not a projector",
+        ("-m", str(smollm2)): "images and sound need a projector, and none goes with this model",
+        ("--mmproj", str(smollm2)): f"--mmproj {smollm2}: is a model, not a projector",
         ("--image", "nix.png"): "--image nix.png: no such file",
     }.items():
         done = run(seeing, "-p", "x", "--image", pictures[0], *options)
@@ -301,7 +293,7 @@ def test_seam_pictures_in_the_terminal(
         assert done.stderr.decode().startswith(f"error: {message}")
 
 
-def test_pictures_in_a_conversation(seeing: Path, pictures: list[Path], run: Run) -> None:
+def test_pictures_in_a_conversation(seeing: Path, pictures: list[Path]) -> None:
     def look(picture: Path, *options: str | Path, said: str) -> bytes:
         chat = ("--chat", "-n", "12", "--temp", "0", *options)
         done = run(seeing, *chat, stdin=f"{said}What is it?\n".encode())
@@ -371,7 +363,7 @@ def tones(place: Path) -> list[Path]:
 
 @pytest.mark.native
 def test_sounds_in_the_terminal(
-    hearing: Path, seeing: Path, tones: list[Path], pictures: list[Path], run: Run
+    hearing: Path, seeing: Path, tones: list[Path], pictures: list[Path]
 ) -> None:
     def hear(tone: Path) -> bytes:
         question = ("-p", "What is to be heard?", "--audio", tone)
@@ -412,22 +404,22 @@ def test_sounds_over_the_api(hearing: Path, tones: list[Path], pictures: list[Pa
 
 @pytest.mark.native
 def test_seam_a_draft_changes_nothing_but_the_time(
-    make: Callable[..., Path], model: Path, runtime: Path, place: Path, run: Run
+    make: Callable[..., Path], smollm2: Path, runtime: Path, place: Path
 ) -> None:
     draft = place / "draft.gguf"
-    done = run(runtime, "--quantize", "--allow-requantize", model, draft, "Q2_K")
+    done = run(runtime, "--quantize", "--allow-requantize", smollm2, draft, "Q2_K")
     assert done.returncode == 0
     drafted = make("drafted", draft=draft)
     body = {"max_tokens": 64, "ignore_eos": True}
     with serving(drafted, "--nobrowser") as url:
         quick = chat(url, **body)
-    with serving(drafted, "--nobrowser", "-m", model) as url:
+    with serving(drafted, "--nobrowser", "-m", smollm2) as url:
         plain = chat(url, **body)
     assert said(quick) == said(plain)
     assert quick["timings"]["draft_n_accepted"] > 0
     assert "draft_n" not in plain["timings"]
     # It is no second model, and a mode that has no use for it leaves it alone.
-    assert answer(drafted, run=run).startswith("The capital of France is Paris")
+    assert answer(drafted).startswith("The capital of France is Paris")
 
 
 @pytest.fixture(scope="module")
@@ -522,7 +514,7 @@ def test_the_models_of_a_server_are_blind_if_wanted(
 
 
 @pytest.mark.native
-def test_elsewhere_one_of_several_models_is_chosen(several: Path, run: Run) -> None:
+def test_elsewhere_one_of_several_models_is_chosen(several: Path) -> None:
     done = run(several, "-p", "x")
     assert (done.returncode, done.stdout) == (1, b"")
     assert done.stderr.decode() == (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import gzip
 import hashlib
 import os
@@ -21,46 +20,14 @@ from pathlib import Path
 
 import pytest
 from fixtures import tiny_elf, tiny_pe
+from launching import HOST, KINDS, SCRIPT, SHELLS, llamafile, packed_once, runtime
+from running import need
 
 from pyllamafile import launcher
 from pyllamafile.errors import PyllamafileError
-from pyllamafile.launcher import BLOCK, BUDGET, HEAD, Outer, Program, head, head_size, pack
-from pyllamafile.runtimes import Runtime
-from pyllamafile.targets import TARGETS, host
+from pyllamafile.launcher import BLOCK, BUDGET, HEAD, HeadProgram, Program, head, head_size, pack
+from pyllamafile.targets import TARGETS
 
-HOST = host()
-if HOST is None:  # pragma: no cover
-    pytest.skip("no target for this machine", allow_module_level=True)
-
-SHELLS = {  # how to call it: the Debian package that has it
-    "sh": "dash",
-    "bash": "bash",
-    "bash --posix": "bash",
-    "dash": "dash",
-    "zsh": "zsh",
-    "ksh93": "ksh93u+m",
-    "mksh": "mksh",
-    "yash": "yash",
-    "posh": "posh",
-    "busybox ash": "busybox",
-}
-if os.path.realpath(shutil.which("sh") or "") == shutil.which("dash"):
-    del SHELLS["sh"]
-
-SCRIPT = b"""#!/bin/sh
-if [ "$1" = --probe ]; then exit 0; fi
-case ${3-} in
-cat) exec cat ;;
-env) exec env ;;
-exit) exit "$4" ;;
-path) printf %s "$PATH" ;;
-pid) echo $$; exec sleep 60 ;;
-*) printf '%s\\0' "$@" ;;
-esac
-exit
-"""
-# Something for gzip to do; the shell never reads so far.
-SCRIPT += random.Random(7).randbytes(100_000)
 NAME = hashlib.sha256(SCRIPT).hexdigest()
 DATE = 331_257_600  # the middle of 1980
 PLANTED = b"#!/bin/sh\necho planted\nexit\n".ljust(len(SCRIPT), b"\n")
@@ -68,46 +35,10 @@ PLANTED = b"#!/bin/sh\necho planted\nexit\n".ljust(len(SCRIPT), b"\n")
 BINFMT = "/proc/sys/fs/binfmt_misc"
 
 
-def tool(name: str, package: str = "") -> str:
-    found = shutil.which(name)
-    if not found:
-        pytest.skip(f"needs the Debian package {package or name}")
-    return found
-
-
 @pytest.fixture(params=SHELLS)
 def shell(request: pytest.FixtureRequest) -> list[str]:
     name, *rest = request.param.split()
-    return [tool(name, SHELLS[request.param]), *rest]
-
-
-def runtime(program: bytes, packed: bytes, target: str = HOST.name) -> Runtime:
-    return Runtime(
-        target=target,
-        path=Path("runtime.gz"),
-        packed_size=len(packed),
-        packed_sha256=hashlib.sha256(packed).hexdigest(),
-        size=len(program),
-        sha256=hashlib.sha256(program).hexdigest(),
-        llama_cpp="0",
-        levels=(),
-        origin="package",
-    )
-
-
-packed_once = functools.cache(pack)
-
-
-def llamafile(
-    path: Path, program: bytes = SCRIPT, outer: Outer | None = None, **changes: object
-) -> Path:
-    """A head, a gap, the program at the second block, and something behind it."""
-    packed = packed_once(program)
-    row = replace(runtime(program, packed), **changes)  # type: ignore[arg-type]
-    begin = head([Program(row, 2 * BLOCK)], outer)
-    path.write_bytes(begin.ljust(2 * BLOCK, b"\0") + packed + b"PK weights")
-    path.chmod(0o755)
-    return path
+    return [need(name, SHELLS[request.param]), *rest]
 
 
 @pytest.fixture
@@ -115,17 +46,14 @@ def file(tmp_path: Path) -> Path:
     return llamafile(tmp_path / "tiny.llamafile")
 
 
-KINDS = {"script": None, "windows": Outer(runtime(tiny_pe(), b"", "windows-amd64"), tiny_pe())}
-
-
 @pytest.fixture(params=KINDS)
-def outer(request: pytest.FixtureRequest) -> Outer | None:
+def outer(request: pytest.FixtureRequest) -> HeadProgram | None:
     """What the file itself is: a script, or a Windows program with the script in it."""
     return KINDS[request.param]
 
 
 @pytest.fixture
-def either(tmp_path: Path, outer: Outer | None) -> Path:
+def either(tmp_path: Path, outer: HeadProgram | None) -> Path:
     return llamafile(tmp_path / "tiny.llamafile", outer=outer)
 
 
@@ -275,7 +203,7 @@ def static_program(tmp_path_factory: pytest.TempPathFactory) -> bytes:
         " while (*++v) puts(*v); return 7; }\n"
     )
     program = source.with_suffix("")
-    run(tool("cc", "gcc"), "-static", "-Os", "-o", program, source, check=True)
+    run(need("cc", "gcc"), "-static", "-Os", "-o", program, source, check=True)
     return program.read_bytes()
 
 
@@ -329,7 +257,7 @@ def test_name_found_in_path(tmp_path, shell, either, outer, env):
 
 def test_file_that_bash_finds_in_path(file, env):
     env["PATH"] += f":{file.parent}"
-    done = run(tool("bash"), file.name, "x", env=env, cwd="/")
+    done = run(need("bash"), file.name, "x", env=env, cwd="/")
     assert arguments(done) == ["--llamafile", str(file), "x"]
 
 
@@ -360,7 +288,7 @@ def test_started_by(tmp_path, either, env, starter):
     words = ["a b", "", "new\nline"]
     given = [] if starter.startswith("xargs") else words + [";"] * starter.endswith("-exec")
     argv = starter.format(either).split()
-    done = run(tool(argv[0]), *argv[1:], either, *given, env=env, cwd=tmp_path)
+    done = run(need(argv[0]), *argv[1:], either, *given, env=env, cwd=tmp_path)
     assert arguments(done) == ["--llamafile", str(either), *words]
 
 
@@ -375,7 +303,7 @@ def test_started_by_cron(either, shell, env, outer):
     argv = [*shell, "-c", f"cd / && {either} x"]
     if shell[0].endswith("zsh"):  # sets a HOME of its own
         argv[-1] = f"unset HOME; {argv[-1]}"
-    done = run(tool("unshare"), "-m", "sh", "-c", script, "sh", *argv)
+    done = run(need("unshare"), "-m", "sh", "-c", script, "sh", *argv)
     if done.returncode == 99 or b"unshare" in done.stderr:
         pytest.skip("may not mount a file system")
     start = f"--llamafile\0{either}\0x\0"
@@ -685,7 +613,7 @@ def test_thirty_first_starts_at_once(shell, file, env, place):
 )
 def test_signal_while_unpacking_leaves_nothing(tmp_path, shell, file, env, place, number, group):
     mark = tmp_path / "mark"
-    gzip_ = tool("gzip")
+    gzip_ = need("gzip")
     env["PATH"] = fake(tmp_path / "bin", "gzip", f'>"{mark}"; sleep 0.1; exec {gzip_} "$@"\n')
     with subprocess.Popen(
         [*shell, str(file)],
@@ -741,7 +669,7 @@ def test_unknown_system(tmp_path, shell, file, env):
 
 
 def test_busybox_and_nothing_else_in_path(tmp_path, file, env):
-    busybox = tool("busybox")
+    busybox = need("busybox")
     (tmp_path / "bin").mkdir()
     for applet in run(busybox, "--list").stdout.decode().split():
         (tmp_path / "bin" / applet).symlink_to(busybox)
@@ -760,7 +688,7 @@ def test_without_mktemp(tmp_path, shell, file, env, place):
 @pytest.mark.parametrize("name", ["sha256sum", "shasum", "openssl"])
 def test_any_checksum_tool_will_do(tmp_path, file, env, place, name):
     order = ["sha256sum", "shasum", "sha256", "openssl"]
-    real = tool(name, "perl" if name == "shasum" else name)
+    real = need(name, "perl" if name == "shasum" else name)
     env["PATH"] = fake(tmp_path / "bin", name, f'>"{tmp_path}/used"; exec {real} "$@"\n')
     content = file.read_bytes()
     for other in order[: order.index(name)]:  # as if it had another name
@@ -783,7 +711,7 @@ def test_bash_takes_nothing_from_the_environment(file, env):
     for name in ("ls", "uname", "dd", "gzip", "id", "mv", "mkdir", "mktemp", "chmod", "wc"):
         env[f"BASH_FUNC_{name}%%"] = "() { echo function; exit 9; }"
     for _ in ("cold", "warm"):
-        assert arguments(run(tool("bash"), file, "x", env=env))[2:] == ["x"]
+        assert arguments(run(need("bash"), file, "x", env=env))[2:] == ["x"]
 
 
 # Files that are not what they should be
@@ -845,7 +773,7 @@ def test_head_has_room_for_all_targets(grafted):
         for i, name in enumerate(TARGETS)
         if name != "windows-amd64"
     ]
-    outer = Outer(runtime(tiny_pe(), b"", "windows-amd64"), tiny_pe()) if grafted else None
+    outer = HeadProgram(runtime(tiny_pe(), b"", "windows-amd64"), tiny_pe()) if grafted else None
     content = head(many, outer)
     assert content.count(NAME.encode()) == len(TARGETS) - 2
     with pytest.raises(PyllamafileError, match=r"launch script is \d+ bytes"):
@@ -890,7 +818,7 @@ def several(path: Path, targets: Iterable[str]) -> Path:
     for target in targets:
         if not outer and target.startswith("windows"):
             program = program_for(target)
-            outer = Outer(runtime(program, b"", target), program)
+            outer = HeadProgram(runtime(program, b"", target), program)
             targets.remove(target)
     start = -(-head_size(outer) // BLOCK) * BLOCK
     content = b""
@@ -928,15 +856,15 @@ def system(directory: Path, name: str, translated: bool = False) -> str:
         "sysctl": f'[ "$*" = "-n hw.optional.arm64" ] && echo {int(translated)}',
         # No operands of GNU's, and no `head` or `tail` that could be asked for bytes.
         "dd": "for word; do case $word in if=*|bs=65536|bs=8k|skip=*|count=*) ;; "
-        f'*) echo "dd: unknown operand $word" >&2; exit 1 ;; esac; done\nexec {tool("dd")} "$@"',
-        "mktemp": f'[ $# = 1 ] || exit 1\ncase $1 in *.XXXXXX) exec {tool("mktemp")} "$1" ;; esac',
-        "wc": f'printf \'%8s\\n\' "$({tool("wc")} "$@")"',
-        checksum: f"exec {tool('sha256sum')}",
+        f'*) echo "dd: unknown operand $word" >&2; exit 1 ;; esac; done\nexec {need("dd")} "$@"',
+        "mktemp": f'[ $# = 1 ] || exit 1\ncase $1 in *.XXXXXX) exec {need("mktemp")} "$1" ;; esac',
+        "wc": f'printf \'%8s\\n\' "$({need("wc")} "$@")"',
+        checksum: f"exec {need('sha256sum')}",
     }
     for name_, script in tools.items():
         fake(directory, name_, script + "\n")
     for name_ in ("gzip", "ls", "id", "mkdir", "chmod", "mv", "rm", "sh", "touch"):
-        (directory / name_).symlink_to(tool(name_))
+        (directory / name_).symlink_to(need(name_))
     return str(directory)
 
 
@@ -1021,14 +949,14 @@ def test_a_shell_starts_a_windows_program_by_its_name(tmp_path, env, name):
     file = several(tmp_path / "f", [HOST.name, "windows-amd64"])
     file.chmod(0o755)
     first, *rest = name.split()
-    done = run(tool(first, SHELLS[name]), *rest, "-c", './f "$@"', "x", "1", env=env, cwd=tmp_path)
+    done = run(need(first, SHELLS[name]), *rest, "-c", './f "$@"', "x", "1", env=env, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, b"")
     assert done.stdout.decode().split() == [HOST.name, "--llamafile", "./f", "1"]
 
 
 def test_an_elf_program_stands_alone():
     program = tiny_elf()
-    outer = Outer(runtime(program, b"", "linux-amd64"), program)
+    outer = HeadProgram(runtime(program, b"", "linux-amd64"), program)
     assert head([], outer) == program
     assert head_size(outer) == len(program)
     with pytest.raises(PyllamafileError, match="among others"):
@@ -1036,7 +964,7 @@ def test_an_elf_program_stands_alone():
 
 
 def test_what_cannot_be_a_windows_program_is_named():
-    outer = Outer(runtime(SCRIPT, b"", "windows-amd64"), SCRIPT)
+    outer = HeadProgram(runtime(SCRIPT, b"", "windows-amd64"), SCRIPT)
     for make in (lambda: head([], outer), lambda: head_size(outer)):
         with pytest.raises(PyllamafileError, match=r"runtime\.gz: not a Windows program"):
             make()
@@ -1062,7 +990,7 @@ def test_pack_is_one_exact_gzip_member(tmp_path, size):
     assert (magic, method, flags, mtime, system) == (b"\x1f\x8b", 8, 16, 0, 255)
     (tmp_path / "packed.gz").write_bytes(packed)
     for argv in (["gzip", "-t"], ["gzip", "-dc"], ["busybox", "gunzip", "-c"]):
-        done = run(tool(argv[0]), *argv[1:], tmp_path / "packed.gz")
+        done = run(need(argv[0]), *argv[1:], tmp_path / "packed.gz")
         assert (done.returncode, done.stderr) == (0, b"")
         assert done.stdout == (b"" if argv[1] == "-t" else program)
 
@@ -1070,7 +998,7 @@ def test_pack_is_one_exact_gzip_member(tmp_path, size):
 @pytest.mark.parametrize("unpack", ["gzip -dc", "busybox gunzip -c", "bsdcat"])
 def test_packed_program_is_cut_out_by_dd(tmp_path, unpack):
     argv = unpack.split()
-    tool(argv[0], {"bsdcat": "libarchive-tools"}.get(argv[0], argv[0]))
+    need(argv[0], {"bsdcat": "libarchive-tools"}.get(argv[0], argv[0]))
     packed = pack(_noise(200_000))
     (tmp_path / "f").write_bytes(bytes(3 * BLOCK) + packed + b"more")
     count = len(packed) // BLOCK
@@ -1081,5 +1009,5 @@ def test_packed_program_is_cut_out_by_dd(tmp_path, unpack):
 
 def test_template_passes_shellcheck():
     template = Path(launcher.__file__).with_name("launch.sh")
-    done = run(tool("shellcheck"), template)
+    done = run(need("shellcheck"), template)
     assert (done.returncode, done.stdout) == (0, b"")

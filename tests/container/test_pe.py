@@ -14,75 +14,18 @@ from pathlib import Path
 
 import lief
 import pytest
-from conftest import need
 from fixtures import tiny_elf, tiny_pe
+from judging import compare
+from running import need
 
 from pyllamafile.errors import PyllamafileError
-from pyllamafile.launcher import BLOCK, Outer, Program, head, pack, pe
+from pyllamafile.launcher import BLOCK, HeadProgram, Program, head, pack, pe
 from pyllamafile.runtimes import Runtime
 from pyllamafile.targets import host
 
 lief.logging.disable()
 
 SCRIPT = b'echo "$0: $1"\nexit 3\n'
-
-
-def loaded(binary: lief.PE.Binary) -> bytes:
-    """What a loader makes of the sections: every address that the file gives content to."""
-    image = bytearray(binary.optional_header.sizeof_image)
-    for section in binary.sections:
-        content = bytes(section.content)[: section.virtual_size]
-        image[section.virtual_address : section.virtual_address + len(content)] = content
-    return bytes(image)
-
-
-def facts(binary: lief.PE.Binary) -> dict[str, object]:
-    """Everything in the headers that must not change."""
-    header, optional = binary.header, binary.optional_header
-    return {
-        "machine": header.machine,
-        "characteristics": header.characteristics,
-        "entry": optional.addressof_entrypoint,
-        "base": optional.imagebase,
-        "image": optional.sizeof_image,
-        "headers": optional.sizeof_headers,
-        "alignments": (optional.section_alignment, optional.file_alignment),
-        "subsystem": optional.subsystem,
-        "stack": (optional.sizeof_stack_reserve, optional.sizeof_stack_commit),
-        "dll": optional.dll_characteristics,
-        "directories": [(d.type, d.rva, d.size) for d in binary.data_directories],
-        "sections": [
-            (s.name, s.virtual_address, s.virtual_size, s.size, s.characteristics)
-            for s in binary.sections
-        ],
-    }
-
-
-def compare(before: bytes, after: bytes) -> None:
-    """lief finds the same program, only farther back in the file."""
-    old, new = lief.PE.parse(before), lief.PE.parse(after)
-    assert facts(old) == facts(new)
-    image, other = loaded(old), loaded(new)
-    assert any(image)
-    assert len(image) == len(other)
-    debug = old.data_directory(lief.PE.DataDirectory.TYPES.DEBUG_DIR).rva
-    pointers = {debug + 28 * n + 24 + byte for n in range(len(old.debug)) for byte in range(4)}
-    assert {at for at in range(len(image)) if image[at] != other[at]} <= pointers
-    moved = {n.offset - o.offset for o, n in zip(old.sections, new.sections, strict=True) if o.size}
-    assert moved == {len(after) - len(before)} == {pe.shift(before)}
-    assert [s.offset for s in old.sections if not s.size] == [
-        s.offset for s in new.sections if not s.size
-    ]
-    assert new.sections[0].offset == 0x4000
-    assert new.optional_header.checksum == 0
-    assert not new.overlay
-    for one, other in zip(old.debug, new.debug, strict=True):
-        assert (one.type, one.addressof_rawdata, one.sizeof_data) == (
-            other.type, other.addressof_rawdata, other.sizeof_data,
-        )  # fmt: skip
-        assert bytes(one.payload) == bytes(other.payload)
-        if one.pointerto_rawdata:
-            assert other.pointerto_rawdata == one.pointerto_rawdata + pe.shift(before)
 
 
 @pytest.mark.parametrize("machine", [0x8664, 0xAA64])
@@ -263,7 +206,7 @@ def both(folder: Path) -> Path:
     assert here
     start = -(-(len(program) + pe.shift(program)) // BLOCK) * BLOCK
     behind = Program(stored(here.name, packed, SHELL_PROGRAM), start)
-    begin = head([behind], Outer(stored("windows-amd64"), program))
+    begin = head([behind], HeadProgram(stored("windows-amd64"), program))
     path = folder / "both.llamafile"
     path.write_bytes(begin.ljust(start, b"\0") + packed + b"last")
     path.chmod(0o755)

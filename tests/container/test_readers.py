@@ -7,9 +7,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import need
-from fixtures import tiny_gguf
-from test_build import folder, prebuilt, put_runtime, sparse_gguf  # noqa: F401 (fixtures)
+from fixtures import put_runtime, sparse_gguf, tiny_gguf
+from running import need
 
 import pyllamafile
 from pyllamafile import native
@@ -68,7 +67,7 @@ def run(*command: str | Path, **options) -> str:
 
 
 @pytest.fixture
-def small(folder):  # noqa: F811
+def small(folder):
     tiny_gguf(folder / "m.gguf")
     return pyllamafile.build("m.gguf", "small.llamafile", args=["-c", "512"]).path
 

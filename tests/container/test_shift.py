@@ -20,8 +20,8 @@ from typing import Any
 
 import gguf
 import pytest
-from fixtures import tiny_gguf
-from test_build import PROGRAM, folder, model, prebuilt, put_runtime
+from fixtures import NEW, PROGRAM, put_runtime, tiny_gguf
+from judging import contents, runs
 
 import pyllamafile
 from pyllamafile import PyllamafileError, llamafile, shift, zipalign
@@ -29,8 +29,6 @@ from pyllamafile.llamafile import MANIFEST
 from pyllamafile.ops import in_place
 from pyllamafile.ops import upgrade as upgrading
 from pyllamafile.zipalign import BLOCK, Entry
-
-__all__ = ["folder", "model", "prebuilt"]  # fixtures
 
 MODEL = 3 << 20  # bytes of a model's
 
@@ -93,12 +91,6 @@ def conversion(**options: object) -> in_place.Conversion:
         with pytest.raises(PyllamafileError):  # there is nothing to check
             pyllamafile.build("m.gguf", in_place=True, **options)
     return caught[0]
-
-
-def runs(path: Path) -> bool:
-    """Whether the file starts, and a reader finds weights where the directory says."""
-    done = subprocess.run(["sh", f"./{path}", "-p", "x"], capture_output=True, text=True)
-    return (done.returncode, done.stdout) == (0, f"<--llamafile>\n<./{path}>\n<-p>\n<x>\n")
 
 
 @pytest.mark.parametrize("count", range(7))
@@ -195,9 +187,6 @@ def test_a_file_system_that_cannot(memory: Path, prebuilt: Path, model: Path) ->
 # Another engine
 
 
-NEW = PROGRAM + b"# newer" + random.Random(1).randbytes(200_000).hex().encode()
-
-
 @pytest.fixture
 def old(here: Path, prebuilt: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A llamafile whose engine is not what is at hand now."""
@@ -210,12 +199,6 @@ def old(here: Path, prebuilt: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     with zipfile.ZipFile(prebuilt / "ui.zip", "w") as archive:
         archive.writestr(zipfile.ZipInfo("ui/new.html"), b"<html>" * 1000)
     return path
-
-
-def contents(path: Path) -> dict[str, bytes]:
-    with zipfile.ZipFile(path) as archive:
-        assert archive.testzip() is None
-        return {name: archive.read(name) for name in archive.namelist()}
 
 
 def absolute(path: Path) -> dict[str, bytes]:
@@ -356,12 +339,11 @@ def test_what_is_dead_is_left_to_the_old_file(
     assert contents(old) == expected
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("number", range(40))  # which gives each its own numbers
 def test_a_shift_makes_one_archive_of_another(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rng: random.Random, number: int
 ) -> None:
     """Whatever is added, replaced and removed, and whatever gaps there are."""
-    rng = random.Random(seed)
     monkeypatch.setattr(zipalign, "_MOVE", rng.choice([0, 5000, 16 << 20]))
     path, front = tmp_path / "a.zip", rng.randint(1, 3) * BLOCK
     path.write_bytes(bytes(front))
@@ -413,7 +395,7 @@ def test_what_is_half_written_is_not_taken_for_that(old: Path, prebuilt: Path) -
     assert started_over.old == started_over.new
     for step in started_over.steps()[:2]:
         step()
-    head, _ = started_over.pieces()
+    head, _ = started_over.engine.pieces()
     with old.open("r+b") as file:
         file.seek(started_over.old + head[0])
         file.write(head[1])
@@ -441,7 +423,8 @@ def test_what_is_half_written_is_not_taken_for_that(old: Path, prebuilt: Path) -
     ],
 )
 def test_no_engine_is_like_a_manifest_that_says_nonsense(old: Path, manifest: Any) -> None:
-    text = json.dumps({**llamafile.read(old).manifest, **manifest, "nonsense": 1}).encode()
+    facts = {**llamafile.read(old).manifest, **manifest} if manifest else {}
+    text = json.dumps({**facts, "nonsense": 1}).encode()
     zipalign.add(old, [Entry(MANIFEST, text)])
     old.write_bytes(raw := bytes(BLOCK) + old.read_bytes())
     found = llamafile.read(old)
@@ -487,7 +470,7 @@ def test_an_upgrade_that_fails_is_undone_or_done(old: Path, count: int, after: b
         assert old.stat().st_size == size
 
 
-def test_killed_at_any_moment(old: Path, prebuilt: Path) -> None:
+def test_killed_at_any_moment(old: Path, prebuilt: Path, rng: random.Random) -> None:
     """By SIGKILL, in a process of its own: whatever it was doing."""
     before, expected = contents(old), upgraded_by_copy(old)
     states = started(old), started(Path("by-copy"))
@@ -505,7 +488,6 @@ def test_killed_at_any_moment(old: Path, prebuilt: Path) -> None:
     process.communicate()
     took = time.monotonic() - begin
     assert process.returncode == 0
-    rng = random.Random()
     for _ in range(12):
         old.write_bytes(original)
         process = subprocess.Popen(command, stdout=subprocess.PIPE)
@@ -523,7 +505,9 @@ def test_killed_at_any_moment(old: Path, prebuilt: Path) -> None:
 
 
 @pytest.mark.parametrize("how", [shift.collapse, shift.insert])
-def test_a_shift_is_killed(disk: Path, how: Callable[[Path, int, int], None]) -> None:
+def test_a_shift_is_killed(
+    disk: Path, rng: random.Random, how: Callable[[Path, int, int], None]
+) -> None:
     """XFS lets a kill come between moving blocks and the new length, but not if there is no
     part of a block to be cut off at the end. (If there is, this fails within a few rounds.)"""
     path = disk / "f"
@@ -544,7 +528,7 @@ def test_a_shift_is_killed(disk: Path, how: Callable[[Path, int, int], None]) ->
                 how(path, 3 * BLOCK if how is shift.insert else 0, 3 * BLOCK)
             os._exit(0)
         os.read(reader, 1)
-        time.sleep(random.uniform(0, 2e-3))
+        time.sleep(rng.uniform(0, 2e-3))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         os.close(reader)
@@ -580,3 +564,33 @@ def test_entries_that_nobody_vouches_for_are_read(old: Path) -> None:
     assert not pyllamafile.upgrade(old).shifted
     assert contents(old)["foreign.txt"] == b"x"
     assert pyllamafile.verify(old) == []
+
+
+# Under the real runtime, on the file system that the tests run on
+
+
+@pytest.mark.native
+def test_the_real_runtime_finds_its_weights_at_every_step(
+    smollm2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole way, from a GGUF to another engine."""
+    monkeypatch.chdir(tmp_path)
+    if shift.unit(tmp_path) is None:
+        pytest.skip("files here can't be shifted")
+    shutil.copy(smollm2, "m.gguf")
+
+    def answer() -> str:
+        command = ["sh", "./m.llamafile", "-p", "Once upon a time", "-n", "4", "--temp", "0"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    pyllamafile.build("m.gguf", targets=["linux-amd64"], in_place=True)
+    expected = answer()
+    assert expected.startswith("Once upon a time")
+    for step in exchange(Path("m.llamafile")).steps():
+        step()
+        assert answer() == expected
+    assert pyllamafile.verify("m.llamafile") == []
+    assert pyllamafile.upgrade("m.llamafile").shifted
+    assert answer() == expected

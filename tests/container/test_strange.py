@@ -13,29 +13,30 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import strange
-from conftest import need
 from hostile import sources
-from strange import MANIFEST, READERS, ROWS, RULES, SAYS, Bench, numberless, raw_entries
+from judging import snapshot
+from running import Command, need
+from strange import (
+    FILE,
+    MANIFEST,
+    READERS,
+    ROWS,
+    RULES,
+    SAYS,
+    Bench,
+    check_error,
+    numberless,
+    raw_entries,
+    refused,
+)
 
-from pyllamafile import cli, llamafile, native
+from pyllamafile import llamafile
 from pyllamafile import zipalign as zipaligner
 from pyllamafile.errors import PyllamafileError
-from pyllamafile.targets import host
-
-FILE = "f.llamafile"
-
-
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Command = Callable[..., Result]
 
 
 @dataclass(frozen=True)
@@ -63,51 +64,6 @@ class Case:
         return ROWS[self.name].verdict
 
 
-def snapshot(folder: Path) -> dict[str, bytes | None]:
-    """All that is in a folder; None is what has no bytes."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
-        for path in sorted(folder.rglob("*"))
-    }
-
-
-def refused(command: Command, *words: str) -> Result:
-    """Run what must fail: in one line, and nothing is written, here or beside it."""
-    before = snapshot(Path().absolute().parent)
-    done = command(*words)
-    assert (done.code, done.out) == (1, ""), done
-    check_error(done.err)
-    assert snapshot(Path().absolute().parent) == before
-    return done
-
-
-def check_error(text: str) -> None:
-    """That it is one line, and a hint at most."""
-    first, *rest = text.splitlines()
-    assert first.startswith("error: ")
-    assert all(line.startswith("hint: ") for line in rest), text
-    assert len(rest) <= 1
-    assert "bug in pyllamafile" not in text
-
-
-def at_hand(patch: pytest.MonkeyPatch, prebuilt: Path, cache: Path) -> None:
-    """Have the runtimes of a folder at hand, and nothing of this machine's."""
-    patch.setattr(native, "PREBUILT", prebuilt)
-    patch.setenv("PYLLAMAFILE_CACHE", str(cache))
-    patch.setenv("SHELL", "/bin/sh")
-    patch.delenv("SOURCE_DATE_EPOCH", raising=False)
-    patch.setattr(os, "fsync", lambda descriptor: None)  # a third of the time, for nothing
-
-
-@pytest.fixture(scope="session")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    """What the files are made of; the engine at hand is another one than theirs."""
-    prebuilt = tmp_path_factory.mktemp("prebuilt")
-    with pytest.MonkeyPatch.context() as patch:
-        at_hand(patch, prebuilt, tmp_path_factory.mktemp("cache"))
-        return strange.bench(tmp_path_factory.mktemp("bench"), prebuilt)
-
-
 @pytest.fixture(scope="session")
 def made(bench: Bench) -> Callable[[str], bytes]:
     """The bytes of a file, made once."""
@@ -122,39 +78,15 @@ def made(bench: Bench) -> Callable[[str], bytes]:
 
 
 @pytest.fixture
-def here(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current directory, empty, with the other engine at hand."""
-    place = tmp_path / "here"
-    place.mkdir()
-    monkeypatch.chdir(place)
-    at_hand(monkeypatch, bench.prebuilt, tmp_path / "cache")
-    return place
-
-
-@pytest.fixture
-def command(here: Path, capfd: pytest.CaptureFixture[str]) -> Command:
-    """Runs a command of ours in this process."""
-
-    def run(*words: str) -> Result:
-        with pytest.raises(SystemExit) as ended:
-            cli.main(list(words))
-        out, err = capfd.readouterr()
-        assert "Traceback" not in out + err
-        return Result(ended.value.code or 0, out, err)
-
-    return run
-
-
-@pytest.fixture
 def case(
-    name: str, bench: Bench, made: Callable[[str], bytes], here: Path, command: Command
+    name: str, bench: Bench, made: Callable[[str], bytes], workbench: Path, run: Command
 ) -> Case:
-    (here / FILE).write_bytes(made(name))
-    (here / FILE).chmod(0o755)
-    (here / "new.txt").write_text("new")
+    (workbench / FILE).write_bytes(made(name))
+    (workbench / FILE).chmod(0o755)
+    (workbench / "new.txt").write_text("new")
     if put := ROWS[name].put:
-        put(here / FILE)
-    return Case(name, bench, here, command)
+        put(workbench / FILE)
+    return Case(name, bench, workbench, run)
 
 
 # --------------------------------------------------- what each reader is asked
@@ -401,15 +333,6 @@ def container(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     return folder / "reader"
-
-
-@pytest.fixture(scope="session")
-def whole_runtime(request: pytest.FixtureRequest) -> Path:
-    """The program with llama.cpp in it, where one is at hand already."""
-    here = host()
-    if here is None or native.find(here) is None:
-        pytest.skip("no runtime is at hand: pyllamafile runtimes build")
-    return request.getfixturevalue("runtime")
 
 
 @pytest.mark.native

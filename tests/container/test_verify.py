@@ -854,9 +854,8 @@ def test_a_program_that_is_listed_otherwise_than_the_head(box: Box, key: str) ->
     only(box.write(), where, f"its {key} is not that of the head")
 
 
-def test_a_bit_of_a_program_that_is_the_head(box: Box) -> None:
+def test_a_bit_of_a_program_that_is_the_head(box: Box, rng: random.Random) -> None:
     box.head, box.outer = PE, "windows-amd64"
-    rng = random.Random(50)
     box.write()
     for _ in range(30):
         at = rng.randrange(len(PE))
@@ -884,7 +883,9 @@ def test_an_entry_of_another_size_than_listed(box: Box) -> None:
 
 
 @pytest.mark.parametrize("zip64", [False, True])
-def test_random_damage_never_raises_anything_else(box: Box, zip64: bool) -> None:
+def test_random_damage_never_raises_anything_else(
+    box: Box, rng: random.Random, zip64: bool
+) -> None:
     box.zip64 = zip64
     box.entries["phi3.gguf"] = WEIGHTS[:3000]
     del box.packed["macos-arm64"]
@@ -892,7 +893,6 @@ def test_random_damage_never_raises_anything_else(box: Box, zip64: bool) -> None
     lively = [  # where the structure is; what lies between is padding
         *range(100), *range(BLOCK, BLOCK + 12), *range(box.at["phi3.gguf header"], len(content)),
     ]  # fmt: skip
-    rng = random.Random(30)
     told = refused = 0
     for _ in range(600):
         damaged = bytearray(content)
@@ -915,9 +915,8 @@ def test_random_damage_never_raises_anything_else(box: Box, zip64: bool) -> None
     assert refused < 30
 
 
-def test_every_byte_that_counts_is_covered(box: Box) -> None:
+def test_every_byte_that_counts_is_covered(box: Box, rng: random.Random) -> None:
     box.write()
-    rng = random.Random(40)
     parts = {
         "head": (0, len(HEAD)),
         f"runtime linux-amd64 (offset {BLOCK})": (BLOCK, len(box.packed["linux-amd64"])),

@@ -523,7 +523,7 @@ def test_read_empty(tmp_path):
 
 
 @pytest.mark.parametrize("zip64", [False, True])
-def test_hostile_input(tmp_path, monkeypatch, zip64):
+def test_hostile_input(tmp_path, monkeypatch, rng, zip64):
     """Whatever is cut off or flipped: an answer or our error."""
     if zip64:
         monkeypatch.setattr(zipalign, "_MAX_32", 100)
@@ -550,7 +550,6 @@ def test_hostile_input(tmp_path, monkeypatch, zip64):
         assert names(good[:length]) is None
     for start in range(1, len(good)):
         names(good[start:])
-    rng = random.Random(1)
     answers = []
     for _ in range(3000):
         data = bytearray(good)
@@ -817,11 +816,10 @@ KILLED = """
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
-def test_killed_for_real(tmp_path):
+def test_killed_for_real(tmp_path, rng):
     path = tmp_path / "a.zip"
     kept = [("kept", RANDOM[:5000])]
     packed(path, [Entry("first", b"0" * 100_000), Entry("last", b"0"), Entry(*kept[0])], PREFIX)
-    rng = random.Random()
     environment = {**os.environ, "PYTHONPATH": str(Path(zipalign.__file__).parents[1])}
     for _ in range(12):
         child = subprocess.Popen(
@@ -873,6 +871,64 @@ def test_moved_entries_stay_aligned(tmp_path):
     assert members["model.gguf"].data_offset == BLOCK
     assert add(path, [], remove=["y"]) == 0
     assert contents(path) == [("model.gguf", OLD[0].data), ("z", body("z").data)]
+
+
+@pytest.mark.parametrize("seed", range(15))
+def test_what_a_change_returns_is_what_is_read(tmp_path, monkeypatch, seed):
+    """So that who changes an archive in several steps reads it once."""
+    rng = random.Random(seed)
+    monkeypatch.setattr(zipalign, "_MOVE", rng.choice([0, 5000, 16 << 20]))
+    monkeypatch.setattr(zipalign, "_MAX_32", rng.choice([0xFFFFFFFF, 0xFFFFFFFF, 3000]))
+    path, front = tmp_path / "a.zip", rng.randint(0, 2) * BLOCK
+
+    def some(count):
+        sizes = [rng.choice([0, 10, 3000, 300_000]) for _ in range(count)]
+        names = rng.sample(["a", "b/c", "d.gguf", "\xe4", "e" * 300, "f", "g", "h"], count)
+        return [
+            Entry(name, rng.randbytes(size), align=rng.choice([1, BLOCK]))
+            if rng.random() < 0.8
+            else deflate(name, bytes(size))
+            for name, size in zip(names, sizes, strict=True)
+        ]
+
+    if front:
+        packed(path, some(5), bytes(front), rng.choice([b"", b"words"]))
+    known, _ = zipalign.change(path, some(3))
+    assert known == read(path)
+    for _ in range(6):
+        names = [member.name for member in known.members]
+        gone = rng.sample(names, min(len(names), rng.randint(0, 2)))
+        if front and rng.random() < 0.4:
+            move = rng.choice([-front, front, front + 4096])
+            known, _ = zipalign.change(
+                path, some(rng.randint(0, 2)), remove=gone, moves=(0, move), archive=known
+            )
+            assert known == read(path)
+            raw = path.read_bytes()
+            path.write_bytes(bytes(move) + raw if move > 0 else raw[-move:])
+            known = known.shifted(move)
+            assert known == read(path)
+            if known.base < 0 or known.base % BLOCK:
+                break  # no such thing is ever changed again
+        else:
+            known, _ = zipalign.change(path, some(2), remove=gone, archive=known)
+        assert known == read(path)
+        if rng.random() < 0.5:
+            known = zipalign.compact(path, known)
+            assert known == read(path)
+
+
+def test_what_somebody_else_has_changed_is_left_alone(tmp_path, model):
+    path = packed(tmp_path / "a.zip", [gguf(model)])
+    known = read(path)
+    path.write_bytes(raw := path.read_bytes() + b"more")
+    for change in (
+        lambda: zipalign.change(path, [Entry("a", b"a")], archive=known),
+        lambda: zipalign.compact(path, known),
+    ):
+        with pytest.raises(PyllamafileError, match=r"a\.zip: another program changed it"):
+            change()
+        assert path.read_bytes() == raw
 
 
 def test_add_creates(tmp_path, model):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import lief
 import pytest
-from conftest import need
+from running import need
 
 from pyllamafile.native.building import driver, tools
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from conftest import Run
+from running import run
 
 pytestmark = pytest.mark.native
 
@@ -80,7 +80,7 @@ def lines(*said: str) -> bytes:
     return "".join(f"{line}\n" for line in said).encode()
 
 
-def test_seam_over_a_pipe(llamafile: Path, run: Run) -> None:
+def test_seam_over_a_pipe(llamafile: Path) -> None:
     """Standard output is answers and what was asked for; no colours, no prompt, no banner."""
     said = lines("Count: one, two,", "/context", "/system", "/stats", "/exit", "never read")
     done = run(llamafile, *GREEDY, "-sys", "You can count.", stdin=said)
@@ -95,7 +95,7 @@ def test_seam_over_a_pipe(llamafile: Path, run: Run) -> None:
     assert re.fullmatch(r"prompt \d+ tokens, 0 of them known, .*; answer \d+ tokens, .*", stats)
 
 
-def test_commands(llamafile: Path, run: Run, tmp_path: Path) -> None:
+def test_commands(llamafile: Path, tmp_path: Path) -> None:
     """What the conversation is made of, after every command that changes it."""
     (tmp_path / "note.txt").write_text("The secret is 42.")
     steps = (
@@ -157,14 +157,14 @@ def test_commands(llamafile: Path, run: Run, tmp_path: Path) -> None:
     ],
 )
 def test_what_goes_wrong_over_a_pipe(
-    llamafile: Path, run: Run, tmp_path: Path, line: str, problem: str
+    llamafile: Path, tmp_path: Path, line: str, problem: str
 ) -> None:
     (tmp_path / "note.txt").write_text("{")
     done = run(llamafile, *GREEDY, stdin=lines(line), cwd=tmp_path)
     assert (done.returncode, done.stderr.decode()) == (1, f"error: {problem}\n")
 
 
-def test_more_than_the_context(llamafile: Path, run: Run) -> None:
+def test_more_than_the_context(llamafile: Path) -> None:
     """The message that was too long goes, and the conversation goes on."""
     said = lines("word " * 600, "/context", "Hi")
     done = run(llamafile, *GREEDY, "-c", "256", stdin=said)
@@ -177,7 +177,7 @@ def test_more_than_the_context(llamafile: Path, run: Run) -> None:
     assert len(answer) > 3
 
 
-def test_a_file_of_more_than_the_context(llamafile: Path, run: Run, tmp_path: Path) -> None:
+def test_a_file_of_more_than_the_context(llamafile: Path, tmp_path: Path) -> None:
     """It goes with the question, so that the next one is answered."""
     (tmp_path / "long.txt").write_text("word " * 600)
     said = lines("/read long.txt", "What is it?", "/save kept", "Hi", "/save kept")
@@ -188,7 +188,7 @@ def test_a_file_of_more_than_the_context(llamafile: Path, run: Run, tmp_path: Pa
     assert [(row["role"], row["content"]) for row in messages[:-1]] == [("user", "Hi")]
 
 
-def test_only_the_named_file_is_written(llamafile: Path, run: Run, tmp_path: Path) -> None:
+def test_only_the_named_file_is_written(llamafile: Path, tmp_path: Path) -> None:
     names = ("x.draft", ".x.draft-0", "y.draft", ".y.draft-0")
     for name in names:
         (tmp_path / name).write_text("mine")
@@ -205,13 +205,13 @@ def test_only_the_named_file_is_written(llamafile: Path, run: Run, tmp_path: Pat
     assert json.loads((tmp_path / "x").read_text()) == {"messages": []}
 
 
-def test_a_path_is_no_command(llamafile: Path, run: Run) -> None:
+def test_a_path_is_no_command(llamafile: Path) -> None:
     done = run(llamafile, *GREEDY, stdin=lines("/usr/bin is what?"))
     assert done.returncode == 0
     assert len(done.stdout) > 3
 
 
-def test_grammar_and_schema(llamafile: Path, run: Run) -> None:
+def test_grammar_and_schema(llamafile: Path) -> None:
     done = run(llamafile, *GREEDY, "--grammar", 'root ::= "yes" | "no"', stdin=lines("Is it?"))
     assert done.stdout in (b"yes\n", b"no\n")
     schema = '{"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}'

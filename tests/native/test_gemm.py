@@ -8,8 +8,8 @@ from pathlib import Path
 import lief
 import numpy as np
 import pytest
-from conftest import Run
 from fixtures import tiny_phi3
+from running import run
 
 from pyllamafile import native
 from pyllamafile.native.building import driver
@@ -32,14 +32,14 @@ def odd_phi3(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_phi3(path, vocabulary, width=96, inner=1056, heads=24, kv_heads=1)
 
 
-def here(run: Run, runtime: Path) -> list[str]:
+def here(runtime: Path) -> list[str]:
     """The levels that this processor has, the lowest first."""
     done = run(runtime, "--version", env={**os.environ, "PYLLAMAFILE_CPU": "none"})
     return done.stderr.decode().partition("it has: ")[2].split()
 
 
 def probabilities(
-    run: Run, runtime: Path, model: Path, level: str, flags: list[str], folder: Path
+    runtime: Path, model: Path, level: str, flags: list[str], folder: Path
 ) -> np.ndarray:
     """Logarithms of what every token of a text was given, as --perplexity saves them."""
     text = folder / "text.txt"
@@ -90,18 +90,17 @@ def test_all_levels_compute_the_same(
     columns: int,
     odd_phi3: Path,
     runtime: Path,
-    run: Run,
     tmp_path: Path,
 ) -> None:
     model = tmp_path / "model.gguf"
     done = run(runtime, "--quantize", "--pure", odd_phi3, model, kind)
     assert done.returncode == 0, done.stderr.decode()
-    base, *levels = here(run, runtime)
+    base, *levels = here(runtime)
     flags = ["-ub", str(columns), *flags]
-    expected = probabilities(run, runtime, model, base, flags, tmp_path)
+    expected = probabilities(runtime, model, base, flags, tmp_path)
     spread = expected.std()
     for level in levels:
-        got = probabilities(run, runtime, model, level, flags, tmp_path)
+        got = probabilities(runtime, model, level, flags, tmp_path)
         # BF16 rounds what it multiplies to eight bits, and quants are rounded before: a value on
         # the edge between two falls to the other side.
         assert np.abs(got - expected).max() < 0.02 * spread

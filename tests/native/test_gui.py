@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from conftest import ARTIFACTS, browsing
+from running import ARTIFACTS, browsing
 
 pytestmark = [pytest.mark.native, pytest.mark.browser]
 

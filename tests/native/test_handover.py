@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import need, windows_path
+from running import need, windows_path
 
 from pyllamafile import native
 from pyllamafile.launcher import BLOCK, pack

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import instructions
 import pytest
-from conftest import Run, need
+from running import need, run
 
 import pyllamafile
 from pyllamafile import native
@@ -84,7 +84,7 @@ def qemu() -> str:
 
 
 @pytest.fixture(scope="module")
-def expected(runtime: Path, phi3: Path, run: Run) -> bytes:
+def expected(runtime: Path, phi3: Path) -> bytes:
     done = run(runtime, *prompt(phi3))
     assert done.returncode == 0
     return done.stdout
@@ -95,7 +95,7 @@ def expected(runtime: Path, phi3: Path, run: Run) -> bytes:
     ("target", "cpu"), [(target, cpu) for target, row in PROCESSORS.items() for cpu in row]
 )
 def test_a_processor_gets_its_level(
-    target: str, cpu: str, phi3: Path, run: Run, expected: bytes, request: pytest.FixtureRequest
+    target: str, cpu: str, phi3: Path, expected: bytes, request: pytest.FixtureRequest
 ) -> None:
     program = request.getfixturevalue("runtime_arm64" if "arm64" in target else "runtime")
     emulated = [need(QEMU[target], "qemu-user-static"), "-cpu", cpu, program]
@@ -108,11 +108,11 @@ def test_a_processor_gets_its_level(
 
 @pytest.mark.native
 def test_real_weights_on_arm64(
-    runtime: Path, runtime_arm64: Path, model: Path, run: Run, tmp_path: Path
+    runtime: Path, runtime_arm64: Path, smollm2: Path, tmp_path: Path
 ) -> None:
     """Out of the file that runs here as well: the launch script's choice, then the program."""
     qemu = need("qemu-aarch64-static", "qemu-user-static")
-    file = pyllamafile.build(model, tmp_path / "f", targets=["linux-amd64", "linux-arm64"]).path
+    file = pyllamafile.build(smollm2, tmp_path / "f", targets=["linux-amd64", "linux-arm64"]).path
     arguments = ("-p", "The capital of France is", "-n", "6", "--temp", "0")
     # Where no binfmt handler is set up the script tries the program in vain and removes it; what it
     # had unpacked is kept by the last tool that it gives it to before.
@@ -140,7 +140,7 @@ def test_real_weights_on_arm64(
 
 @pytest.mark.native
 @pytest.mark.parametrize("cpu", ["qemu64", "Penryn"])
-def test_an_older_one_gets_a_clear_line(cpu: str, qemu: str, runtime: Path, run: Run) -> None:
+def test_an_older_one_gets_a_clear_line(cpu: str, qemu: str, runtime: Path) -> None:
     done = run(qemu, "-cpu", cpu, runtime, "--version")
     assert (done.returncode, done.stdout) == (1, b"")
     assert b"error: this processor is too old: SSE4.2 is needed" in done.stderr
@@ -149,7 +149,7 @@ def test_an_older_one_gets_a_clear_line(cpu: str, qemu: str, runtime: Path, run:
 @pytest.mark.native
 @pytest.mark.parametrize("level", LEVELS["linux-amd64"])
 def test_seam_a_level_can_be_asked_for(
-    level: str, runtime: Path, phi3: Path, run: Run, expected: bytes
+    level: str, runtime: Path, phi3: Path, expected: bytes
 ) -> None:
     environment = {**os.environ, "PYLLAMAFILE_CPU": level}
     done = run(runtime, "--version", env=environment)
@@ -161,7 +161,7 @@ def test_seam_a_level_can_be_asked_for(
 
 
 @pytest.mark.native
-def test_a_level_that_is_not_there_is_refused(qemu: str, runtime: Path, run: Run) -> None:
+def test_a_level_that_is_not_there_is_refused(qemu: str, runtime: Path) -> None:
     done = run(qemu, "-cpu", "Nehalem", "-E", "PYLLAMAFILE_CPU=v3", runtime, "--version")
     assert (done.returncode, done.stdout) == (1, b"")
     assert b"error: PYLLAMAFILE_CPU=v3" in done.stderr

@@ -20,7 +20,7 @@ from typing import Any
 
 import lief
 import pytest
-from conftest import Run, need, ready, serving
+from running import free_port, need, ready, run, serving
 
 import pyllamafile
 from pyllamafile import native
@@ -32,9 +32,9 @@ GREEDY = ("--temp", "0", "-n", "12")
 
 
 @pytest.fixture(scope="module")
-def answer(runtime: Path, model: Path, run: Run) -> bytes:
+def answer(runtime: Path, smollm2: Path) -> bytes:
     """What the bare runtime makes of the bare GGUF."""
-    done = run(runtime, "-m", model, "-p", PROMPT, *GREEDY)
+    done = run(runtime, "-m", smollm2, "-p", PROMPT, *GREEDY)
     assert done.returncode == 0
     return done.stdout
 
@@ -42,22 +42,20 @@ def answer(runtime: Path, model: Path, run: Run) -> bytes:
 # -p and -f
 
 
-def test_seam_llamafile_says_what_the_bare_weights_say(
-    llamafile: Path, run: Run, answer: bytes
-) -> None:
+def test_seam_llamafile_says_what_the_bare_weights_say(llamafile: Path, answer: bytes) -> None:
     done = run(llamafile, "-p", PROMPT, *GREEDY)
     assert (done.returncode, done.stdout, done.stderr) == (0, answer, b"")
     assert b"Paris" in answer
 
 
-def test_seam_output_is_the_text_and_one_newline(llamafile: Path, run: Run, answer: bytes) -> None:
+def test_seam_output_is_the_text_and_one_newline(llamafile: Path, answer: bytes) -> None:
     assert answer.startswith(PROMPT.encode())
     assert answer.endswith(b"\n")
     done = run(llamafile, "-p", PROMPT, *GREEDY, "--no-display-prompt")
     assert PROMPT.encode() + done.stdout == answer
 
 
-def test_end_of_text_leaves_no_remark(llamafile: Path, run: Run) -> None:
+def test_end_of_text_leaves_no_remark(llamafile: Path) -> None:
     prompt = r"<|im_start|>user\nSay yes.<|im_end|>\n<|im_start|>assistant\n"
     done = run(llamafile, "-p", prompt, "--temp", "0", "-n", "200")
     assert done.returncode == 0
@@ -65,26 +63,24 @@ def test_end_of_text_leaves_no_remark(llamafile: Path, run: Run) -> None:
     assert done.stdout.count(b"assistant") == 1
 
 
-def test_prompt_from_file_and_pipe(
-    llamafile: Path, run: Run, answer: bytes, tmp_path: Path
-) -> None:
+def test_prompt_from_file_and_pipe(llamafile: Path, answer: bytes, tmp_path: Path) -> None:
     file = tmp_path / "prompt.txt"
     file.write_text(PROMPT + "\n")
     assert run(llamafile, "-f", file, *GREEDY).stdout == answer
     assert run(llamafile, "-f", "-", *GREEDY, stdin=file.read_bytes()).stdout == answer
 
 
-def test_cli_takes_a_prompt_too(llamafile: Path, run: Run, answer: bytes) -> None:
+def test_cli_takes_a_prompt_too(llamafile: Path, answer: bytes) -> None:
     assert run(llamafile, "--cli", "-p", PROMPT, *GREEDY).stdout == answer
 
 
-def test_a_prompt_that_looks_like_a_flag(llamafile: Path, run: Run) -> None:
+def test_a_prompt_that_looks_like_a_flag(llamafile: Path) -> None:
     done = run(llamafile, "-p", "--help", *GREEDY)
     assert done.returncode == 0
     assert done.stdout.startswith(b"--help")
 
 
-def test_seam_log_only_on_request_and_on_stderr(llamafile: Path, run: Run, answer: bytes) -> None:
+def test_seam_log_only_on_request_and_on_stderr(llamafile: Path, answer: bytes) -> None:
     done = run(llamafile, "-p", PROMPT, *GREEDY, "-v")
     assert done.stdout == answer
     assert b"llama_model_loader" in done.stderr
@@ -145,7 +141,7 @@ WRONG = {
 
 @pytest.mark.parametrize("arguments", WRONG, ids=" ".join)
 def test_wrong_arguments_get_one_line(
-    arguments: tuple[str, ...], llamafile: Path, run: Run, tmp_path: Path
+    arguments: tuple[str, ...], llamafile: Path, tmp_path: Path
 ) -> None:
     done = run(llamafile, *arguments, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, b"")
@@ -154,11 +150,11 @@ def test_wrong_arguments_get_one_line(
     assert WRONG[arguments] in done.stderr.decode()
 
 
-def test_seam_busy_threads_let_others_go_first(runtime: Path, model: Path, run: Run) -> None:
+def test_seam_busy_threads_let_others_go_first(runtime: Path, smollm2: Path) -> None:
     """Waiting threads give the processor away, which strace sees."""
     trace = run(
         need("strace"), "-f", "-c", "-e", "trace=sched_yield",
-        runtime, "-m", model, "-p", PROMPT, *GREEDY,
+        runtime, "-m", smollm2, "-p", PROMPT, *GREEDY,
     )  # fmt: skip
     assert trace.returncode == 0
     assert b"sched_yield" in trace.stderr
@@ -173,7 +169,7 @@ def threads(done: subprocess.CompletedProcess[bytes]) -> int:
     return int(count)
 
 
-def test_seam_no_more_threads_than_the_affinity_allows(llamafile: Path, run: Run) -> None:
+def test_seam_no_more_threads_than_the_affinity_allows(llamafile: Path) -> None:
     asked = (llamafile, "-p", "A", "-n", "1", "-v")
     (cpu, *_) = sorted(os.sched_getaffinity(0))
     assert threads(run("taskset", "-c", str(cpu), *asked)) == 1
@@ -206,15 +202,13 @@ def limited(
         group.rmdir()
 
 
-def test_no_more_threads_than_the_control_group_allows(llamafile: Path, run: Run) -> None:
+def test_no_more_threads_than_the_control_group_allows(llamafile: Path) -> None:
     """As in a container with a limit."""
     with limited("cpu", ("cpu.max", "100000 100000"), ("cpu.cfs_quota_us", "100000")) as inside:
         assert threads(run(*inside, llamafile, "-p", "A", "-n", "1", "-v")) == 1
 
 
-def test_seam_no_longer_context_than_the_control_group_has_memory_for(
-    llamafile: Path, run: Run
-) -> None:
+def test_seam_no_longer_context_than_the_control_group_has_memory_for(llamafile: Path) -> None:
     def context(*inside: str | Path, options: tuple[str, ...] = ()) -> int:
         done = run(*inside, llamafile, "--chat", *options, stdin=b"/context\n")
         assert (done.returncode, done.stderr) == (0, b"")
@@ -227,7 +221,7 @@ def test_seam_no_longer_context_than_the_control_group_has_memory_for(
         assert context(*inside, options=("-c", "8192")) == 8192
 
 
-def test_help_is_a_manual(llamafile: Path, run: Run) -> None:
+def test_help_is_a_manual(llamafile: Path) -> None:
     for flag in ("--help", "-h"):
         done = run(llamafile, flag)
         assert done.returncode == 0
@@ -241,7 +235,7 @@ def test_help_is_a_manual(llamafile: Path, run: Run) -> None:
     assert run(llamafile, "--quantize", "--help").returncode == 0
 
 
-def test_every_option_in_the_manual_exists(llamafile: Path, run: Run) -> None:
+def test_every_option_in_the_manual_exists(llamafile: Path) -> None:
     manual = run(llamafile, "--help").stdout.decode()
     options = manual.split("\nMODEL\n")[1].split("DEFAULT ARGUMENTS")[0]
     named = set(re.findall(r"(?<!\S)(--?[a-z][a-z0-9-]*)", options))
@@ -254,7 +248,7 @@ def test_every_option_in_the_manual_exists(llamafile: Path, run: Run) -> None:
     assert named - known == ours & named
 
 
-def test_seam_version_and_licenses(llamafile: Path, run: Run) -> None:
+def test_seam_version_and_licenses(llamafile: Path) -> None:
     text = run(llamafile, "--version").stdout.decode()
     assert text.splitlines()[0] == f"pyllamafile {pyllamafile.__version__}"
     assert "linux-amd64, CPU level " in text
@@ -272,7 +266,7 @@ def test_seam_version_and_licenses(llamafile: Path, run: Run) -> None:
         assert len(notices[f"LICENSES/{name}.txt"]) > 500
 
 
-def test_a_runtime_alone_says_where_the_licences_are(runtime: Path, run: Run) -> None:
+def test_a_runtime_alone_says_where_the_licences_are(runtime: Path) -> None:
     done = run(runtime, "--licenses")
     assert (done.returncode, done.stdout) == (1, b"")
     assert done.stderr.startswith(b"error: the licences are in the folder LICENSES/ of a llamafile")
@@ -289,31 +283,31 @@ def test_a_runtime_alone_says_where_the_licences_are(runtime: Path, run: Run) ->
         ("--quantize", "--allow-requantize"),
     ],
 )
-def test_seam_every_mode_starts_its_tool(mode: str, own: str, runtime: Path, run: Run) -> None:
+def test_seam_every_mode_starts_its_tool(mode: str, own: str, runtime: Path) -> None:
     """Each lists an option of its own, which most of the others don't have."""
     done = run(runtime, mode, "--help")
     assert done.returncode == 0
     assert own in (done.stdout + done.stderr).decode()
 
 
-def test_tokenize(llamafile: Path, run: Run) -> None:
+def test_tokenize(llamafile: Path) -> None:
     done = run(llamafile, "--tokenize", "-p", "<|im_start|>hello", "--ids")
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, b"[1, 28120]", b"")
 
 
-def test_bench(llamafile: Path, run: Run) -> None:
+def test_bench(llamafile: Path) -> None:
     done = run(llamafile, "--bench", "-p", "8", "-n", "4", "-r", "1", "-o", "json")
     assert [row["n_prompt"] for row in json.loads(done.stdout)] == [8, 0]
 
 
-def test_quantize_from_the_llamafile(llamafile: Path, run: Run, tmp_path: Path) -> None:
+def test_quantize_from_the_llamafile(llamafile: Path, tmp_path: Path) -> None:
     small = tmp_path / "small.gguf"
     done = run(llamafile, "--quantize", "--allow-requantize", llamafile, small, "Q2_K")
     assert done.returncode == 0, done.stderr
     assert pyllamafile.inspect(small).models[0].quantization == "Q2_K"
 
 
-def test_perplexity(llamafile: Path, run: Run, tmp_path: Path) -> None:
+def test_perplexity(llamafile: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("It was the best of times, it was the worst of times. " * 40)
     done = run(llamafile, "--perplexity", "-f", text, "-c", "64", "--chunks", "2")
@@ -322,7 +316,7 @@ def test_perplexity(llamafile: Path, run: Run, tmp_path: Path) -> None:
     assert 1 < float(found[1]) < 100
 
 
-def test_chat_over_a_pipe(llamafile: Path, run: Run) -> None:
+def test_chat_over_a_pipe(llamafile: Path) -> None:
     done = run(
         llamafile,
         "--chat",
@@ -353,20 +347,20 @@ def with_args(model: Path, path: Path, text: str) -> Path:
 
 
 def test_args_are_read_before_the_mode_is_chosen(
-    model: Path, runtime: Path, run: Run, answer: bytes, tmp_path: Path
+    smollm2: Path, runtime: Path, answer: bytes, tmp_path: Path
 ) -> None:
     text = f"# a comment\n-p 'The capital'\" of \\x46rance is\"\n{' '.join(GREEDY)} # another\n"
-    file = with_args(model, tmp_path / "a.llamafile", text)
+    file = with_args(smollm2, tmp_path / "a.llamafile", text)
     assert run(file).stdout == answer
     assert run(file, "-n", "3").stdout != answer  # what is given last counts
 
 
 def test_args_for_one_mode_do_not_stop_another(
-    model: Path, runtime: Path, run: Run, answer: bytes, tmp_path: Path
+    smollm2: Path, runtime: Path, answer: bytes, tmp_path: Path
 ) -> None:
     port = str(free_port())
     text = f"--server --port {port} --url-prefix ai --api-key k --nobrowser --temp 0 -n 12 ..."
-    file = with_args(model, tmp_path / "a.llamafile", text)
+    file = with_args(smollm2, tmp_path / "a.llamafile", text)
     assert run(file, "--completion", "-no-cnv", "-p", PROMPT, "-lv", "0").stdout.startswith(
         answer.rstrip()
     )
@@ -378,20 +372,20 @@ def test_args_for_one_mode_do_not_stop_another(
 
 
 def test_args_and_tools_with_flags_of_their_own(
-    model: Path, runtime: Path, run: Run, tmp_path: Path
+    smollm2: Path, runtime: Path, tmp_path: Path
 ) -> None:
     bench = ("--bench", "-p", "8", "-n", "0", "-r", "1")
     linux = {"gui": False, "targets": ["linux-amd64"]}
-    one = pyllamafile.build(model, tmp_path / "one.llamafile", args=bench, **linux).path
+    one = pyllamafile.build(smollm2, tmp_path / "one.llamafile", args=bench, **linux).path
     assert b" pp8 " in run(one).stdout
     other = tmp_path / "other.gguf"
-    other.symlink_to(model)
+    other.symlink_to(smollm2)
     args = ("-c", "512", "-m", "@other")
-    two = pyllamafile.build([model, other], tmp_path / "two.llamafile", args=args, **linux).path
+    two = pyllamafile.build([smollm2, other], tmp_path / "two.llamafile", args=args, **linux).path
     assert b" pp8 " in run(two, *bench).stdout
 
 
-def test_a_gpu_that_is_not_there(llamafile: Path, run: Run, answer: bytes) -> None:
+def test_a_gpu_that_is_not_there(llamafile: Path, answer: bytes) -> None:
     done = run(llamafile, "-p", PROMPT, *GREEDY, "-ngl", "99")
     assert (done.returncode, done.stdout) == (0, answer)
     assert done.stderr.startswith(b"note: ")
@@ -400,16 +394,16 @@ def test_a_gpu_that_is_not_there(llamafile: Path, run: Run, answer: bytes) -> No
 
 
 def test_a_prompt_is_stronger_than_a_server_in_args(
-    model: Path, runtime: Path, run: Run, answer: bytes, tmp_path: Path
+    smollm2: Path, runtime: Path, answer: bytes, tmp_path: Path
 ) -> None:
-    file = with_args(model, tmp_path / "a.llamafile", f"--server --nobrowser {' '.join(GREEDY)}")
+    file = with_args(smollm2, tmp_path / "a.llamafile", f"--server --nobrowser {' '.join(GREEDY)}")
     assert run(file, "-p", PROMPT).stdout == answer
 
 
 def test_what_is_wrong_in_args_is_said_to_be_there(
-    model: Path, runtime: Path, run: Run, tmp_path: Path
+    smollm2: Path, runtime: Path, tmp_path: Path
 ) -> None:
-    file = with_args(model, tmp_path / "a.llamafile", "--temp hot")
+    file = with_args(smollm2, tmp_path / "a.llamafile", "--temp hot")
     done = run(file, "-p", PROMPT)
     assert done.returncode == 1
     assert done.stderr.startswith(b"error: .args of this file: --temp hot: ")
@@ -418,34 +412,30 @@ def test_what_is_wrong_in_args_is_said_to_be_there(
 
 
 def test_args_place_what_the_user_gives(
-    model: Path, runtime: Path, run: Run, answer: bytes, tmp_path: Path
+    smollm2: Path, runtime: Path, answer: bytes, tmp_path: Path
 ) -> None:
-    file = with_args(model, tmp_path / "a.llamafile", f"--temp 0 ... -n 12 -p '{PROMPT}'\n")
+    file = with_args(smollm2, tmp_path / "a.llamafile", f"--temp 0 ... -n 12 -p '{PROMPT}'\n")
     assert run(file, "-n", "3", "-p", "Something else").stdout == answer
 
 
-def test_args_know_variables(
-    model: Path, runtime: Path, run: Run, answer: bytes, tmp_path: Path
-) -> None:
+def test_args_know_variables(smollm2: Path, runtime: Path, answer: bytes, tmp_path: Path) -> None:
     file = with_args(
-        model, tmp_path / "a.llamafile", '-p "The capital of ${LAND} is" --temp $T -n 12'
+        smollm2, tmp_path / "a.llamafile", '-p "The capital of ${LAND} is" --temp $T -n 12'
     )
     assert run(file, env={**os.environ, "LAND": "France", "T": "0"}).stdout == answer
 
 
 def test_arguments_given_to_build_arrive_as_they_are(
-    model: Path, runtime: Path, run: Run, tmp_path: Path
+    smollm2: Path, runtime: Path, tmp_path: Path
 ) -> None:
     prompt = """ a 'b' "c" \\d $HOME # é\n..."""
     path = tmp_path / "a.llamafile"
     args = ["-p", prompt, "-n", "1", "--no-escape"]
-    pyllamafile.build(model, path, args=args, targets=["linux-amd64"])
+    pyllamafile.build(smollm2, path, args=args, targets=["linux-amd64"])
     assert run(path, "--temp", "0").stdout.startswith(prompt.encode())
 
 
-def test_args_that_info_zip_compressed(
-    llamafile: Path, run: Run, answer: bytes, tmp_path: Path
-) -> None:
+def test_args_that_info_zip_compressed(llamafile: Path, answer: bytes, tmp_path: Path) -> None:
     file = tmp_path / "a.llamafile"
     file.write_bytes(llamafile.read_bytes())
     file.chmod(0o755)
@@ -459,13 +449,13 @@ def test_args_that_info_zip_compressed(
 
 
 def test_weights_of_another_llamafile(
-    llamafile: Path, runtime: Path, model: Path, run: Run, answer: bytes, tmp_path: Path
+    llamafile: Path, runtime: Path, smollm2: Path, answer: bytes, tmp_path: Path
 ) -> None:
     engine = pyllamafile.build((), tmp_path / "engine.llamafile", targets=["linux-amd64"]).path
     zipped = tmp_path / "plain.zip"
     with zipfile.ZipFile(zipped, "w") as archive:
-        archive.write(model, "inside/model.gguf")
-    for name in (model, llamafile, f"{llamafile}@{model.name}", f"{llamafile}@{model.stem}"):
+        archive.write(smollm2, "inside/model.gguf")
+    for name in (smollm2, llamafile, f"{llamafile}@{smollm2.name}", f"{llamafile}@{smollm2.stem}"):
         assert run(engine, "-m", name, "-p", PROMPT, *GREEDY).stdout == answer
     done = run(engine, "-m", f"{zipped}@model", "-p", PROMPT, *GREEDY)
     assert done.stdout == answer
@@ -477,20 +467,20 @@ def test_weights_of_another_llamafile(
 
 
 def test_several_models(
-    model: Path, phi3: Path, runtime: Path, run: Run, answer: bytes, tmp_path: Path
+    smollm2: Path, phi3: Path, runtime: Path, answer: bytes, tmp_path: Path
 ) -> None:
     file = tmp_path / "two.llamafile"
-    pyllamafile.build([model, phi3], file, targets=["linux-amd64"])
+    pyllamafile.build([smollm2, phi3], file, targets=["linux-amd64"])
     done = run(file, "-p", PROMPT)
     assert done.returncode == 1
     assert done.stderr.count(b"\n") == 1
-    for word in (model.name, phi3.name, "-m"):
+    for word in (smollm2.name, phi3.name, "-m"):
         assert word.encode() in done.stderr
-    assert run(file, "-m", f"@{model.stem}", "-p", PROMPT, *GREEDY).stdout == answer
+    assert run(file, "-m", f"@{smollm2.stem}", "-p", PROMPT, *GREEDY).stdout == answer
 
 
 def test_seam_weights_that_info_zip_moved(
-    llamafile: Path, runtime: Path, run: Run, answer: bytes, tmp_path: Path
+    llamafile: Path, runtime: Path, answer: bytes, tmp_path: Path
 ) -> None:
     file = tmp_path / "moved.llamafile"
     with zipfile.ZipFile(llamafile) as old, zipfile.ZipFile(file, "w") as new:
@@ -504,10 +494,10 @@ def test_seam_weights_that_info_zip_moved(
         assert b"not aligned" in done.stderr
 
 
-def test_split_weights(model: Path, runtime: Path, run: Run, answer: bytes, tmp_path: Path) -> None:
+def test_split_weights(smollm2: Path, runtime: Path, answer: bytes, tmp_path: Path) -> None:
     import gguf
 
-    reader = gguf.GGUFReader(model)
+    reader = gguf.GGUFReader(smollm2)
     half = len(reader.tensors) // 2
     for number, tensors in enumerate((reader.tensors[:half], reader.tensors[half:])):
         path = tmp_path / f"smol-{number + 1:05}-of-00002.gguf"
@@ -532,9 +522,7 @@ def test_split_weights(model: Path, runtime: Path, run: Run, answer: bytes, tmp_
     assert (done.stdout, done.stderr) == (answer, b"")
 
 
-def test_compressed_weights_are_refused(
-    llamafile: Path, phi3: Path, run: Run, tmp_path: Path
-) -> None:
+def test_compressed_weights_are_refused(llamafile: Path, phi3: Path, tmp_path: Path) -> None:
     file = tmp_path / "squeezed.zip"
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.write(phi3, "phi3.gguf")
@@ -545,9 +533,9 @@ def test_compressed_weights_are_refused(
 
 
 @pytest.mark.parametrize("size", [0, 3, 20, 1000, 1_000_000, 50_000_000])
-def test_weights_cut_off(size: int, llamafile: Path, model: Path, run: Run, tmp_path: Path) -> None:
+def test_weights_cut_off(size: int, llamafile: Path, smollm2: Path, tmp_path: Path) -> None:
     cut = tmp_path / "cut.gguf"
-    with model.open("rb") as file:
+    with smollm2.open("rb") as file:
         cut.write_bytes(file.read(size))
     done = run(llamafile, "-m", cut, "-p", PROMPT)
     assert (done.returncode, done.stdout) == (1, b"")
@@ -569,9 +557,9 @@ def test_weights_cut_off(size: int, llamafile: Path, model: Path, run: Run, tmp_
     ],
 )
 def test_weights_damaged(
-    offset: int, value: bytes, llamafile: Path, model: Path, run: Run, tmp_path: Path
+    offset: int, value: bytes, llamafile: Path, smollm2: Path, tmp_path: Path
 ) -> None:
-    bad = bytearray(model.read_bytes())
+    bad = bytearray(smollm2.read_bytes())
     bad[offset : offset + len(value)] = value
     file = tmp_path / "bad.gguf"
     file.write_bytes(bad)
@@ -581,7 +569,7 @@ def test_weights_damaged(
     assert done.stderr.count(b"\n") == 1
 
 
-def test_missing_weights_and_wrong_flags(llamafile: Path, run: Run, tmp_path: Path) -> None:
+def test_missing_weights_and_wrong_flags(llamafile: Path, tmp_path: Path) -> None:
     for arguments in (("-m", tmp_path / "none.gguf"), ("-m", tmp_path), ("--frobnicate",)):
         done = run(llamafile, "-p", PROMPT, *arguments)
         assert (done.returncode, done.stdout) == (1, b"")
@@ -589,7 +577,7 @@ def test_missing_weights_and_wrong_flags(llamafile: Path, run: Run, tmp_path: Pa
         assert done.stderr.count(b"\n") == 1
 
 
-def test_llamafile_cut_off(llamafile: Path, run: Run, tmp_path: Path) -> None:
+def test_llamafile_cut_off(llamafile: Path, tmp_path: Path) -> None:
     file = tmp_path / "cut.llamafile"
     file.write_bytes(llamafile.read_bytes()[:-100_000])
     file.chmod(0o755)
@@ -598,12 +586,10 @@ def test_llamafile_cut_off(llamafile: Path, run: Run, tmp_path: Path) -> None:
     assert done.stderr.count(b"\n") == 1
 
 
-def test_unzip_brings_out_the_weights(
-    llamafile: Path, model: Path, run: Run, tmp_path: Path
-) -> None:
-    done = run(need("unzip"), "-q", llamafile, model.name, "-d", tmp_path)
+def test_unzip_brings_out_the_weights(llamafile: Path, smollm2: Path, tmp_path: Path) -> None:
+    done = run(need("unzip"), "-q", llamafile, smollm2.name, "-d", tmp_path)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / model.name).read_bytes() == model.read_bytes()
+    assert (tmp_path / smollm2.name).read_bytes() == smollm2.read_bytes()
 
 
 def test_built_file_is_sound(llamafile: Path) -> None:
@@ -628,9 +614,9 @@ def get(url: str, **headers: str) -> tuple[bytes, dict[str, str]]:
         return answer.read(), dict(answer.headers)
 
 
-def test_health_and_models(server: str, client, model: Path) -> None:
+def test_health_and_models(server: str, client, smollm2: Path) -> None:
     assert json.loads(get(server + "health")[0]) == {"status": "ok"}
-    assert [found.id for found in client.models.list()] == [model.stem]
+    assert [found.id for found in client.models.list()] == [smollm2.stem]
 
 
 def test_chat_completion(client) -> None:
@@ -702,12 +688,6 @@ def test_seam_gui_comes_out_of_the_file(server: str, llamafile: Path) -> None:
     assert get(server, **{"Accept-Encoding": "gzip"})[1]["Content-Type"].startswith("text/html")
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def test_a_taken_port_gives_the_next_one(llamafile: Path) -> None:
     with socket.socket() as taken:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -729,7 +709,7 @@ def test_a_taken_port_gives_the_next_one(llamafile: Path) -> None:
         process.stdout.close()
 
 
-def test_seam_a_port_that_was_asked_for_is_taken(server: str, llamafile: Path, run: Run) -> None:
+def test_seam_a_port_that_was_asked_for_is_taken(server: str, llamafile: Path) -> None:
     port = server.rsplit(":", 1)[1].strip("/")
     done = run(llamafile, "--nobrowser", "--port", port)
     assert done.returncode == 1
@@ -811,7 +791,7 @@ def test_unix_socket(llamafile: Path, tmp_path: Path) -> None:
     assert not path.exists()
 
 
-def test_unix_socket_in_the_way(llamafile: Path, run: Run, tmp_path: Path) -> None:
+def test_unix_socket_in_the_way(llamafile: Path, tmp_path: Path) -> None:
     path = tmp_path / "a.sock"
     path.write_text("precious")
     done = run(llamafile, "--nobrowser", "--host", str(path))
@@ -851,7 +831,7 @@ def test_seam_interrupt_ends_the_server_while_it_answers(llamafile: Path) -> Non
 # Phi-3
 
 
-def test_phi3(phi3: Path, runtime: Path, run: Run, tmp_path: Path) -> None:
+def test_phi3(phi3: Path, runtime: Path, tmp_path: Path) -> None:
     file = pyllamafile.build(phi3, tmp_path / "phi3.llamafile", targets=["linux-amd64"]).path
     (facts,) = pyllamafile.inspect(file).models
     assert (facts.architecture, facts.context_length, facts.vocabulary) == ("phi3", 4096, 32064)
@@ -883,7 +863,7 @@ def test_program_is_static_and_knows_no_paths(runtime: Path) -> None:
 
 
 def test_other_programs_are_removed_and_nothing_else(
-    llamafile: Path, runtime: Path, run: Run, tmp_path: Path
+    llamafile: Path, runtime: Path, tmp_path: Path
 ) -> None:
     env = {**os.environ, "PYLLAMAFILE_CACHE": str(tmp_path)}
     assert run(llamafile, "--version", env=env).returncode == 0
@@ -920,7 +900,7 @@ def test_other_programs_are_removed_and_nothing_else(
     assert foreign[3].exists()
 
 
-def test_where_nothing_is_unpacked_there_is_nothing_to_remove(runtime: Path, run: Run) -> None:
+def test_where_nothing_is_unpacked_there_is_nothing_to_remove(runtime: Path) -> None:
     others = sorted(runtime.parent.iterdir())
     done = run(runtime, "--clean-cache")
     assert (done.returncode, done.stderr) == (0, b"")

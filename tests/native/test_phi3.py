@@ -13,8 +13,8 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from conftest import Run, serving
 from fixtures import tiny_phi3, unrounded
+from running import run, serving
 
 import pyllamafile
 from pyllamafile import native
@@ -210,7 +210,7 @@ def tokenizer_cases() -> list[tuple[str, list[int]]]:
     return [(t, [int(n) for n in line.split()]) for t, line in zip(texts, lines, strict=True)]
 
 
-def test_tokens_are_upstreams(tiny: Path, phi3_server: str, run: Run, tmp_path: Path) -> None:
+def test_tokens_are_upstreams(tiny: Path, phi3_server: str, tmp_path: Path) -> None:
     cases = tokenizer_cases()
     assert len(cases) == 46
     text = tmp_path / "text.txt"
@@ -232,7 +232,7 @@ def test_tokens_turn_back_into_the_text(phi3_server: str) -> None:
 CHAT = [{"role": "user", "content": "Why?"}]
 
 
-def test_bos_stands_once_in_front(tiny: Path, phi3_server: str, run: Run) -> None:
+def test_bos_stands_once_in_front(tiny: Path, phi3_server: str) -> None:
     text = "<|user|>\nWhy?<|end|>\n<|assistant|>\n"
     done = run(tiny, "--tokenize", "-p", text, "--ids")
     tokens = json.loads(done.stdout)
@@ -333,7 +333,7 @@ def test_another_template(flags: tuple[str, ...], expected: str, tiny: Path) -> 
         assert post(url, "apply-template", messages=CHAT)["prompt"] == expected
 
 
-def test_no_template_of_that_name(tiny: Path, run: Run) -> None:
+def test_no_template_of_that_name(tiny: Path) -> None:
     done = run(tiny, "--server", "--nobrowser", "--chat-template", "phi-3")
     assert (done.returncode, done.stdout) == (1, b"")
     start = b"error: --chat-template phi-3: neither a template in Jinja nor one of llama.cpp's "
@@ -354,7 +354,7 @@ def test_the_users_template_is_stronger_than_builds(phi3: Path, tmp_path: Path) 
         assert post(url, "apply-template", messages=CHAT)["prompt"] == "Why??"
 
 
-def test_generation_stops_at_end(phi3_server: str, tiny: Path, run: Run) -> None:
+def test_generation_stops_at_end(phi3_server: str, tiny: Path) -> None:
     for token in (END, ENDOFTEXT):
         answer = post(phi3_server, "completion", prompt="Why?", n_predict=20,
                       logit_bias=[[token, 1000]], return_tokens=True)  # fmt: skip
@@ -389,7 +389,7 @@ def test_memory_bounds_the_context(llamafile: Path) -> None:
 
 
 def test_a_prompt_beyond_the_context_is_refused(
-    tiny: Path, phi3_server: str, run: Run, tmp_path: Path
+    tiny: Path, phi3_server: str, tmp_path: Path
 ) -> None:
     words = "word " * 4200
     for path, body in {
@@ -412,7 +412,7 @@ def test_a_prompt_beyond_the_context_is_refused(
     assert re.fullmatch(rb"error: prompt is too long \(\d+ tokens, max 4092\)\n", done.stderr)
 
 
-def test_what_is_written_ends_with_the_context(phi3_server: str, tiny: Path, run: Run) -> None:
+def test_what_is_written_ends_with_the_context(phi3_server: str, tiny: Path) -> None:
     answer = post(phi3_server, "completion", prompt="word " * 4080, n_predict=500,
                   logit_bias=[[END, False], [ENDOFTEXT, False]])  # fmt: skip
     assert (answer["stop_type"], answer["truncated"]) == ("limit", True)
@@ -426,7 +426,7 @@ TYPES = ("F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "Q2_K")
 
 
 @pytest.mark.parametrize("type", TYPES)
-def test_every_quantization_of_a_phi3(type: str, runtime: Path, run: Run, tmp_path: Path) -> None:
+def test_every_quantization_of_a_phi3(type: str, runtime: Path, tmp_path: Path) -> None:
     """Of one whose rows all fit the K types' blocks of 256."""
     vocabulary = native.llama_source() / "models" / "ggml-vocab-phi-3.gguf"
     whole = tiny_phi3(tmp_path / "whole.gguf", vocabulary, width=256, inner=512)
@@ -440,9 +440,7 @@ def test_every_quantization_of_a_phi3(type: str, runtime: Path, run: Run, tmp_pa
     assert len(done.stdout) > len("Why?\n")
 
 
-def test_perplexity_of_every_quantization(
-    runtime: Path, llamafile: Path, run: Run, tmp_path: Path
-) -> None:
+def test_perplexity_of_every_quantization(runtime: Path, llamafile: Path, tmp_path: Path) -> None:
     """SmolLM2 in each type, by the same kernels on every machine."""
     env = {**os.environ, "PYLLAMAFILE_CPU": "v3"}
     whole = tmp_path / "F16.gguf"
@@ -470,7 +468,7 @@ def test_perplexity_of_every_quantization(
 
 
 def test_answers_differ_more_with_fewer_bits(
-    model: Path, runtime: Path, llamafile: Path, run: Run, tmp_path: Path
+    smollm2: Path, runtime: Path, llamafile: Path, tmp_path: Path
 ) -> None:
     """How far from F16's every type's predictions are, in a SmolLM2 that never was in Q4_1.
 
@@ -479,7 +477,7 @@ def test_answers_differ_more_with_fewer_bits(
     """
     env = {**os.environ, "PYLLAMAFILE_CPU": "v3"}
     whole, logits = tmp_path / "F16.gguf", tmp_path / "logits"
-    unrounded(model, whole)
+    unrounded(smollm2, whole)
     sizes = ["--perplexity", "-c", "256"]
     done = run(runtime, *sizes, "-m", whole, "-f", PROSE, "--save-all-logits", logits, env=env)
     assert done.returncode == 0, done.stderr

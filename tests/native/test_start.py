@@ -13,9 +13,9 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import Run, need
-from test_launcher import KINDS, SHELLS
-from test_launcher import llamafile as small
+from launching import KINDS, SHELLS
+from launching import llamafile as small
+from running import need, run
 
 import pyllamafile
 
@@ -24,11 +24,11 @@ pytestmark = pytest.mark.native
 
 @pytest.fixture(scope="module")
 def files(
-    model: Path, llamafile: Path, tmp_path_factory: pytest.TempPathFactory
+    smollm2: Path, llamafile: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Path]:
     """The same model as a script and as a Windows program."""
     windows = tmp_path_factory.mktemp("windows") / "smollm2.exe"
-    pyllamafile.build(model, windows, targets=["linux-amd64", "windows-amd64"])
+    pyllamafile.build(smollm2, windows, targets=["linux-amd64", "windows-amd64"])
     return {"script": llamafile, "windows": windows}
 
 
@@ -112,7 +112,7 @@ def test_ctrl_c_ends_a_prompt(files) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_thirty_first_starts_at_once(files, kind: str, tmp_path: Path, run: Run) -> None:
+def test_thirty_first_starts_at_once(files, kind: str, tmp_path: Path) -> None:
     env = {**os.environ, "PYLLAMAFILE_CACHE": str(tmp_path)}
     many = [
         subprocess.Popen(
@@ -146,7 +146,7 @@ def execvp(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_musl_does(execvp: Path, kind: str, tmp_path: Path, run: Run) -> None:
+def test_what_musl_does(execvp: Path, kind: str, tmp_path: Path) -> None:
     """Unlike glibc's, its execvp calls no shell for what the kernel refuses."""
     file = small(tmp_path / "f", outer=KINDS[kind])
     env = {**os.environ, "PYLLAMAFILE_CACHE": str(tmp_path)}

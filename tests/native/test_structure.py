@@ -17,7 +17,7 @@ from pathlib import Path
 import instructions
 import lief
 import pytest
-from conftest import EXECUTED, need, unpacked
+from running import EXECUTED, need, unpacked
 
 from pyllamafile import native
 from pyllamafile.native.building import driver, tools

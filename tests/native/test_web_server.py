@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import browsing, children, free_port, need, serving
+from running import browsing, children, free_port, need, serving
 
 pytestmark = pytest.mark.native
 
@@ -173,7 +173,9 @@ def test_no_key_is_made_where_none_is_wanted(llamafile: Path) -> None:
 
 def test_the_addresses_of_this_machine_are_named(llamafile: Path) -> None:
     flags = ("--nobrowser", "--port", str(free_port()), "--host", "0.0.0.0")
-    process = subprocess.Popen([llamafile, *flags], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [llamafile, *flags], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL
+    )
     try:
         ready = process.stdout.readline().decode()
         while " is ready: " not in ready:
@@ -213,13 +215,12 @@ def test_the_browser_is_not_given_the_key_in_its_command(llamafile: Path, tmp_pa
 @pytest.mark.browser
 def test_seam_the_gui_gets_the_key_from_the_address(llamafile: Path) -> None:
     flags = ("--nobrowser", "--port", str(free_port()), "--host", "0.0.0.0", "--temp", "0")
-    with serving(llamafile, *flags) as url:
-        with browsing(url.split("#")[0], at=url) as page:
-            assert "key" not in page.url
-            box = page.get_by_role("textbox").first
-            box.fill("Name three colors.")
-            box.press("Enter")
-            page.get_by_text("Blue").first.wait_for(timeout=60_000)
+    with serving(llamafile, *flags) as url, browsing(url.split("#")[0], at=url) as page:
+        assert "key" not in page.url
+        box = page.get_by_role("textbox").first
+        box.fill("Name three colors.")
+        box.press("Enter")
+        page.get_by_text("Blue").first.wait_for(timeout=60_000)
 
 
 PAGE = """<!doctype html><title>evil</title><body><script>

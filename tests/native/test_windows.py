@@ -12,7 +12,7 @@ from pathlib import Path
 
 import openai
 import pytest
-from conftest import Run, childless, children, ready, unpacked, windows_path
+from running import childless, children, ready, run, unpacked, windows_path
 
 import pyllamafile
 
@@ -28,7 +28,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def windows(program: Path, wine: dict[str, str], run: Run) -> Wine:
+def windows(program: Path, wine: dict[str, str]) -> Wine:
     """Runs the program; paths among the arguments are made Windows'."""
 
     def windows(
@@ -44,17 +44,15 @@ def command(program: Path, *arguments: str | Path) -> list[str]:
     return ["wine", str(program), *words]
 
 
-def test_real_weights_give_the_same_text(
-    windows: Wine, runtime: Path, model: Path, run: Run
-) -> None:
-    done = windows("-m", model, *CAPITAL)
-    here = run(runtime, "-m", model, *CAPITAL)
+def test_real_weights_give_the_same_text(windows: Wine, runtime: Path, smollm2: Path) -> None:
+    done = windows("-m", smollm2, *CAPITAL)
+    here = run(runtime, "-m", smollm2, *CAPITAL)
     assert (done.returncode, done.stdout) == (0, here.stdout)
     assert b"Paris" in done.stdout
     assert b"\r" not in done.stdout
 
 
-def test_version_and_manual(windows: Wine, runtime: Path, run: Run) -> None:
+def test_version_and_manual(windows: Wine, runtime: Path) -> None:
     done = windows("--version")
     assert (done.returncode, done.stderr) == (0, b"")
     here = run(runtime, "--version").stdout
@@ -94,9 +92,7 @@ def test_what_is_wrong_is_said_in_one_line(
         "*.gguf",
     ],
 )
-def test_arguments_arrive_as_typed(
-    text: str, windows: Wine, runtime: Path, phi3: Path, run: Run
-) -> None:
+def test_arguments_arrive_as_typed(text: str, windows: Wine, runtime: Path, phi3: Path) -> None:
     done = windows("--tokenize", "-m", phi3, "-p", text)
     assert (done.returncode, done.stdout) == (
         0,
@@ -104,9 +100,7 @@ def test_arguments_arrive_as_typed(
     )
 
 
-def test_seam_as_many_arguments_as_were_typed(
-    windows: Wine, runtime: Path, phi3: Path, run: Run
-) -> None:
+def test_seam_as_many_arguments_as_were_typed(windows: Wine, runtime: Path, phi3: Path) -> None:
     """llama.cpp would take the command line of the process for them, modes and all."""
     arguments = ("--completion", "--no-mmap", "-m", phi3, "-p", "Once", "-n", "4", "-no-cnv")
     done = windows(*arguments, "--temp", "0")
@@ -115,7 +109,7 @@ def test_seam_as_many_arguments_as_were_typed(
 
 
 def test_paths_of_any_letters(
-    windows: Wine, program: Path, runtime: Path, phi3: Path, run: Run, tmp_path: Path
+    windows: Wine, program: Path, runtime: Path, phi3: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "m\u00f6dels \u65e5\u672c"
     folder.mkdir()
@@ -132,9 +126,7 @@ def test_paths_of_any_letters(
     assert (done.returncode, done.stdout) == (0, expected.stdout)
 
 
-def test_text_from_standard_input_has_unix_lines(
-    windows: Wine, runtime: Path, phi3: Path, run: Run
-) -> None:
+def test_text_from_standard_input_has_unix_lines(windows: Wine, runtime: Path, phi3: Path) -> None:
     arguments = ("-m", phi3, "-f", "-", "-n", "4", "--temp", "0")
     done = windows(*arguments, stdin=b"one\r\ntwo\r\n")
     assert (done.returncode, done.stdout) == (
@@ -155,7 +147,7 @@ def with_zip(path: Path, start: bytes, model: Path) -> Path:
 
 
 @pytest.fixture
-def expected(runtime: Path, phi3: Path, run: Run) -> bytes:
+def expected(runtime: Path, phi3: Path) -> bytes:
     return run(runtime, "-m", phi3, "-p", "Once", "-n", "8", "--temp", "0").stdout
 
 
@@ -182,11 +174,9 @@ def test_a_program_alone_is_for_the_file_beside_it(
     assert b"damaged or cut off" in done.stderr
 
 
-def test_one_file_for_windows_and_linux(
-    windows: Wine, model: Path, run: Run, tmp_path: Path
-) -> None:
+def test_one_file_for_windows_and_linux(windows: Wine, smollm2: Path, tmp_path: Path) -> None:
     file = tmp_path / "both.llamafile"
-    pyllamafile.build(model, file, targets=["windows-amd64", "linux-amd64"], gui=False)
+    pyllamafile.build(smollm2, file, targets=["windows-amd64", "linux-amd64"], gui=False)
     assert pyllamafile.verify(file) == []
     here = run("sh", file, *CAPITAL)
     there = windows(*CAPITAL, program=file)

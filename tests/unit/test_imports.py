@@ -15,6 +15,7 @@ PACKAGE = Path(pyllamafile.__file__).parent
 # Of every module, what it may import of ours. A new module needs a row. Deeper ones come first.
 GRAPH = {
     "errors": set(),
+    "paths": {"errors"},
     "progress": set(),
     "targets": {"errors"},
     "runtimes": {"errors"},
@@ -51,10 +52,13 @@ GRAPH = {
     },
     "ops": set(),
     "ops.verify": {"errors", "progress"},
-    "ops.inspect": {"errors", "llamafile", "models.gguf", "zipalign"},
-    "ops.extract": {"appearing", "copying", "errors", "llamafile", "progress", "zipalign"},
+    "ops.inspect": {"errors", "llamafile", "models.gguf", "paths", "zipalign"},
+    "ops.extract": {
+        "appearing", "copying", "errors", "llamafile", "paths", "progress", "zipalign",
+    },
     "ops.edit": {
-        "errors", "llamafile", "models.gguf", "models.source", "plan", "progress", "zipalign",
+        "errors", "llamafile", "models.gguf", "models.source", "paths", "plan", "progress",
+        "zipalign",
     },
     "ops.advise": {"errors", "models.forecast", "models.source", "models.sources", "targets"},
     "ops.doctor": {"ops.inspect", "ops.verify", "targets"},
@@ -65,11 +69,11 @@ GRAPH = {
     "ops.build": {
         "", "appearing", "arguments", "engine", "errors", "llamafile", "models.convert",
         "models.fit", "models.forecast", "models.gguf", "models.source", "models.sources",
-        "ops.in_place", "output", "plan", "progress", "targets", "zipalign",
+        "ops.in_place", "output", "paths", "plan", "progress", "targets", "zipalign",
     },
     "ops.upgrade": {
-        "", "appearing", "engine", "errors", "launcher", "llamafile", "models.source", "output",
-        "plan", "progress", "runtimes", "shift", "targets", "zipalign",
+        "", "appearing", "copying", "engine", "errors", "launcher", "llamafile", "models.source",
+        "output", "paths", "plan", "progress", "runtimes", "shift", "targets", "zipalign",
     },
     "": {
         "errors", "ops.advise", "ops.build", "ops.doctor", "ops.edit", "ops.extract",

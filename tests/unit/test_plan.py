@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import random
 from pathlib import Path
 
 import pytest
@@ -223,8 +222,7 @@ def test_a_quoted_argument_is_read_as_itself(argument):
     assert parse(quote(argument)) == [argument]
 
 
-def test_any_arguments_are_read_as_themselves():
-    rng = random.Random(7)
+def test_any_arguments_are_read_as_themselves(rng):
     for _ in range(3000):
         given = [
             "".join(rng.choices("ab x0'\"\\$#\n\t{}nä.", k=rng.randrange(8))) for _ in range(4)

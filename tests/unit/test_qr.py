@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import need
+from running import need
 
 from pyllamafile.native.building.driver import RUNTIME
 

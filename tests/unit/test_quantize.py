@@ -15,6 +15,7 @@ import gguf
 import numpy as np
 import pytest
 from fixtures import tiny_gguf, tiny_phi3
+from running import run
 
 import pyllamafile
 from pyllamafile import PyllamafileError, advise, native
@@ -28,15 +29,15 @@ native_test = pytest.mark.native
 
 
 @pytest.fixture(scope="module")
-def f16(model, runtime, run, tmp_path_factory) -> Path:
+def f16(smollm2, runtime, tmp_path_factory) -> Path:
     """SmolLM2 in F16."""
     path = tmp_path_factory.mktemp("f16") / "SmolLM2-135M-Instruct.F16.gguf"
-    assert run(runtime, "--quantize", "--allow-requantize", model, path, "F16").returncode == 0
+    assert run(runtime, "--quantize", "--allow-requantize", smollm2, path, "F16").returncode == 0
     return path
 
 
 @pytest.fixture(scope="module")
-def made(f16, runtime, run, tmp_path_factory) -> dict[str, Path]:
+def made(f16, runtime, tmp_path_factory) -> dict[str, Path]:
     """SmolLM2 in each format, as the quantizer makes it."""
     folder = tmp_path_factory.mktemp("made")
     for format in FORMATS:
@@ -91,7 +92,7 @@ def test_sizes_and_types_are_what_the_quantizer_makes(f16, made, format):
 @native_test
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("kind", ["phi3", "shared", "8 experts", "3 experts"])
-def test_types_of_other_kinds(kind, format, runtime, run, tmp_path):
+def test_types_of_other_kinds(kind, format, runtime, tmp_path):
     source = tmp_path / "source.gguf"
     if "experts" in kind:
         experts(source, int(kind[0]))
@@ -111,7 +112,7 @@ def test_types_of_other_kinds(kind, format, runtime, run, tmp_path):
 
 @native_test
 @pytest.mark.parametrize("context", [512, 5000, 8192])
-def test_memory_is_what_the_runtime_takes(made, runtime, run, context):
+def test_memory_is_what_the_runtime_takes(made, runtime, context):
     path = made["Q8_0"]
     done = run(runtime, "-m", path, "-c", context, "-p", "Hi", "-n", "1", "-v")
     log = done.stderr.decode()
@@ -163,7 +164,7 @@ def test_what_it_is_called(name, called):
 
 @native_test
 @pytest.mark.parametrize("format", FORMATS)
-def test_seam_each_format_is_built_and_answers(f16, made, run, tmp_path, format):
+def test_seam_each_format_is_built_and_answers(f16, made, tmp_path, format):
     output = tmp_path / "f.llamafile"
     done: list[tuple[int, int]] = []
     built = pyllamafile.build(
@@ -213,12 +214,12 @@ def split(source: Path, folder: Path) -> list[Path]:
 
 
 @native_test
-def test_what_is_quantized_already(model, tmp_path):
+def test_what_is_quantized_already(smollm2, tmp_path):
     options = {"targets": ["linux-amd64"], "gui": False, "quantize_to": "Q4_0"}
     with pytest.raises(PyllamafileError, match=r"is quantized already \(Q4_1\), and would lose"):
-        pyllamafile.build(model, tmp_path / "f", **options)
+        pyllamafile.build(smollm2, tmp_path / "f", **options)
     assert list(tmp_path.iterdir()) == []
-    built = pyllamafile.build(model, tmp_path / "f", requantize=True, **options)
+    built = pyllamafile.build(smollm2, tmp_path / "f", requantize=True, **options)
     assert pyllamafile.inspect(built.path).models[0].quantization == "Q4_0"
 
 

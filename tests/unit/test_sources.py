@@ -13,14 +13,11 @@ from pathlib import Path
 
 import hub as hubs
 import pytest
-from fixtures import tiny_gguf
-from test_build import prebuilt, split_gguf
+from fixtures import split_gguf, tiny_gguf
 
 from pyllamafile import PyllamafileError, build
 from pyllamafile.models import sources
 from pyllamafile.models.hub import choose
-
-__all__ = ["prebuilt"]  # a fixture
 
 REPO = "makers/tiny-GGUF"
 PROGRAM = "import sys, pathlib; from pyllamafile import native; from pyllamafile.cli import main; "

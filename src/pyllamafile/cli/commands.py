@@ -25,7 +25,7 @@ import pyllamafile
 from pyllamafile import Adapter, Built, llamafile, native, zipalign
 from pyllamafile.cli import man, screen
 from pyllamafile.cli.screen import amount, bold, complain, err, fail, out, print_table, shown, warn
-from pyllamafile.errors import PyllamafileError
+from pyllamafile.errors import PyllamafileError, RefusedError
 from pyllamafile.models.fit import KINDS
 from pyllamafile.models.forecast import FORMATS
 from pyllamafile.ops.advise import Advice
@@ -260,7 +260,8 @@ def build(
     out.print("try:")
     out.print(f'  {run}{choice} -p "Once upon a time" -n 64')
     serving = choice if not built.models else ""  # it has all models, and loads them on demand
-    out.print(f"  {run}{serving}   # web GUI and API on http://127.0.0.1:8080")
+    offered = "web GUI and API" if gui else "API"
+    out.print(f"  {run}{serving}   # {offered} on http://127.0.0.1:8080")
 
 
 def _on_windows(built: Built) -> str | None:
@@ -282,8 +283,11 @@ def _announcing(tell: Progress) -> Progress:
         nonlocal announced
         if not announced and step.what.startswith(("building ", "fetching llama.cpp")):
             announced = True
+            lacking, what = "No runtime is", "llama.cpp and its web GUI"
+            if native.available():
+                lacking, what = "Not all that goes in is", "the rest of llama.cpp"
             err.print(
-                "No runtime is at hand yet: compiling llama.cpp and its web GUI, once. "
+                f"{lacking} at hand yet: compiling {what}, once. "
                 "That takes about ten minutes on two cores."
             )
         tell(step)
@@ -423,6 +427,8 @@ def _print_report(report: Report) -> None:
     origin = {"called": report.name, "built by pyllamafile": report.built_by}
     facts = ", ".join(f"{what} {value}" for what, value in origin.items() if value)
     out.print(bold(str(report.path)), f" {amount(report.size)}  {shown(facts)}".rstrip())
+    for label, problem in _problems(report).items():
+        out.print(f"  {label:<12}  {shown(problem)}")
     if report.runtimes:
         out.print("  " + ", ".join(f"{what} {amount(size)}" for what, size in _shares(report)))
     for model in report.models:
@@ -443,6 +449,9 @@ def _print_report(report: Report) -> None:
                 for runtime in report.runtimes
             ],
         )
+    if report.args_problem:
+        out.print(bold(".args"))
+        out.print(f"  {'problem':<12}  {shown(report.args_problem)}")
     if report.args is not None:
         out.print(bold(".args"))
         for line in report.args.splitlines():
@@ -462,6 +471,18 @@ def _print_report(report: Report) -> None:
                 for entry in report.entries
             ],
         )
+
+
+def _problems(report: Report) -> dict[str, str]:
+    """What is wrong with the file as a whole, by what to call it."""
+    problems = {}
+    if report.problem:
+        damaged = "its manifest can't be understood: " if report.maker == "damaged" else ""
+        problems["newer" if report.maker == "newer" else "problem"] = damaged + report.problem
+    if report.interrupted:
+        ended = f"pyllamafile upgrade {report.path} ends it"
+        problems["interrupted"] = f"an upgrade of it did not end: {ended}"
+    return problems
 
 
 def _shares(report: Report) -> Iterator[tuple[str, int]]:
@@ -578,11 +599,13 @@ def extract(file: Path, names: tuple[str, ...], directory: Path, force: bool) ->
     help="Where it comes from.  [default: the runtimes at hand]",
 )
 @_target_option("A system to run on, or a group; repeat it.  [default: those of FILE]")
-def upgrade(file: Path, engine: Path | None, targets: tuple[str, ...]) -> None:
+@click.option("--drop-unknown", is_flag=True, help="Drop entries that belong to no engine.")
+def upgrade(file: Path, engine: Path | None, targets: tuple[str, ...], drop_unknown: bool) -> None:
     """Put a new engine under the same weights.
 
     Programs, launch script, web GUI and notices are replaced; weights, .args and what else was
     added stay. Of Mozilla's llamafiles weights and .args are taken, and FILE becomes one of ours.
+    If somebody added anything else to such a file, nothing is done unless you say --drop-unknown.
 
     --engine takes a wheel of pyllamafile that has runtimes in it, or another llamafile.
 
@@ -592,7 +615,9 @@ def upgrade(file: Path, engine: Path | None, targets: tuple[str, ...]) -> None:
     file that starts; if `verify` doesn't like it, the same command again ends what it began.
     """
     with screen.progress() as tell:
-        done = pyllamafile.upgrade(file, engine=engine, targets=targets, progress=tell)
+        done = pyllamafile.upgrade(
+            file, engine=engine, targets=targets, drop_unknown=drop_unknown, progress=tell
+        )
     out.print(bold(str(done.path)), f" {amount(done.size)}")
     out.print(f"  weights   {shown(', '.join(done.models) or 'none: give some with -m FILE')}")
     out.print(f"  runs on   {', '.join(done.targets)}")
@@ -705,7 +730,7 @@ def _entry_name(path: Path) -> str:
     """As Info-ZIP names a file: relative, without what leads to the root."""
     name = path.as_posix().lstrip("/")
     if ".." in path.parts:
-        raise PyllamafileError(
+        raise RefusedError(
             f"cannot pack {name!r}: the name has .. in it",
             hint="-j leaves out the directories of the names",
         )
@@ -719,6 +744,7 @@ def _new_manifest(archive: Path, entries: list[zipalign.Entry]) -> list[zipalign
     found = llamafile.read(archive)
     found.check_known()
     found.check_whole()
+    found.check_room(entries)
     return [found.updated_manifest(entries)] if found.ours else []
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
 
-from pyllamafile.errors import PyllamafileError
+from pyllamafile.errors import DamagedError, NotFoundError, PyllamafileError, RefusedError
 from pyllamafile.launcher import pe
 from pyllamafile.runtimes import Runtime
 from pyllamafile.targets import TARGETS
@@ -31,7 +31,7 @@ BUDGET = pe.BODY - pe.SCRIPT
 
 
 @dataclass(frozen=True)
-class Outer:
+class HeadProgram:
     """A program that the file itself is: it runs where it lies.
 
     Attributes:
@@ -57,50 +57,60 @@ class Program:
     offset: int
 
 
-def head(programs: Sequence[Program], outer: Outer | None = None) -> bytes:
+def head(programs: Sequence[Program], head_program: HeadProgram | None = None) -> bytes:
     """The beginning of a file: what starts one of `programs`, or is itself a program.
 
-    Without `outer` it is a shell script of `HEAD` bytes. A Windows program gets the script
+    Without `head_program` it is a shell script of `HEAD` bytes. A Windows program gets the script
     put in, an ELF program stands alone.
 
     Args:
         programs: What the script chooses from; where two fit a system, the first.
-        outer: The program that the file itself is.
+        head_program: The program that the file itself is.
 
     Raises:
         PyllamafileError: There is no program, one of them is misplaced or of an unknown
             target, the script does not fit, or the file can't be such a program.
     """
-    if outer and _is_elf(outer):
+    if head_program and _is_elf(head_program):
         if programs:
-            raise PyllamafileError("an ELF program can't choose among others")
-        return outer.program
-    if not programs and not outer:
-        raise PyllamafileError("a llamafile needs at least one runtime")
-    script = _script(programs, outer).encode("ascii")
+            raise RefusedError("an ELF program can't choose among others")
+        return head_program.program
+    if not programs and not head_program:
+        raise RefusedError("a llamafile needs at least one runtime")
+    script = _script(programs, head_program).encode("ascii")
     if len(script) >= BUDGET:
-        raise PyllamafileError(
+        raise RefusedError(
             f"the launch script is {len(script)} bytes long, and must be below {BUDGET}",
             hint="choose fewer targets",
         )
-    if not outer:
+    if not head_program:
         return script.ljust(HEAD, b"\n")
-    with _about(outer):
-        return pe.graft(outer.program, script.split(b"\n", 1)[1])
+    with _about(head_program):
+        return pe.graft(head_program.program, script.split(b"\n", 1)[1])
 
 
-def head_size(outer: Outer | None = None) -> int:
+def is_head_of(program: bytes, head: bytes) -> bool:
+    """Whether a head is this Windows program, with whatever script in it."""
+    if not head.startswith(pe.FIRST_LINE):
+        return False
+    try:
+        return pe.graft(program, head[pe.SCRIPT : pe.BODY]) == head
+    except PyllamafileError:
+        return False
+
+
+def head_size(head_program: HeadProgram | None = None) -> int:
     """How long `head` will be, in bytes, whatever the programs are.
 
     Raises:
         PyllamafileError: The file can't be such a program.
     """
-    if not outer:
+    if not head_program:
         return HEAD
-    if _is_elf(outer):
-        return len(outer.program)
-    with _about(outer):
-        return len(outer.program) + pe.shift(outer.program)
+    if _is_elf(head_program):
+        return len(head_program.program)
+    with _about(head_program):
+        return len(head_program.program) + pe.shift(head_program.program)
 
 
 def pack(program: bytes, body: bytes | None = None) -> bytes:
@@ -125,24 +135,30 @@ def pack(program: bytes, body: bytes | None = None) -> bytes:
     return start + b" " * padding + b"\0" + body + end
 
 
-def _is_elf(outer: Outer) -> bool:
+def _is_elf(head_program: HeadProgram) -> bool:
     """Whether it is an ELF program, which it must be if it isn't for Windows."""
-    if TARGETS[outer.runtime.target].os == "windows":
+    if TARGETS[head_program.runtime.target].os == "windows":
         return False
-    if not outer.program.startswith(b"\x7fELF"):
-        raise PyllamafileError(f"{outer.runtime.path}: not an ELF program")
+    if not head_program.program.startswith(b"\x7fELF"):
+        raise DamagedError(
+            f"{head_program.runtime.path}: not an ELF program", path=head_program.runtime.path
+        )
     return True
 
 
 @contextlib.contextmanager
-def _about(outer: Outer) -> Iterator[None]:
+def _about(head_program: HeadProgram) -> Iterator[None]:
     try:
         yield
     except PyllamafileError as error:
-        raise PyllamafileError(f"{outer.runtime.path}: {error.message}", error.hint) from error
+        raise RefusedError(
+            f"{head_program.runtime.path}: {error.message}",
+            hint=error.hint,
+            path=head_program.runtime.path,
+        ) from error
 
 
-def _script(programs: Sequence[Program], outer: Outer | None) -> str:
+def _script(programs: Sequence[Program], head_program: HeadProgram | None) -> str:
     """The template, filled in, without its comments but the first two lines."""
     template = resources.files(__name__).joinpath("launch.sh").read_text("ascii")
     first, second, *rest = template.splitlines()
@@ -152,7 +168,7 @@ def _script(programs: Sequence[Program], outer: Outer | None) -> str:
             lines += filter(None, (_row(line, program) for program in programs))
         elif line.strip() and not line.lstrip().startswith("#"):
             lines.append(line)
-    runtimes = [outer.runtime] if outer else []
+    runtimes = [head_program.runtime] if head_program else []
     names = " ".join(runtime.target for runtime in (*runtimes, *(p.runtime for p in programs)))
     return "\n".join(lines).replace("@NAMES@", names) + "\n"
 
@@ -164,14 +180,15 @@ def _row(line: str, program: Program) -> str:
     """
     runtime = program.runtime
     if runtime.target not in TARGETS:
-        raise PyllamafileError(f"{runtime.path}: no such target: {runtime.target}")
+        raise NotFoundError(f"{runtime.path}: no such target: {runtime.target}", path=runtime.path)
     if program.offset < HEAD or program.offset % BLOCK or runtime.packed_size % BLOCK:
-        raise PyllamafileError(
+        raise RefusedError(
             f"{runtime.path}: does not begin and end on a multiple of {BLOCK} bytes",
             hint="pack it again",
+            path=runtime.path,
         )
     if not re.fullmatch("[0-9a-f]{64}", runtime.sha256):
-        raise PyllamafileError(f"{runtime.path}: not a SHA-256: {runtime.sha256}")
+        raise DamagedError(f"{runtime.path}: not a SHA-256: {runtime.sha256}", path=runtime.path)
     patterns = TARGETS[runtime.target].uname
     if not patterns:
         return ""

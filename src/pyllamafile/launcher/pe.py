@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from pyllamafile.errors import PyllamafileError
+from pyllamafile.errors import PyllamafileError, RefusedError
 
 FIRST_LINE = b'MZ=;eval "$(dd<"$0" bs=8k skip=1 count=1 2<&0)";exit 1     \n'
 """To Windows a DOS header up to e_lfanew, to a shell the order to run what is at `SCRIPT`.
@@ -168,4 +168,4 @@ def _debug(address: int, size: int, sections: list[_Section]) -> tuple[int, int]
 
 
 def _unfit(reason: str) -> PyllamafileError:
-    return PyllamafileError(f"not a Windows program that can head a llamafile: {reason}")
+    return RefusedError(f"not a Windows program that can head a llamafile: {reason}")

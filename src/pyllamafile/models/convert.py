@@ -147,6 +147,32 @@ def quantized_name(name: str, format: str) -> str:
     return f"{stem}-{format}.gguf" if stem else f"{format}.gguf"
 
 
+def check_format(path: Path, output: Path, format: str, *, again: bool) -> None:
+    """Refuse what `to_format` would refuse, before it has a program to run.
+
+    Args:
+        path: The GGUF; of a split one, any part.
+        output: The file to write.
+        format: One of `forecast.FORMATS`.
+        again: Whether what is quantized may be quantized again.
+
+    Raises:
+        PyllamafileError: It is quantized already, or there is no room.
+    """
+    files = shards(path)
+    parts = [read(file) for file in files]
+    if not again and forecast.loses_twice(parts, format):
+        raise PyllamafileError(
+            f"{path}: is quantized already ({forecast.quantized(parts)}), and would lose twice",
+            hint="take a GGUF in F16, BF16 or F32, or accept the loss: --allow-requantize",
+        )
+    need, free = forecast.size(parts, format), shutil.disk_usage(output.parent).free
+    if need > free:
+        raise PyllamafileError(
+            f"{output.parent}: {format} takes {need:,} bytes for a while, and {free:,} are free"
+        )
+
+
 def to_format(
     path: Path, output: Path, format: str, program: bytes, *, again: bool, tell: Progress
 ) -> Path:
@@ -164,20 +190,11 @@ def to_format(
         `output`.
 
     Raises:
-        PyllamafileError: It is quantized already, there is no room, or the quantizer refused.
+        PyllamafileError: As `check_format`, or the quantizer refused.
     """
+    check_format(path, output, format, again=again)
     files = shards(path)
     parts = [read(file) for file in files]
-    if not again and forecast.loses_twice(parts, format):
-        raise PyllamafileError(
-            f"{path}: is quantized already ({forecast.quantized(parts)}), and would lose twice",
-            hint="take a GGUF in F16, BF16 or F32, or accept the loss: --allow-requantize",
-        )
-    need, free = forecast.size(parts, format), shutil.disk_usage(output.parent).free
-    if need > free:
-        raise PyllamafileError(
-            f"{output.parent}: {format} takes {need:,} bytes for a while, and {free:,} are free"
-        )
     sizes = {tensor.name: tensor.size for part in parts for tensor in part.tensors}
     total, done = sum(sizes.values()), 0
     label = f"quantizing to {format}"

@@ -3,32 +3,33 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
 import math
 import os
 import re
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import pyllamafile
 from pyllamafile import engine, plan, zipalign
 from pyllamafile.appearing import appearing, exists, permitted, scratch_folder
 from pyllamafile.arguments import quote
 from pyllamafile.engine import Format
-from pyllamafile.errors import AccessError, PyllamafileError, RefusedError
-from pyllamafile.llamafile import ARGS, GUI, MANIFEST, WEIGHTS
+from pyllamafile.errors import AccessError, NotFoundError, RefusedError
+from pyllamafile.llamafile import ARGS, GUI, MANIFEST, WEIGHTS, check_args
 from pyllamafile.models import convert, forecast, sources
 from pyllamafile.models.fit import chat_template, misfit, partner_args
 from pyllamafile.models.gguf import Weights, read, shards
 from pyllamafile.models.source import PathLike, Source, gguf_name
 from pyllamafile.ops import in_place as conversion
 from pyllamafile.output import check_written, companion_path, write, write_companion
-from pyllamafile.plan import File
+from pyllamafile.paths import named, path_of, several
+from pyllamafile.plan import File, Plan
 from pyllamafile.progress import Progress, silent
-from pyllamafile.targets import TARGETS, TOO_LARGE
+from pyllamafile.targets import TARGETS, TOO_LARGE, select
 
 
 @dataclass(frozen=True)
@@ -82,14 +83,14 @@ def build(
     gguf: PathLike | Sequence[PathLike] = (),
     output: PathLike | None = None,
     *,
-    lora: Sequence[PathLike | Adapter] = (),
+    lora: PathLike | Adapter | Sequence[PathLike | Adapter] = (),
     mmproj: PathLike | None = None,
     draft: PathLike | None = None,
     name: str | None = None,
-    targets: Sequence[str] = (),
-    args: Sequence[str] = (),
+    targets: str | Sequence[str] = (),
+    args: str | Sequence[str] = (),
     args_file: PathLike | None = None,
-    add: Sequence[tuple[PathLike, str]] = (),
+    add: PathLike | Sequence[PathLike | tuple[PathLike, str]] = (),
     gui: bool = True,
     format: Format = "portable",
     companion: bool = True,
@@ -117,7 +118,7 @@ def build(
             ``all``; by default those whose runtimes are at hand.
         args: Default arguments of the file, put into ``.args`` one by one.
         args_file: A file with the text of ``.args``, in front of `args`.
-        add: More files, each with the name of its entry.
+        add: More files, each by itself or with the name of its entry.
         gui: Whether the web GUI goes in.
         format: ``portable``, or ``elf`` for a file that is a program of one Linux target.
         companion: Whether a file that is too large for Windows to start gets a small
@@ -135,131 +136,266 @@ def build(
         PyllamafileError: Some input is no good, or the output can't be written.
     """
     tell = progress or silent
-    if quantize_to is not None:
-        forecast.check(quantize_to)
-    found = [sources.find(g) for g in ([gguf] if isinstance(gguf, (str, os.PathLike)) else gguf)]
-    partners = _partners(lora, mmproj, draft)
-    if partners and not found:
-        raise RefusedError(
-            f"{partners[0].source.name} goes with a model, and there is none",
-            hint="give it with --gguf",
-        )
-    name = name or _default_name(found, quantize_to)
-    destination = Path(output) if output is not None else Path(f"{name}.llamafile")
-    if in_place:
-        given = destination if output is not None else None
-        stem = _default_name(found, None)
-        destination = conversion.destination(found, given, stem, quantize_to)
+    asked = _Asked.of(gguf, lora, mmproj, draft, quantize_to)
+    systems = _systems(targets, format)
+    name = name or asked.stem(quantize_to)
+    destination = _destination(asked, output, name, quantize_to, in_place)
     with contextlib.ExitStack() as scratch:
         folder = destination.parent
-        everything = [*found, *(partner.source for partner in partners)]
-        if quantize_to or any(source.path is None for source in everything):
+        if quantize_to or asked.remote:
             # Now rather than after gigabytes were fetched or written.
-            _check_output(destination, [s.path for s in everything if s.path], force)
+            _check_output(destination, asked.paths, force)
             folder = scratch.enter_context(scratch_folder(folder))
-        before: dict[Path, tuple[int, ...] | None] = {}
+        given = _gathered(asked, add, args, args_file, gui, folder, tell)
+        _check_output(destination, given.paths, force)
+        quantized = _Quantized(quantize_to, requantize, folder) if quantize_to else None
+        if quantized:
+            quantized.check(given)
 
-        @functools.cache  # to walk a large vocabulary takes a twentieth of a second
-        def header(path: Path) -> Weights:
-            before[path] = _stamp(path)
-            return read(path)
-
-        groups = _models(found, folder, header, tell)
-        going = [_models([partner.source], folder, header, tell)[0] for partner in partners]
-        extras = [_file(Path(path), entry) for path, entry in add]
-        _check_names(extras, gui)
-        added = [extra for extra in extras if extra.name.endswith(WEIGHTS)]  # weights to a runtime
-        text = _args_text(args, args_file)
-        files_in = [*itertools.chain(*groups, *going), *extras]
-        inputs = [file.path for file in files_in]
-        inputs += [Path(args_file)] if args_file is not None else []
-        before |= {f.path: _stamp(f.path) for f in files_in if f.path not in before}
-        facts = {file.name: header(file.path) for file in (*itertools.chain(*groups), *added)}
-        lines = []
-        template = chat_template(facts, text)
-        if isinstance(template, str):
-            lines.append(["--chat-template", template])
-        for partner, files in zip(partners, going, strict=True):
-            own, others = header(files[0].path), [facts[file.name] for file in groups[0]]
-            _check_fit(partner, files[0], own, others)
-            lines.append(partner_args(partner.role, files[0].name, partner.scale))
-        if lines:
-            text = "".join(" ".join(map(quote, line)) + "\n" for line in lines) + (text or "")
-        _check_output(destination, inputs, force)
-        # Now rather than after the minutes that a runtime may take.
-        names = [file.name for file in (*itertools.chain(*groups, *going), *extras)]
-        zipalign.layout([zipalign.Entry(entry, b"") for entry in names], 0)
-
-        wanted = engine.one_linux(targets) if format == "elf" else targets
-        runtimes = engine.runtimes_for(wanted, tell)
-        outer = engine.outer_program(runtimes, format)
-        if quantize_to:
-            groups = [_quantized(g, quantize_to, requantize, folder, tell) for g in groups]
-        models = list(itertools.chain(*groups))
+        # From here on it may take minutes.
+        runtimes = engine.runtimes_for(systems, tell)
+        program = engine.head_program(runtimes, format)
+        models = quantized.made(given, tell) if quantized else given.models
         decided = plan.whole(
             name=name,
             version=pyllamafile.__version__,
-            models=[*models, *itertools.chain(*going)],
+            models=[*itertools.chain(*models, *given.partners.values())],
             runtimes=runtimes,
-            outer=outer,
-            extras=extras,
-            args=text,
+            head_program=program,
+            extras=given.extras,
+            args=given.args,
             gui=engine.gui_entries(tell) if gui else (),
         )
-        too_large = bool(outer) and format == "portable" and decided.size >= TOO_LARGE
+        too_large = bool(program) and format == "portable" and decided.size >= TOO_LARGE
         exe = companion_path(destination) if too_large and companion else None
         if exe:
-            _check_output(exe, inputs, force)
-        program = outer.program if exe and outer else None
-        del outer  # as many bytes again as the head has; writing needs memory of its own
-        with contextlib.ExitStack() as undo:
-            if in_place:
-                if exe and program:
-                    write_companion(exe, program, force, undo)
-                rest = [*models[1:], *itertools.chain(*going), *extras]
-                conversion.convert(decided, models[0].path, destination, rest, tell)
-                undo.pop_all()
-                check_written(destination, destination)
-            else:
-                with appearing(destination, decided.size, force=force, mode=permitted(0o777)) as (
-                    file,
-                    path,
-                ):
-                    write(file, decided, tell)
-                    check_written(path, destination)
-                    for given, stamp in before.items():
-                        if _stamp(given) != stamp:
-                            raise RefusedError(
-                                f"{given}: changed while it was being packed", path=given
-                            )
-                    if exe and program:
-                        write_companion(exe, program, force, undo)
-                undo.pop_all()
+            _check_output(exe, given.paths, force)
+        exe_file = (exe, program.program) if exe and program else None
+        del program  # as many bytes again as the head has; writing needs memory of its own
+        if in_place:
+            _convert(decided, given, destination, exe_file, force, tell)
+        else:
+            _write(decided, given, destination, exe_file, force, tell)
 
     included = tuple(runtime.target for runtime in runtimes)
     return Built(
         path=destination,
         size=decided.size,
         name=name,
-        models=tuple(file.name for file in models)
-        + tuple(file.name for file in added if facts[file.name].kind == "model"),
+        models=(*(file.name for file in itertools.chain(*models)), *given.added_models),
         partners=tuple(
             (f"--{partner.role}", files[0].name + partner.suffix)
-            for partner, files in zip(partners, going, strict=True)
+            for partner, files in given.partners.items()
         ),
         targets=included,
         missing=tuple(target for target in TARGETS if target not in included),
         too_large=too_large,
         companion=exe,
-        template=template if isinstance(template, str) else None,
-        untemplated=() if isinstance(template, str) else template,
+        template=given.template if isinstance(given.template, str) else None,
+        untemplated=() if isinstance(given.template, str) else given.template,
     )
+
+
+# What was asked for: nothing is read yet
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """The weights that a file is to have.
+
+    Attributes:
+        models: Where the models are from.
+        partners: What goes with the first of them.
+    """
+
+    models: Sequence[Source]
+    partners: Sequence[_Partner]
+
+    @classmethod
+    def of(
+        cls,
+        gguf: PathLike | Sequence[PathLike],
+        lora: PathLike | Adapter | Sequence[PathLike | Adapter],
+        mmproj: PathLike | None,
+        draft: PathLike | None,
+        format: str | None,
+    ) -> _Asked:
+        """Find it.
+
+        Raises:
+            PyllamafileError: There is no such thing, or no model that partners could go with.
+        """
+        if format is not None:
+            forecast.check(format)
+        models = [_found(each) for each in several(gguf)]
+        partners = _partners(lora, mmproj, draft)
+        if partners and not models:
+            raise RefusedError(
+                f"{partners[0].source.name} goes with a model, and there is none",
+                hint="give it with --gguf",
+            )
+        return cls(models, partners)
+
+    @property
+    def sources(self) -> list[Source]:
+        return [*self.models, *(partner.source for partner in self.partners)]
+
+    @property
+    def paths(self) -> list[Path]:
+        """Those that are files already."""
+        return [source.path for source in self.sources if source.path]
+
+    @property
+    def remote(self) -> bool:
+        """Whether something has to be fetched or converted."""
+        return any(source.path is None for source in self.sources)
+
+    def stem(self, format: str | None) -> str:
+        """What the model is called by default, quantized to a format or as it is."""
+        if not self.models:
+            return "llamafile"
+        name = self.models[0].name
+        if format:
+            name = convert.quantized_name(name, format)
+        return re.sub(r"-[0-9]{5}-of-[0-9]{5}$", "", name.removesuffix(".gguf"))
+
+
+def _found(given: PathLike) -> Source:
+    path_of(given)
+    return sources.find(given)
+
+
+def _systems(targets: str | Sequence[str], format: Format) -> Sequence[str]:
+    """The names of the targets to run on; none stands for those at hand."""
+    if format not in get_args(Format):
+        raise RefusedError(
+            f"no such format of a file: {format!r}", hint=f"there are {', '.join(get_args(Format))}"
+        )
+    names = several(targets)
+    return engine.one_linux(names) if format == "elf" else [t.name for t in select(names)]
+
+
+def _destination(
+    asked: _Asked, output: PathLike | None, name: str, format: str | None, in_place: bool
+) -> Path:
+    given = path_of(output) if output is not None else None
+    if in_place:
+        return conversion.destination(asked.models, given, asked.stem(None), format)
+    return given or Path(re.sub(r"[/\\\0]", "-", name) + ".llamafile")
 
 
 # What goes in
 
 
+class _Headers:
+    """The headers of weights, each read once, and what the files were then."""
+
+    def __init__(self) -> None:
+        self._read: dict[Path, Weights] = {}
+        self._stamps: dict[Path, tuple[int, ...] | None] = {}
+
+    def of(self, path: Path) -> Weights:
+        self.watch(path)
+        if path not in self._read:  # to walk a large vocabulary takes a twentieth of a second
+            self._read[path] = read(path)
+        return self._read[path]
+
+    def watch(self, path: Path) -> None:
+        """Remember what a file is now."""
+        if path not in self._stamps:
+            self._stamps[path] = _stamp(path)
+
+    def check_unchanged(self) -> None:
+        """Refuse what is no longer what it was when it was looked at."""
+        for path, stamp in self._stamps.items():
+            if _stamp(path) != stamp:
+                raise RefusedError(f"{path}: changed while it was being packed", path=path)
+
+
 @dataclass(frozen=True)
+class _Given:
+    """All that goes in but the engine, looked at and found to go together.
+
+    Attributes:
+        models: Of each model its files.
+        partners: What goes with the first of them, and its files.
+        extras: More files.
+        added_models: Names of those of them that are models.
+        args: The text of `.args`.
+        args_file: Where some of it is from.
+        template: The chat template that is in there, or the names of weights that have none.
+        headers: What was read of the files.
+    """
+
+    models: Sequence[Sequence[File]]
+    partners: Mapping[_Partner, Sequence[File]]
+    extras: Sequence[File]
+    added_models: Sequence[str]
+    args: str | None
+    args_file: Path | None
+    template: str | tuple[str, ...]
+    headers: _Headers
+
+    @property
+    def paths(self) -> list[Path]:
+        """Every file that is read."""
+        files = itertools.chain(*self.models, *self.partners.values(), self.extras)
+        return [*(file.path for file in files), *([self.args_file] if self.args_file else [])]
+
+
+def _gathered(
+    asked: _Asked,
+    add: PathLike | Sequence[PathLike | tuple[PathLike, str]],
+    args: str | Sequence[str],
+    args_file: PathLike | None,
+    gui: bool,
+    folder: Path,
+    tell: Progress,
+) -> _Given:
+    """Fetch what has to be fetched, and look at everything.
+
+    Raises:
+        PyllamafileError: Something is missing, or doesn't go with the rest.
+    """
+    headers = _Headers()
+    models = _models(asked.models, folder, headers, tell)
+    partners = {
+        partner: _models([partner.source], folder, headers, tell)[0] for partner in asked.partners
+    }
+    extras = [_file(*named(each)) for each in several(add)]
+    _check_names(extras, gui)
+    weights = [extra for extra in extras if extra.name.endswith(WEIGHTS)]  # they are to a runtime
+    text_file = path_of(args_file) if args_file is not None else None
+    text = _args_text(several(args), text_file)
+    files = [*itertools.chain(*models, *partners.values()), *extras]
+    for file in files:
+        headers.watch(file.path)
+    facts = {file.name: headers.of(file.path) for file in (*itertools.chain(*models), *weights)}
+    lines = []
+    template = chat_template(facts, text)
+    if isinstance(template, str):
+        lines.append(["--chat-template", template])
+    for partner, (first, *_) in partners.items():
+        _check_fit(partner, first, headers.of(first.path), [facts[f.name] for f in models[0]])
+        lines.append(partner_args(partner.role, first.name, partner.scale))
+    if lines:
+        text = "".join(" ".join(map(quote, line)) + "\n" for line in lines) + (text or "")
+    if text is not None:
+        check_args(text_file or Path(ARGS), len(text.encode()))
+    zipalign.layout([zipalign.Entry(file.name, b"") for file in files], 0)  # refuses odd names
+    return _Given(
+        models=models,
+        partners=partners,
+        extras=extras,
+        added_models=[file.name for file in weights if facts[file.name].kind == "model"],
+        args=text,
+        args_file=text_file,
+        template=template,
+        headers=headers,
+    )
+
+
+@dataclass(frozen=True, eq=False)  # the same adapter may be given twice
 class _Partner:
     """Weights that go with the first model, in one of `fit.ROLES`."""
 
@@ -273,41 +409,45 @@ class _Partner:
 
 
 def _partners(
-    lora: Sequence[PathLike | Adapter], mmproj: PathLike | None, draft: PathLike | None
+    lora: PathLike | Adapter | Sequence[PathLike | Adapter],
+    mmproj: PathLike | None,
+    draft: PathLike | None,
 ) -> list[_Partner]:
-    adapters = [each if isinstance(each, Adapter) else Adapter(each) for each in lora]
+    loras = [lora] if isinstance(lora, (Adapter, str, os.PathLike)) else lora
+    adapters = [each if isinstance(each, Adapter) else Adapter(each) for each in loras]
     for adapter in adapters:
         if not math.isfinite(adapter.scale):
-            raise PyllamafileError(f"{adapter.source}: {adapter.scale} is no scale")
+            raise RefusedError(f"{adapter.source}: {adapter.scale} is no scale")
     return [
-        *(_Partner("lora", sources.find(each.source), each.scale) for each in adapters),
-        *([_Partner("mmproj", sources.find(mmproj))] if mmproj is not None else []),
-        *([_Partner("draft", sources.find(draft))] if draft is not None else []),
+        *(_Partner("lora", _found(each.source), each.scale) for each in adapters),
+        *([_Partner("mmproj", _found(mmproj))] if mmproj is not None else []),
+        *([_Partner("draft", _found(draft))] if draft is not None else []),
     ]
 
 
 def _check_fit(partner: _Partner, file: File, own: Weights, model: Sequence[Weights]) -> None:
     if problem := misfit(partner.role, own, model):
-        raise PyllamafileError(f"{file.path}: {problem}")
+        raise RefusedError(f"{file.path}: {problem}", path=file.path)
     if partner.role == "lora" and re.search(r'[,:"]', file.name):
-        raise PyllamafileError(
+        raise RefusedError(
             f"{file.name}: an adapter's name can't have a comma, a colon or a quote",
             hint="llama.cpp takes lists of adapters with scales, and those separate them",
         )
 
 
 def _models(
-    found: Sequence[Source], folder: Path, header: Callable[[Path], Weights], tell: Progress
+    found: Sequence[Source], folder: Path, headers: _Headers, tell: Progress
 ) -> list[list[File]]:
     """Of each model its files; those that have to be written first are in `folder`."""
     models: list[list[File]] = []
     for source in found:
         files = shards(source.fetch(folder, tell))
         for path in files:
-            if header(path).split and len(files) == 1:
-                raise PyllamafileError(
+            if headers.of(path).split and len(files) == 1:
+                raise RefusedError(
                     f"{path}: one part of a split model, under a name that doesn't say so",
                     hint="give it back its name, such as NAME-00001-of-00003.gguf",
+                    path=path,
                 )
         if len(files) == 1:
             models.append([_file(files[0], source.name)])
@@ -318,28 +458,45 @@ def _models(
     return models
 
 
-def _quantized(
-    model: Sequence[File], format: str, again: bool, folder: Path, tell: Progress
-) -> list[File]:
-    """The same model in another format; what is no model stays what it is."""
-    first = model[0]
-    if read(first.path).kind != "model":
-        return list(model)
-    name = convert.quantized_name(first.name, format)
-    runtime = engine.host_runtime(tell)
-    path = convert.to_format(
-        first.path, folder / name, format, runtime.program(), again=again, tell=tell
-    )
-    return [_file(path, name)]
+@dataclass(frozen=True)
+class _Quantized:
+    """Models in another format; what is no model stays what it is.
 
+    Attributes:
+        format: One of `forecast.FORMATS`.
+        again: Whether what is quantized may be quantized again.
+        folder: Where they are written.
+    """
 
-def _default_name(found: Sequence[Source], format: str | None) -> str:
-    if not found:
-        return "llamafile"
-    name = found[0].name
-    if format:
-        name = convert.quantized_name(name, format)
-    return re.sub(r"-[0-9]{5}-of-[0-9]{5}$", "", name.removesuffix(".gguf"))
+    format: str
+    again: bool
+    folder: Path
+
+    def check(self, given: _Given) -> None:
+        """Refuse what can't be quantized, before a runtime is compiled for it."""
+        for first in self._chosen(given):
+            convert.check_format(
+                first.path, self.folder / first.name, self.format, again=self.again
+            )
+
+    def made(self, given: _Given, tell: Progress) -> list[Sequence[File]]:
+        """Quantize them."""
+        chosen = self._chosen(given)
+        return [
+            [self._one(files[0], tell)] if files[0] in chosen else files for files in given.models
+        ]
+
+    def _chosen(self, given: _Given) -> list[File]:
+        """The first file of each."""
+        return [f for f, *_ in given.models if given.headers.of(f.path).kind == "model"]
+
+    def _one(self, first: File, tell: Progress) -> File:
+        name = convert.quantized_name(first.name, self.format)
+        program = engine.host_runtime(tell).program()
+        path = convert.to_format(
+            first.path, self.folder / name, self.format, program, again=self.again, tell=tell
+        )
+        return _file(path, name)
 
 
 def _file(path: Path, name: str) -> File:
@@ -349,7 +506,7 @@ def _file(path: Path, name: str) -> File:
         raise AccessError(f"{path}: {error.strerror}", path=path) from error
     if not stat.S_ISREG(status.st_mode):
         what = "is a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
-        raise PyllamafileError(f"{path}: {what}")
+        raise RefusedError(f"{path}: {what}", path=path)
     return File(path, name, status.st_size)
 
 
@@ -366,27 +523,28 @@ def _check_names(extras: Sequence[File], gui: bool) -> None:
     """Leave to us what we write ourselves."""
     for file in extras:
         if file.name in (ARGS, MANIFEST) or (gui and file.name.startswith(GUI)):
-            raise PyllamafileError(
+            raise RefusedError(
                 f"cannot add {file.name!r}: pyllamafile itself writes what has such a name",
                 hint="--args-file FILE gives the text of .args" if file.name == ARGS else None,
             )
 
 
-def _args_text(args: Sequence[str], args_file: PathLike | None) -> str | None:
+def _args_text(args: Sequence[str], args_file: Path | None) -> str | None:
     lines = []
     if args_file is not None:
-        path = _file(Path(args_file), ARGS).path
+        file = _file(args_file, ARGS)
+        check_args(file.path, file.size - 1)  # which may be a newline that goes
         try:
-            lines.append(path.read_text(encoding="utf-8").rstrip("\n"))
+            lines.append(file.path.read_text(encoding="utf-8").rstrip("\n"))
         except OSError as error:
-            raise AccessError(f"{path}: {error.strerror}", path=path) from error
+            raise AccessError(f"{file.path}: {error.strerror}", path=file.path) from error
         except UnicodeDecodeError as error:
-            raise PyllamafileError(f"{path}: not UTF-8 text") from error
+            raise RefusedError(f"{file.path}: not UTF-8 text", path=file.path) from error
     for argument in args:
         try:
             argument.encode()
         except UnicodeEncodeError as error:
-            raise PyllamafileError(f"the argument {argument!r} is not UTF-8 text") from error
+            raise RefusedError(f"the argument {argument!r} is not UTF-8 text") from error
         lines.append(quote(argument))
     return "\n".join(lines) + "\n" if lines else None
 
@@ -397,16 +555,56 @@ def _args_text(args: Sequence[str], args_file: PathLike | None) -> str | None:
 def _check_output(path: Path, inputs: Sequence[Path], force: bool) -> None:
     try:
         if path.is_dir():
-            raise PyllamafileError(f"{path}: is a directory", hint="name a file with -o")
+            raise RefusedError(f"{path}: is a directory", hint="name a file with -o", path=path)
         if not path.parent.is_dir():
-            raise PyllamafileError(f"{path.parent}: no such directory")
+            raise NotFoundError(f"{path.parent}: no such directory", path=path.parent)
         if not path.exists():
             return
         if any(path.samefile(given) for given in inputs):
-            raise PyllamafileError(f"{path}: is input and output at once", hint="name another -o")
+            raise RefusedError(
+                f"{path}: is input and output at once", hint="name another -o", path=path
+            )
         if not path.is_file():
-            raise PyllamafileError(f"{path}: not a regular file, so it can't be replaced")
+            raise RefusedError(f"{path}: not a regular file, so it can't be replaced", path=path)
     except OSError as error:  # a name too long, a directory that may not be searched
         raise AccessError(f"{path}: {error.strerror}", path=path) from error
     if not force:
         raise exists(path)
+
+
+def _write(
+    decided: Plan,
+    given: _Given,
+    destination: Path,
+    companion: tuple[Path, bytes] | None,
+    force: bool,
+    tell: Progress,
+) -> None:
+    """Write the file, and its companion before it gets its name."""
+    with contextlib.ExitStack() as undo:
+        mode = permitted(0o777)
+        with appearing(destination, decided.size, force=force, mode=mode) as (file, path):
+            write(file, decided, tell)
+            check_written(path, destination)
+            given.headers.check_unchanged()
+            if companion:
+                write_companion(*companion, force, undo)
+        undo.pop_all()
+
+
+def _convert(
+    decided: Plan,
+    given: _Given,
+    destination: Path,
+    companion: tuple[Path, bytes] | None,
+    force: bool,
+    tell: Progress,
+) -> None:
+    """Make the file of the GGUF itself."""
+    first, *rest = [*itertools.chain(*given.models, *given.partners.values()), *given.extras]
+    with contextlib.ExitStack() as undo:
+        if companion:
+            write_companion(*companion, force, undo)
+        conversion.convert(decided, first.path, destination, rest, tell)
+        undo.pop_all()
+    check_written(destination, destination)

@@ -7,15 +7,16 @@ from pathlib import Path
 
 from pyllamafile import plan, zipalign
 from pyllamafile.errors import NotFoundError, RefusedError
-from pyllamafile.llamafile import ARGS, GUI, MANIFEST, WEIGHTS, read
+from pyllamafile.llamafile import ARGS, GUI, MANIFEST, WEIGHTS, check_args, read
 from pyllamafile.models import gguf
 from pyllamafile.models.source import PathLike
+from pyllamafile.paths import named, path_of, several
 from pyllamafile.progress import Progress, silent
 
 
 def add(
     path: PathLike,
-    files: Sequence[tuple[PathLike, str]],
+    files: PathLike | Sequence[PathLike | tuple[PathLike, str]],
     *,
     progress: Progress | None = None,
 ) -> list[str]:
@@ -26,7 +27,7 @@ def add(
 
     Args:
         path: The llamafile.
-        files: What to add, each with the name of its entry; `.args` may be one of them.
+        files: What to add, each by itself or with the name of its entry; `.args` may be one.
         progress: Told about every step.
 
     Returns:
@@ -35,26 +36,27 @@ def add(
     Raises:
         PyllamafileError: A file can't be read or be added, or the llamafile can't be written.
     """
-    path = Path(path)
+    path = path_of(path)
     found = read(path)
     found.check_ours()
     entries = []
-    for given, name in files:
+    for given, name in map(named, several(files)):
         if name == MANIFEST or (found.has_gui and name.startswith(GUI)):
             raise RefusedError(
                 f"{path}: cannot add {name!r}: pyllamafile itself writes what has such a name",
                 path=path,
             )
-        entries.append(zipalign.from_file(Path(given), name, align=plan.alignment(name)))
+        entries.append(zipalign.from_file(given, name, align=plan.alignment(name)))
         if name.endswith(WEIGHTS):
-            gguf.read(Path(given))  # what is none is refused
+            gguf.read(given)  # what is none is refused
         if name == ARGS:
-            _check_args(Path(given))
+            check_args(given, entries[-1].full_size)
+            _check_text(given)
     zipalign.add(path, [*entries, found.updated_manifest(entries)], progress=progress or silent)
     return [entry.name for entry in entries]
 
 
-def remove(path: PathLike, names: Sequence[str]) -> None:
+def remove(path: PathLike, names: str | Sequence[str]) -> None:
     """Take entries out of a finished file, in place.
 
     Their room is given back if at most 16 MiB stand behind them, and otherwise left unused.
@@ -62,18 +64,22 @@ def remove(path: PathLike, names: Sequence[str]) -> None:
     Raises:
         PyllamafileError: There is no such entry, or the file needs it, or can't be written.
     """
-    path = Path(path)
+    path, names = path_of(path), several(names)
     found = read(path)
     found.check_ours()
     for name in names:
         if name not in found.members:
-            raise NotFoundError(f"{path}: has no entry {name!r}", hint="inspect lists them")
+            raise NotFoundError(
+                f"{path}: has no entry {name!r}", hint="inspect lists them", path=path
+            )
         if name == MANIFEST:
-            raise RefusedError(f"{path}: {name} can't be removed: it says what is in the file")
+            raise RefusedError(
+                f"{path}: {name} can't be removed: it says what is in the file", path=path
+            )
     zipalign.add(path, [found.updated_manifest([], names)], remove=set(names))
 
 
-def _check_args(path: Path) -> None:
+def _check_text(path: Path) -> None:
     try:
         path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

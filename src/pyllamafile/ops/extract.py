@@ -11,6 +11,7 @@ from pyllamafile.appearing import appearing, exists, permitted
 from pyllamafile.copying import Count, counted
 from pyllamafile.errors import AccessError, NotFoundError, RefusedError
 from pyllamafile.llamafile import read
+from pyllamafile.paths import path_of, several
 from pyllamafile.progress import Progress, silent
 from pyllamafile.zipalign import Member
 
@@ -18,7 +19,7 @@ from pyllamafile.zipalign import Member
 def extract(
     path: str | os.PathLike[str],
     directory: str | os.PathLike[str] = ".",
-    names: Sequence[str] = (),
+    names: str | Sequence[str] = (),
     *,
     force: bool = False,
     progress: Progress | None = None,
@@ -39,7 +40,7 @@ def extract(
         PyllamafileError: A name is not there or leads outside, a file exists, or the
             content doesn't match its checksum.
     """
-    path, root = Path(path), Path(directory)
+    path, root, names = path_of(path), path_of(directory), several(names)
     members = read(path).members
     for name in names:
         if name not in members:

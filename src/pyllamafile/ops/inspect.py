@@ -13,6 +13,7 @@ from pyllamafile.errors import AccessError, PyllamafileError, RefusedError
 from pyllamafile.llamafile import Llamafile, Maker
 from pyllamafile.models import gguf
 from pyllamafile.models.gguf import Kind, Weights
+from pyllamafile.paths import path_of
 from pyllamafile.zipalign import BLOCK, DEFLATED, STORED, Member
 
 
@@ -74,19 +75,21 @@ class Report:
         size: Its length in bytes.
         maker: Whose it is, as `llamafile.Maker` has it.
         problem: Why its manifest can't be understood, if it can't.
+        args_problem: Why `.args` can't be shown, if it can't.
         interrupted: Whether an upgrade of it was interrupted; another `upgrade` ends it.
         name: What the model is called, if it is a llamafile of ours.
         built_by: The version of pyllamafile that built it.
         models: The GGUFs.
         runtimes: As in the manifest: target, offset, sizes, digests.
         entries: Everything in the zip, in the order of the file.
-        args: The text of `.args`.
+        args: The text of `.args`; what is not UTF-8 in it is shown as U+FFFD.
     """
 
     path: Path
     size: int
     maker: Maker
     problem: str | None = None
+    args_problem: str | None = None
     interrupted: bool = False
     name: str | None = None
     built_by: str | None = None
@@ -106,24 +109,34 @@ def inspect(path: str | os.PathLike[str]) -> Report:
     Raises:
         PyllamafileError: The file can't be read, or is none of these.
     """
-    path = Path(path)
+    path = path_of(path)
     if _starts_with_gguf(path):
         models = (_facts(path.name, gguf.read(path)),)
         return Report(path, path.stat().st_size, "none", models=models)
     found = llamafile.read(path)
+    args, args_problem = _args(found)
     return Report(
         path=path,
         size=found.archive.size,
         maker=found.maker,
         problem=found.problem,
+        args_problem=args_problem,
         interrupted=found.interrupted,
         name=found.name,
         built_by=found.built_by,
         models=tuple(_models(found)),
         runtimes=tuple(dict(runtime) for runtime in found.runtimes),
         entries=tuple(_entry(member) for member in found.archive.members),
-        args=found.args(),
+        args=args,
     )
+
+
+def _args(found: Llamafile) -> tuple[str | None, str | None]:
+    """The text of `.args`, or why there is none."""
+    try:
+        return found.args(), None
+    except PyllamafileError as error:
+        return None, error.message.removeprefix(f"{found.path}: ")
 
 
 def _starts_with_gguf(path: Path) -> bool:

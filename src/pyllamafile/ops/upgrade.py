@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import os
 import re
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -16,17 +17,27 @@ import pyllamafile
 from pyllamafile import engine as engines
 from pyllamafile import plan, shift, zipalign
 from pyllamafile.appearing import appearing, scratch_folder
+from pyllamafile.copying import failed
 from pyllamafile.engine import Format
 from pyllamafile.errors import AccessError, PyllamafileError, RefusedError
-from pyllamafile.launcher import BLOCK, Outer
-from pyllamafile.llamafile import ARGS, WEIGHTS, Llamafile, manifest_entry, read
+from pyllamafile.launcher import BLOCK, HeadProgram, is_head_of
+from pyllamafile.llamafile import (
+    ARGS,
+    MANIFEST,
+    WEIGHTS,
+    Llamafile,
+    manifest_entry,
+    of_archive,
+    read,
+)
 from pyllamafile.models.source import PathLike
 from pyllamafile.output import check_written, companion_path, write, write_companion
-from pyllamafile.plan import Engine
+from pyllamafile.paths import path_of, several
+from pyllamafile.plan import Engine, Plan
 from pyllamafile.progress import Progress, silent
 from pyllamafile.runtimes import Runtime
 from pyllamafile.targets import TARGETS, TOO_LARGE, select
-from pyllamafile.zipalign import Entry, Member
+from pyllamafile.zipalign import Archive, Entry, Member
 
 Step = Callable[[], None]
 
@@ -65,7 +76,8 @@ def upgrade(
     path: PathLike,
     *,
     engine: PathLike | None = None,
-    targets: Sequence[str] = (),
+    targets: str | Sequence[str] = (),
+    drop_unknown: bool = False,
     progress: Progress | None = None,
 ) -> Upgraded:
     """Put another engine under the weights of a file, and leave all else in it as it is.
@@ -81,6 +93,9 @@ def upgrade(
             default it is the runtimes at hand.
         targets: Systems to run on, or groups of them; by default those that the file has, or, if
             it isn't ours, all that the engine has.
+        drop_unknown: Whether entries may be lost that no maker of llamafiles has put in: those
+            that people added to a file that isn't ours, and their own in the place of an engine's.
+            Without it, such entries are an error that names them.
         progress: Told about every step.
 
     Raises:
@@ -88,43 +103,40 @@ def upgrade(
             file can't be written.
     """
     tell = progress or silent
-    path = Path(path)
-    path = path.resolve() if path.is_symlink() else path  # which stays one
-    found = read(path)
-    found.check_known()
-    if found.interrupted:
-        with _writing(path):
-            found = _finish(found)
-    if not found.ours and not found.weights:
-        raise RefusedError(
-            f"{path}: is no llamafile: it has no weights",
-            hint="build makes one of a GGUF",
-            path=path,
-        )
+    path = path_of(path)
+    path = Path(os.path.realpath(path)) if path.is_symlink() else path  # the link stays one
+    found = _ready(read(path))
     here = tuple(str(runtime["target"]) for runtime in found.runtimes)
-    wanted = tuple(target.name for target in select(targets or here))
+    wanted = tuple(target.name for target in select(several(targets) or here))
     gui = not found.ours or found.has_gui
     with contextlib.ExitStack() as scratch:
         if engine is None:
             parts = engines.at_hand(wanted, bool(targets), gui, tell)
         else:
             folder = scratch.enter_context(scratch_folder(path.parent))
-            parts = engines.taken(Path(engine), folder, gui)
+            parts = engines.taken(path_of(engine), folder, gui)
         runtimes = parts.chosen(wanted)
-        outer = engines.outer_program(runtimes, _format(found, runtimes))
+        program = engines.head_program(runtimes, _format(found, runtimes))
         new = plan.engine(
             name=found.name or path.name.removesuffix(".llamafile"),
             version=pyllamafile.__version__,
             runtimes=runtimes,
-            outer=outer,
+            head_program=program,
             gui=parts.gui,
         )
-        kept = _kept(found, {entry.name for entry in new.entries})
-        shifted = found.ours and _shift(found, new, kept)
-        if not shifted:
-            _copy(path, new, [_as_ours(found, member) for member in kept], tell)
-        size = path.stat().st_size
-        companion = _companion(path, size, outer)
+        kept = _kept(found, new, drop_unknown)
+        copy = plan.laid_out(new, _in_order([_as_ours(found, member) for member in kept]))
+        companion = _Companion.of(found, program)
+        with contextlib.ExitStack() as undo:
+            exe = companion.write(copy.size, undo) if companion else None
+            shifted = found.ours and _shift(found, new, kept)
+            if not shifted:
+                _copy(path, copy, tell)
+            undo.pop_all()
+            size = path.stat().st_size
+            if companion and not exe:  # dead bytes may make it larger than the copy is
+                exe = companion.write(size, undo)
+                undo.pop_all()
     return Upgraded(
         path=path,
         size=size,
@@ -133,24 +145,88 @@ def upgrade(
         targets=tuple(runtime.target for runtime in runtimes),
         llama_cpp=tuple(dict.fromkeys(runtime.llama_cpp for runtime in runtimes)),
         shifted=shifted,
-        companion=companion,
+        companion=exe,
     )
+
+
+def _ready(found: Llamafile) -> Llamafile:
+    """A file that can have another engine; what was interrupted is ended first.
+
+    Raises:
+        PyllamafileError: It can't.
+    """
+    found.check_known()
+    if found.interrupted:
+        with _writing(found.path):
+            found = _finish(found)
+    if not found.ours and not found.weights:
+        raise RefusedError(
+            f"{found.path}: is no llamafile: it has no weights",
+            hint="build makes one of a GGUF",
+            path=found.path,
+        )
+    found.args()  # refuses what no runtime can read
+    return found
 
 
 def _format(found: Llamafile, runtimes: Sequence[Runtime]) -> Format:
     """An ELF program stays one, unless it gets more targets."""
-    with found.path.open("rb") as file:
-        elf = found.ours and file.read(4) == b"\x7fELF"
+    elf = found.ours and _front(found, 4) == b"\x7fELF"
     single = len(runtimes) == 1 and TARGETS[runtimes[0].target].os == "linux"
     return "elf" if elf and single else "portable"
 
 
-def _kept(found: Llamafile, new: Collection[str]) -> list[Member]:
-    """What stays in a file: all that people put in; of other makers' files what runs here."""
-    members = found.archive.members
+def _front(found: Llamafile, size: int) -> bytes:
+    with _reading(found.path), found.path.open("rb") as file:
+        return file.read(size)
+
+
+# What stays
+
+
+_MOZILLAS = (
+    *(".cosmo", ".symtab", "llama.cpp/", "llamafile/", "stable-diffusion.cpp/", "third_party/"),
+    *("usr/", "whisper.cpp/"),
+)
+"""How the names of entries begin that come with the engine in llamafiles of Mozilla's."""
+
+
+def _kept(found: Llamafile, new: Engine, drop_unknown: bool) -> list[Member]:
+    """What stays in a file: all that people put in; of other makers' files what runs here.
+
+    Raises:
+        RefusedError: Something else would be lost, and that was not agreed to.
+    """
+    members = [m for m in found.archive.members if not (m.name.endswith("/") and not m.size)]
+    replaced = {entry.name for entry in new.entries}
     if found.ours:
-        return [m for m in members if m.name not in new and not found.is_engine(m.name)]
-    return [m for m in members if m.name.endswith(WEIGHTS) or m.name == ARGS]
+        kept = [m for m in members if m.name not in replaced and not found.is_engine(m.name)]
+        engines = {MANIFEST, *found.digests}
+        lost = [m.name for m in members if m.name in replaced and m.name not in engines]
+    else:
+        kept = [m for m in members if m.name.endswith(WEIGHTS) or m.name == ARGS]
+        theirs = {ARGS, *(m.name for m in kept)}
+        lost = [
+            m.name for m in members if m.name not in theirs and not m.name.startswith(_MOZILLAS)
+        ]
+    if lost and not drop_unknown:
+        raise RefusedError(
+            f"{found.path}: an upgrade would drop what belongs to no engine: {_folded(lost)}",
+            hint="--drop-unknown drops it; `pyllamafile extract` saves it before",
+            path=found.path,
+        )
+    return kept
+
+
+def _folded(names: Sequence[str]) -> str:
+    """Names of entries in few words: of a folder with several files its own."""
+    tops: dict[str, list[str]] = {}
+    for name in names:
+        tops.setdefault(name.split("/")[0], []).append(name)
+    return ", ".join(
+        inside[0] if len(inside) == 1 else f"{top}/ ({len(inside)} files)"
+        for top, inside in tops.items()
+    )
 
 
 def _as_ours(found: Llamafile, member: Member) -> Entry:
@@ -177,27 +253,74 @@ def _own_names(args: bytes, models: Sequence[str]) -> bytes:
     return args
 
 
-def _copy(path: Path, new: Engine, entries: Sequence[Entry], progress: Progress) -> None:
+def _in_order(entries: Sequence[Entry]) -> list[Entry]:
+    """Weights first, `.args` last."""
+    return sorted(entries, key=lambda e: (not e.name.endswith(WEIGHTS), e.name == ARGS))
+
+
+def _copy(path: Path, decided: Plan, progress: Progress) -> None:
     """A new file in the place of the old one, which stays whole until then."""
-    weights = [entry for entry in entries if entry.name.endswith(WEIGHTS)]
-    others = [entry for entry in entries if not entry.name.endswith(WEIGHTS)]
-    others.sort(key=lambda entry: entry.name == ARGS)
-    decided = plan.laid_out(new, [*weights, *others])
     mode = path.stat().st_mode & 0o777
     with appearing(path, decided.size, mode=mode) as (file, readable):
         write(file, decided, progress)
         check_written(readable, path)
 
 
-def _companion(path: Path, size: int, outer: Outer | None) -> Path | None:
-    """The companion of a file that is too large for Windows, if it is for Windows at all."""
-    if outer is None or TARGETS[outer.runtime.target].os != "windows" or size < TOO_LARGE:
-        return None
-    companion = companion_path(path)
-    with contextlib.ExitStack() as undo:
-        write_companion(companion, outer.program, True, undo)
-        undo.pop_all()
-    return companion
+@dataclass(frozen=True)
+class _Companion:
+    """The program beside a file that starts it on Windows, where it is too large to do so itself.
+
+    It is written before the file is changed: a new companion starts the old file, too.
+
+    Attributes:
+        file: The file.
+        head: How the file begins now, which tells its companion from a program of others.
+        program: What the companion is to be.
+    """
+
+    file: Path
+    head: bytes
+    program: bytes
+
+    @classmethod
+    def of(cls, found: Llamafile, program: HeadProgram | None) -> _Companion | None:
+        """That of a file that may need one: it is for Windows."""
+        if program is None or TARGETS[program.runtime.target].os != "windows":
+            return None
+        size = min(found.manifest["head"]["size"], _MOST_PART) if found.ours else 0
+        return cls(found.path, _front(found, size), program.program)
+
+    def write(self, size: int, undo: contextlib.ExitStack) -> Path | None:
+        """Write it, if a file of so many bytes needs one.
+
+        Args:
+            size: The length of the file.
+            undo: Gets what undoes it.
+
+        Raises:
+            RefusedError: Another program has its name.
+        """
+        if size < TOO_LARGE:
+            return None
+        exe = companion_path(self.file)
+        before = self._known(exe) if os.path.lexists(exe) else None
+        if before != self.program:
+            write_companion(exe, self.program, True, undo)
+        if before not in (None, self.program):
+            undo.callback(exe.write_bytes, before)
+        return exe
+
+    def _known(self, exe: Path) -> bytes:
+        with _reading(exe):
+            program = exe.read_bytes() if exe.is_file() else b""
+        if program != self.program and not is_head_of(program, self.head):
+            raise RefusedError(
+                f"{exe}: is no companion of {self.file.name}, which needs one of this name: "
+                "Windows starts no program of 4 GiB or more",
+                hint=f"move it away, or rename {self.file.name}",
+                path=exe,
+            )
+        return program
 
 
 # Under weights that stay where they are
@@ -208,14 +331,14 @@ def _shift(found: Llamafile, new: Engine, kept: Sequence[Member]) -> bool:
     path = found.path
     if found.archive.size < SMALL or shift.shares(path.parent):
         return False
-    if any(member.name not in found.digests for member in kept):
+    if any(m.name not in found.digests or m.flags & ~zipalign.UTF8 for m in kept):
         return False  # some other program put them in: they have to be read, and so copied
     digests = {member.name: found.digests[member.name] for member in kept}
     entries = [*new.entries, manifest_entry(new.facts, digests, new.entries)]
     stay = {member.name for member in kept} | {entry.name for entry in entries}
     remove = [name for name in found.members if name not in stay]
     with _writing(path):
-        exchange = _exchange(path, new, entries, remove)
+        exchange = _exchange(found, new, entries, remove)
         if exchange is None:
             return False
         exchange.run()
@@ -223,7 +346,7 @@ def _shift(found: Llamafile, new: Engine, kept: Sequence[Member]) -> bool:
     return True
 
 
-@dataclass(frozen=True)
+@dataclass
 class Exchange:
     """Another engine for a llamafile, under weights that are not copied.
 
@@ -236,6 +359,7 @@ class Exchange:
 
     Attributes:
         path: The file.
+        archive: What its zip is, after every step anew.
         engine: The new one.
         entries: What is added to the zip or replaced in it, the manifest last.
         remove: Names of entries that go.
@@ -244,6 +368,7 @@ class Exchange:
     """
 
     path: Path
+    archive: Archive
     engine: Engine
     entries: Sequence[Entry]
     remove: Collection[str]
@@ -252,14 +377,13 @@ class Exchange:
 
     def steps(self) -> tuple[Step, ...]:
         """What is to be done, in order. Killed within one or behind it, the file still starts."""
-        path, old, new = self.path, self.old, self.new
         return (
-            lambda: _add(path, [], (), new),
-            lambda: shift.insert(path, old, new),
-            lambda: shift.put(path, ((old + at, piece) for at, piece in self.engine.pieces())),
-            lambda: _add(path, self.entries, self.remove, -old),
-            lambda: shift.collapse(path, 0, old),
-            lambda: zipalign.compact(path),
+            lambda: self._change([], (), self.new),
+            lambda: self._insert(self.new),
+            self._put_engine,
+            lambda: self._change(self.entries, self.remove, -self.old),
+            lambda: self._collapse(0, self.old),
+            self._compact,
         )
 
     def run(self) -> None:
@@ -269,7 +393,7 @@ class Exchange:
             PyllamafileError: The file can't be written.
             OSError: The same.
         """
-        before = zipalign.read(self.path).members
+        before = self.archive.members
         try:
             for step in self.steps():
                 step()
@@ -280,18 +404,39 @@ class Exchange:
 
     def _settle(self, before: Sequence[Member]) -> None:
         """Undo what was begun, or finish what is nearly done."""
-        now = zipalign.read(self.path).members
+        self.archive = zipalign.read(self.path)  # nobody knows how far it came
+        now = self.archive.members
         if now[0].header_offset == before[0].header_offset + self.new:
             if [_moved(member, self.new) for member in before] == [_moved(m, 0) for m in now]:
-                _add(self.path, [], (), -self.new)
-                shift.collapse(self.path, self.old, self.new)
+                self._change([], (), -self.new)
+                self._collapse(self.old, self.new)
             else:
-                shift.collapse(self.path, 0, self.old)
-        zipalign.compact(self.path)
+                self._collapse(0, self.old)
+        self._compact()
+
+    def _change(self, entries: Sequence[Entry], remove: Collection[str], move: int) -> None:
+        """Change the zip so that all of it may be moved then by so many bytes."""
+        self.archive, _ = zipalign.change(
+            self.path, entries, remove=remove, moves=(0, move), archive=self.archive
+        )
+
+    def _insert(self, size: int) -> None:
+        shift.insert(self.path, self.old, size)
+        self.archive = self.archive.shifted(size)
+
+    def _put_engine(self) -> None:
+        shift.put(self.path, ((self.old + at, piece) for at, piece in self.engine.pieces()))
+
+    def _collapse(self, at: int, size: int) -> None:
+        shift.collapse(self.path, at, size)
+        self.archive = self.archive.shifted(-size)
+
+    def _compact(self) -> None:
+        self.archive = zipalign.compact(self.path, self.archive)
 
 
 def _exchange(
-    path: Path,
+    found: Llamafile,
     engine: Engine,
     entries: Sequence[Entry],
     remove: Collection[str],
@@ -299,19 +444,19 @@ def _exchange(
     """Plan to put another engine under the weights of a file; None if they can't stay.
 
     Args:
-        path: A llamafile, or any zip with something in front.
+        found: The file.
         engine: The new engine.
         entries: What is added to the zip or replaced in it.
         remove: Names of entries that go.
     """
+    path, members = found.path, found.archive.members
     block = shift.unit(path.parent)
-    members = zipalign.read(path).members
     if block is None or not members or shift.busy(path):
         return None
     first = members[0].header_offset
     old = first // block * block
     # Weights end up aligned to blocks. Where an upgrade was killed they may be off now, all alike.
-    off = {m.data_offset % BLOCK for m in members if m.name.endswith(".gguf")} or {0}
+    off = {member.data_offset % BLOCK for member in found.weights} or {0}
     new = engine.end + (old - max(off) - engine.end) % BLOCK
     if not old or len(off) > 1 or new % block:
         return None
@@ -321,13 +466,12 @@ def _exchange(
             return None
     try:
         for move in (new, -old):
-            kept = [member for member in members if member.name not in remove]
-            gone = {entry.name for entry in entries}
-            kept = [member for member in kept if member.name not in gone]
+            gone = {*remove, *(entry.name for entry in entries)}
+            kept = [member for member in members if member.name not in gone]
             zipalign.layout(entries, members[-1].end, kept=kept, moves=(0, move), former=members)
     except PyllamafileError:
         return None
-    return Exchange(path, engine, entries, remove, old, new)
+    return Exchange(path, found.archive, engine, entries, remove, old, new)
 
 
 def _finish(found: Llamafile) -> Llamafile:
@@ -340,14 +484,13 @@ def _finish(found: Llamafile) -> Llamafile:
     """
     path, base = found.path, found.archive.base
     block = shift.unit(path.parent)
-    if block is None or base % block or shift.busy(path):
+    if base < 0 or block is None or base % block or shift.busy(path):
         return found
     room = found.archive.members[0].header_offset - base
     if not _stands(path, base, room, found.manifest):
         return found
     shift.collapse(path, 0, base)
-    zipalign.compact(path)
-    return read(path)
+    return of_archive(path, zipalign.compact(path, found.archive.shifted(-base)))
 
 
 def _stands(path: Path, at: int, room: int, manifest: Mapping[str, Any]) -> bool:
@@ -365,12 +508,16 @@ def _stands(path: Path, at: int, room: int, manifest: Mapping[str, Any]) -> bool
     return True
 
 
-def _add(path: Path, entries: Sequence[Entry], remove: Collection[str], move: int) -> None:
-    zipalign.add(path, entries, remove=remove, moves=(0, move))
-
-
 def _moved(member: Member, by: int) -> tuple[str, int, int]:
     return member.name, member.crc, member.header_offset + by
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise failed(path, "read", error) from error
 
 
 @contextlib.contextmanager

@@ -27,16 +27,24 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, Final, NamedTuple, TypeAlias
 
-from pyllamafile.errors import PyllamafileError
+from pyllamafile.errors import (
+    AccessError,
+    DamagedError,
+    NotFoundError,
+    PyllamafileError,
+    RefusedError,
+)
 from pyllamafile.progress import Progress, Step, silent
 
 MANIFEST: Final = "llamafile.json"
+ARGS: Final = ".args"
 FORMAT: Final = 1
 BLOCK: Final = 65536  # what weights and runtimes are aligned to, in bytes
 
 _CHUNK: Final = 1 << 20  # bytes in flight: some of these at a time, whatever the file's size
 _MOST_DIRECTORY: Final = 256 << 20  # bytes: some million entries
 _MOST_MANIFEST: Final = 64 << 20
+_MOST_ARGS: Final = 1 << 20
 _MOST_MISFITS: Final = 20  # are enough to see what is wrong with a manifest
 
 _LOCAL: Final = struct.Struct("<4s5H3I2H")  # APPNOTE 4.3.7
@@ -261,11 +269,11 @@ def _check_entry(
 
 def _check_head(
     listed: Mapping[str, Any],
-    outer: str | None,
+    target: str | None,
     chunks: Iterator[bytes],
     pool: ThreadPoolExecutor,
 ) -> Iterator[str]:
-    """The first bytes of the file; `outer` is the target that they are a program for."""
+    """The first bytes of the file; `target` is the target that they are a program for."""
     start = b""
     text = True
 
@@ -280,12 +288,12 @@ def _check_head(
     if start.startswith(_SCRIPT_MAGIC):
         if not text:
             yield "it is not plain ASCII without NUL"
-        if outer:
-            yield f"it is a script, not the program that the manifest lists for {outer}"
+        if target:
+            yield f"it is a script, not the program that the manifest lists for {target}"
     elif start.startswith((_PE_MAGIC, _ELF_MAGIC)):
         try:
             yield from (_pe_faults if start.startswith(_PE_MAGIC) else _elf_faults)(
-                start, listed["size"], outer or ""
+                start, listed["size"], target or ""
             )
         except struct.error:
             yield "its headers are cut short"
@@ -440,11 +448,17 @@ class _Survey:
 def _open(path: Path) -> BinaryIO:
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # asked first: to open a FIFO is to wait
-            raise PyllamafileError(f"{path} is not a regular file")
+            raise RefusedError(f"{path} is not a regular file", path=path)
         return path.open("rb")
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        reason = getattr(error, "strerror", None) or error
-        raise PyllamafileError(f"cannot read {path}: {reason}") from error
+    except ValueError as error:
+        raise NotFoundError(f"{str(path)!r}: no such file: a path can't hold a NUL") from error
+    except OSError as error:
+        raise _unread(path, error) from error
+
+
+def _unread(path: Path, error: OSError) -> PyllamafileError:
+    kind = NotFoundError if isinstance(error, FileNotFoundError) else AccessError
+    return kind(f"cannot read {path}: {error.strerror or error}", path=path)
 
 
 def _survey(file: BinaryIO, path: Path) -> _Survey:
@@ -459,26 +473,29 @@ def _survey(file: BinaryIO, path: Path) -> _Survey:
         if position is None:
             file.seek(0)
             if file.read(4) == b"GGUF":
-                raise PyllamafileError(
+                raise RefusedError(
                     f"{path} is a bare GGUF, which has no checksums to verify",
-                    "inspect reads it, build makes a llamafile of it",
+                    hint="inspect reads it, build makes a llamafile of it",
+                    path=path,
                 )
-            raise PyllamafileError(
+            raise DamagedError(
                 f"{path} is no ZIP archive, or one whose end is missing",
-                "the download may have been interrupted: get the file again",
+                hint="the download may have been interrupted: get the file again",
+                path=path,
             )
         ends = _read_ends(file, position, report)
         entries, complete = _read_directory(file, ends, report) if ends else ([], False)
         limit = min(ends.directory, size) if ends else size
         _check_names(entries, report)
+        _check_args(entries, report)
         located = list(_locate(file, entries, limit, report))
         if complete and all(entry.name != MANIFEST for entry in entries):
             report(MANIFEST, "missing: not built by pyllamafile, or rewritten by another program")
         manifest = _read_manifest(file, located, report)
     except _PartError as bad:
-        raise PyllamafileError(f"cannot read {path}: {bad}") from bad
+        raise DamagedError(f"cannot read {path}: {bad}", path=path) from bad
     except OSError as error:
-        raise PyllamafileError(f"cannot read {path}: {error.strerror or error}") from error
+        raise _unread(path, error) from error
     if manifest and complete:
         _compare_names(entries, manifest["entries"], report)
     tasks = [*_entry_tasks(located, manifest), *_prefix_tasks(manifest, report)]
@@ -658,6 +675,14 @@ def _check_names(entries: Sequence[_Entry], report: _Report) -> None:
         seen.add(name)
 
 
+def _check_args(entries: Sequence[_Entry], report: _Report) -> None:
+    """That a runtime can read the arguments."""
+    for entry in entries:
+        if entry.name == ARGS and entry.size > _MOST_ARGS:
+            what = f"it has {entry.size} bytes, and a runtime reads no more than {_MOST_ARGS}"
+            report(entry.where, what)
+
+
 def _locate(
     file: BinaryIO, entries: Iterable[_Entry], limit: int, report: _Report
 ) -> Iterator[_Entry]:
@@ -754,6 +779,10 @@ _SHA256: Final[_Shape] = (
     "a SHA-256",
     lambda value: isinstance(value, str) and bool(re.fullmatch("[0-9a-f]{64}", value)),
 )
+_TARGET: Final[_Shape] = (
+    "a target such as linux-amd64",
+    lambda value: isinstance(value, str) and bool(re.fullmatch("[a-z0-9]+-[a-z0-9]+", value)),
+)
 _EACH: Final = "*"  # stands for every key of an object
 _SHAPE: Final[_Shape] = {
     "name": _TEXT,
@@ -761,7 +790,7 @@ _SHAPE: Final[_Shape] = {
     "head": {"size": _SIZE, "sha256": _SHA256},
     "runtimes": [
         {
-            "target": _TEXT,
+            "target": _TARGET,
             "offset": _BLOCKS,
             "packed_size": _SIZE,
             "packed_sha256": _SHA256,
@@ -862,7 +891,7 @@ def _prefix_tasks(manifest: Mapping[str, Any] | None, report: _Report) -> Iterat
     if not manifest:
         return
     head = manifest["head"]
-    outer: str | None = None
+    target: str | None = None
     targets: set[str] = set()
     for runtime in manifest["runtimes"]:
         where = f"runtime {_shown(runtime['target'])} (offset {runtime['offset']})"
@@ -871,7 +900,7 @@ def _prefix_tasks(manifest: Mapping[str, Any] | None, report: _Report) -> Iterat
         targets.add(runtime["target"])
         start, size = runtime["offset"], runtime["packed_size"]
         if start == 0:
-            outer = runtime["target"]
+            target = runtime["target"]
             for key in ("size", "packed_size", "sha256", "packed_sha256"):
                 if runtime[key] != head[key.removeprefix("packed_")]:
                     report(where, f"its {key} is not that of the head, which it is")
@@ -879,7 +908,7 @@ def _prefix_tasks(manifest: Mapping[str, Any] | None, report: _Report) -> Iterat
         if size == 0 or size % BLOCK:
             report(where, f"it is {size} bytes long, not a multiple of {BLOCK}")
         yield _Task(where, start, start, size, partial(_check_runtime, runtime))
-    yield _Task(_HEAD, 0, 0, head["size"], partial(_check_head, head, outer))
+    yield _Task(_HEAD, 0, 0, head["size"], partial(_check_head, head, target))
 
 
 def _in_order(tasks: Iterable[_Task], limit: int, report: _Report) -> list[_Task]:

@@ -10,15 +10,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from fixtures import tiny_elf, tiny_gguf, tiny_pe
-from test_build import PROGRAM, check_whole, folder, manifest, model, names, prebuilt, put_runtime
-from test_cli import fails, run
-from test_shift import NEW, contents, runs
+from fixtures import NEW, PROGRAM, put_runtime, tiny_elf, tiny_gguf, tiny_pe
+from judging import check_whole, contents, manifest, names, runs
 
 import pyllamafile
 from pyllamafile.ops import edit
-
-__all__ = ["fails", "folder", "model", "prebuilt", "run"]  # fixtures
 
 
 @pytest.fixture
