@@ -25,7 +25,8 @@ OPTIMIZE = "-Os -DNDEBUG"
 # the first token comes 80 ms later.
 LINK = "-O2 -s -Wl,--gc-sections"
 
-# CMake asks a compiler who it is by linking a program, but an object will do, too.
+# CMake asks a compiler who it is by linking a program, but an object will do, too: for the first
+# program zig compiles its libc, which nothing has to wait for.
 OBJECT_WILL_DO = 'case "$*" in *CompilerId*) set -- -c "$@" ;; esac\n'
 
 BUILDING = Path(__file__).parent
@@ -164,7 +165,9 @@ def _toolchain(folder: Path, target: Target, zig: Path, source: Path) -> dict[st
     options = [*_options(target), *hidden]
     folder.mkdir(parents=True, exist_ok=True)
     return {
-        "CMAKE_C_COMPILER": tools.script(folder / "zig-cc", zig, "cc", *options),
+        "CMAKE_C_COMPILER": tools.script(
+            folder / "zig-cc", zig, "cc", *options, before=OBJECT_WILL_DO
+        ),
         "CMAKE_CXX_COMPILER": tools.script(
             folder / "zig-c++", zig, "c++", *options, before=OBJECT_WILL_DO
         ),

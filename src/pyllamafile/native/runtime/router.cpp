@@ -18,17 +18,15 @@ const auto PROJECTOR = { "-mm", "--mmproj" };
 const auto NO_PROJECTOR = { "--no-mmproj", "--no-mmproj-auto" };
 const auto DRAFT = { "-md", "--model-draft", "--spec-draft-model" };
 
-// ggml maps tensors only at multiples of this (ggml-impl.h).
-const uint64_t TENSOR_ALIGNMENT = 32;
-
-// Takes out every occurrence whose value begins with @, which is how a file names its own weights.
-void take_own(arguments & args, const flag_table & flags,
-              std::initializer_list<const char *> names) {
+// Takes out of what `.args` say every occurrence whose value begins with @, which is how a file
+// names its own weights.
+void take_own(arguments & args, const flag_table & flags, flag_table::names names) {
     arguments out;
     for (size_t i = 0; i < args.size();) {
         const size_t end = std::min(i + 1 + flags.values(args[i]), args.size());
         const arguments option(args.begin() + i, args.begin() + end);
-        if (!flags.has(option, names) || option.size() < 2 || option[1].compare(0, 1, "@") != 0) {
+        if (option[0].from != origin::file || !flags.has(option, names) || option.size() < 2 ||
+            option[1].compare(0, 1, "@") != 0) {
             out.insert(out.end(), option.begin(), option.end());
         }
         i = end;
@@ -76,16 +74,18 @@ std::vector<std::string> split(const std::string & values) {
 
 const char * const KINDS[] = { "a model", "a LoRA adapter", "a projector" };
 
-// What is wrong with weights for a flag; empty if nothing is.
-std::string check(const std::string & flag, const std::string & name, weights_kind wanted,
-                  weights & out) {
-    const std::string problem = find_weights(name, out);
+// The weights that a flag names, which have to be of a kind.
+weights partner(const word & flag, const std::string & name, weights_kind wanted) {
+    weights found;
+    const std::string problem = find_weights(name, found);
     if (!problem.empty()) {
-        return flag + " " + problem;
+        refuse(flag, flag + " " + problem);
     }
-    return out.kind == wanted
-               ? ""
-               : flag + " " + name + ": is " + KINDS[(int)out.kind] + ", not " + KINDS[(int)wanted];
+    if (found.kind != wanted) {
+        refuse(flag, flag + " " + name + ": is " + KINDS[(int)found.kind] + ", not " +
+                         KINDS[(int)wanted]);
+    }
+    return found;
 }
 
 // The flags behind which there are weights, and of what kind.
@@ -117,26 +117,27 @@ std::string draft_type(const weights & draft) {
 
 } // namespace
 
-void settle_partners(arguments & own, const arguments & user, const flag_table & flags) {
-    if (!flags.has(own, LORA) && !flags.has(own, PROJECTOR) && !flags.has(own, DRAFT)) {
+void settle_partners(arguments & args, const flag_table & flags) {
+    if (!flags.has(args, LORA, origin::file) && !flags.has(args, PROJECTOR, origin::file) &&
+        !flags.has(args, DRAFT, origin::file)) {
         return;
     }
-    const arguments both = merge_args(own, user);
-    const std::string model = chosen_model(both, flags);
+    const std::string model = chosen_model(args, flags);
     const bool others =
         model.empty() ? models_in(own_container).size() > 1 : !is_first_model(model);
-    if (others || flags.has(user, LORA)) {
-        take_own(own, flags, LORA);
+    const bool blind = flags.has(args, NO_PROJECTOR);
+    if (others || flags.has(args, LORA, origin::user)) {
+        take_own(args, flags, LORA);
     }
-    if (others || flags.has(user, PROJECTOR) || flags.has(both, NO_PROJECTOR)) {
-        take_own(own, flags, PROJECTOR);
+    if (others || flags.has(args, PROJECTOR, origin::user) || blind) {
+        take_own(args, flags, PROJECTOR);
     }
-    if (others || flags.has(user, DRAFT)) {
-        take_own(own, flags, DRAFT);
+    if (others || flags.has(args, DRAFT, origin::user)) {
+        take_own(args, flags, DRAFT);
     }
 }
 
-std::string check_partners(arguments & args, const flag_table & flags) {
+void check_partners(arguments & args, const flag_table & flags) {
     bool unaligned = false, drafts = false;
     std::string type;
     for (size_t i = 0; i + 1 < args.size(); i += 1 + flags.values(args[i])) {
@@ -145,20 +146,17 @@ std::string check_partners(arguments & args, const flag_table & flags) {
                 continue;
             }
             const bool adapter = flag.kind == weights_kind::ADAPTER;
-            for (std::string name : adapter ? split(args[i + 1]) : arguments{ args[i + 1] }) {
+            for (std::string name :
+                 adapter ? split(args[i + 1]) : std::vector<std::string>{ args[i + 1] }) {
                 if (args[i] == "--lora-scaled") {
                     name.resize(std::min(name.rfind(':'), name.size()));
                 }
-                weights found;
-                const std::string problem = check(args[i], name, flag.kind, found);
-                if (!problem.empty()) {
-                    return problem;
-                }
+                const weights found = partner(args[i], name, flag.kind);
                 if (flag.kind == weights_kind::MODEL) {
                     args[i + 1] = found.name();
                     drafts = true;
                     type = draft_type(found);
-                    unaligned = found.offset % TENSOR_ALIGNMENT != 0;
+                    unaligned = !found.mappable();
                 }
             }
         }
@@ -174,7 +172,6 @@ std::string check_partners(arguments & args, const flag_table & flags) {
         getenv("LLAMA_ARG_SPEC_TYPE") == nullptr) {
         args.insert(args.end(), { "--spec-type", type });
     }
-    return {};
 }
 
 bool offers_models(const arguments & args, const flag_table & flags) {
@@ -198,18 +195,15 @@ std::string name_of(const entry & model) {
 // What `.args` have for the first model, put into its preset.
 void add_partners(const common_preset_context & context, const container & zip,
                   common_preset & preset) {
-    const entry * defaults = zip.find(".args");
-    const arguments args =
-        defaults != nullptr ? parse_args_file(zip.content(*defaults)) : arguments{};
+    const arguments args = arguments_in(zip);
     for (size_t i = 0; i + 1 < args.size(); i++) {
         for (const partner_flag & flag : PARTNER_FLAGS) {
             const bool wanted = flag.kind != weights_kind::PROJECTOR || offers_projectors;
-            if (args[i] != flag.name || args[i + 1].compare(0, 1, "@") != 0 || !wanted) {
+            if (spelled(args[i]) != flag.name || args[i + 1].compare(0, 1, "@") != 0 || !wanted) {
                 continue;
             }
             // in its process @ means the same, and a path may have what separates values
-            std::string value =
-                zip.path == own_container.path ? args[i + 1] : zip.path + args[i + 1];
+            std::string value = (zip.path == own_container.path ? "" : zip.path) + args[i + 1];
             std::string before;
             weights draft;
             if (flag.kind == weights_kind::ADAPTER && preset.get_option(flag.preset, before)) {
@@ -273,7 +267,7 @@ std::optional<common_presets> presets_of_llamafile(const common_preset_context &
             if (found.embeds) {
                 preset.set_option(context, "LLAMA_ARG_EMBEDDINGS", "1");
             }
-            if (found.offset % TENSOR_ALIGNMENT != 0) {
+            if (!found.mappable()) {
                 preset.set_option(context, "load-mode", "none");
             }
         }

@@ -2,17 +2,18 @@
 // the server offers models side by side.
 #pragma once
 
-#include "arguments.h"
+#include "flags.h"
 
 #include <string>
 
-// Takes out of the file's own arguments what is for its first model, where another one was chosen,
-// or all are offered; and what the user has said otherwise. A value for it begins with @.
-void settle_partners(arguments & own, const arguments & user, const flag_table & flags);
+// Takes out of what `.args` say the weights that are for the file's first model, where another one
+// was chosen, or all are offered, and those that the user has said otherwise. Their names begin
+// with @.
+void settle_partners(arguments & args, const flag_table & flags);
 
-// What is wrong with the adapters, the projector or the draft in `args`, in one line; else empty,
-// and `args` say all that llama.cpp has to know about them.
-std::string check_partners(arguments & args, const flag_table & flags);
+// Refuses adapters, a projector or a draft that are none; else `args` say all that llama.cpp has to
+// know about them.
+void check_partners(arguments & args, const flag_table & flags);
 
 // Whether the server has to offer this file's models, for it has several and none was chosen.
 bool offers_models(const arguments & args, const flag_table & flags);

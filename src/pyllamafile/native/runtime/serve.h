@@ -1,7 +1,7 @@
 // The server with the web GUI, as somebody meets it who just started the file.
 #pragma once
 
-#include "arguments.h"
+#include "flags.h"
 
 #include <functional>
 #include <string>

@@ -172,12 +172,11 @@ weights_kind kind_at(const std::string & path, uint64_t offset, uint64_t size) {
 
 // The name behind @ of the model that drafts for another one, as `.args` have it; else empty.
 std::string draft_in(const container & zip) {
-    const entry * defaults = zip.find(".args");
-    const arguments args =
-        defaults != nullptr ? parse_args_file(zip.content(*defaults)) : arguments{};
+    const arguments args = arguments_in(zip);
     std::string out;
     for (size_t i = 0; i + 1 < args.size(); i++) {
-        if (args[i] == "--model-draft" || args[i] == "--spec-draft-model" || args[i] == "-md") {
+        const std::string flag = spelled(args[i]);
+        if (flag == "--model-draft" || flag == "--spec-draft-model" || flag == "-md") {
             out = args[i + 1].compare(0, 1, "@") == 0 ? args[i + 1].substr(1) : "";
         }
     }

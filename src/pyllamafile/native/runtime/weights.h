@@ -21,6 +21,12 @@ struct weights {
     std::string architecture;
     bool embeds; // a model that is made for embeddings
 
+    // ggml maps tensors only at multiples of this (ggml-impl.h).
+    static const uint64_t TENSOR_ALIGNMENT = 32;
+    bool mappable() const {
+        return offset % TENSOR_ALIGNMENT == 0;
+    }
+
     // What to hand to llama.cpp so that it finds the same bytes, and the parts of a split
     // model beside them.
     std::string name() const {

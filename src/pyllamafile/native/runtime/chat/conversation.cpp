@@ -8,6 +8,7 @@
 #include "llama.h"
 #include "log.h"
 #include "system/system.h"
+#include "text.h"
 
 // The server's class stands in a header whose own header has functions that are used elsewhere.
 #pragma clang diagnostic push
@@ -24,8 +25,8 @@
 #include <filesystem>
 #include <fstream>
 #include <iostream>
-#include <iterator>
 #include <signal.h>
+#include <sstream>
 
 #ifdef _WIN32
 #include "system/wide.h"
@@ -139,14 +140,6 @@ void show(const std::string & text) {
     console::flush();
 }
 
-std::string read_file(const std::string & path) {
-    std::ifstream file(fs::u8path(path), std::ios::binary);
-    if (!file || fs::is_directory(fs::u8path(path))) {
-        throw std::runtime_error(path + ": can't be read");
-    }
-    return { std::istreambuf_iterator<char>(file), {} };
-}
-
 // Null and errno when it fails, which it does with "x" in the mode where something has that name.
 FILE * open_to_write(const fs::path & path, const char * mode) {
 #ifdef _WIN32
@@ -248,7 +241,7 @@ class conversation {
         if (!sees) {
             throw std::runtime_error("this model sees no images");
         }
-        const std::string url = "data:image/unknown;base64," + base64::encode(read_file(path));
+        const std::string url = "data:image/unknown;base64," + base64::encode(read_bytes(path));
         images.push_back({ { "type", "image_url" }, { "image_url", { { "url", url } } } });
         remark(path + " goes with what you say next");
     }
@@ -477,7 +470,7 @@ class conversation {
     }
 
     void read(const std::string & path) {
-        texts += "File " + path + ":\n" + read_file(path) + "\n\n";
+        texts += "File " + path + ":\n" + read_text(path) + "\n\n";
         remark(path + " goes with what you say next");
     }
 
@@ -487,7 +480,7 @@ class conversation {
     }
 
     void load(const std::string & path) {
-        const json parsed = json::parse(read_file(path), nullptr, false);
+        const json parsed = json::parse(read_text(path), nullptr, false);
         const json found = parsed.is_object() ? parsed.value("messages", json()) : parsed;
         const auto is_message = [](const json & message) {
             return message.is_object() && message.contains("content") && message.contains("role") &&
@@ -540,12 +533,32 @@ class conversation {
 
 enum class heard { text, interrupt, end };
 
+// Standard input as lines; what begins with the mark of UTF-16 can be read as a whole only.
+std::istream & piped() {
+    static std::istringstream converted;
+    static const bool plain = [] {
+        const int first = std::cin.peek();
+        if (first != 0xFF && first != 0xFE && first != 0xEF) {
+            return true;
+        }
+        const bool utf8 = first == 0xEF;
+        std::string start;
+        if (utf8 && std::getline(std::cin, start)) {
+            converted.str(as_text(start + "\n"));
+        } else {
+            converted.str(read_text("-"));
+        }
+        return false;
+    }();
+    return plain || converted.peek() == EOF ? std::cin : converted;
+}
+
 // One message: a line, or several where each but the last ends in a backslash.
 heard listen(std::string & text, const common_params & params) {
     text.clear();
     if (!at_terminal) {
         std::string line;
-        while (std::getline(std::cin, line)) {
+        while (std::getline(piped(), line)) {
             if (!line.empty() && line.back() == '\r') {
                 line.pop_back();
             }

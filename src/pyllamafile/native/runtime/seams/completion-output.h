@@ -20,13 +20,18 @@ extern bool completion_is_scripted;
 extern char completion_last;
 
 static inline void completion_output(const char * format, const char * text) {
-    if (completion_is_scripted && ferror(stdout) != 0) {
-        throw std::runtime_error("standard output can't be written"); // why go on?
-    }
     if (text[0] != '\0') {
         completion_last = text[strlen(text) - 1];
     }
-    common_log_add(common_log_main(), GGML_LOG_LEVEL_NONE, format, text);
+    if (!completion_is_scripted) {
+        common_log_add(common_log_main(), GGML_LOG_LEVEL_NONE, format, text);
+        return;
+    }
+    // not through the log, which has options that stop it or write it in another form
+    printf(format, text);
+    if (fflush(stdout) != 0 || ferror(stdout) != 0) {
+        throw std::runtime_error("standard output can't be written"); // why go on?
+    }
 }
 
 #pragma clang diagnostic push
@@ -35,30 +40,30 @@ template <typename... Remark> static void completion_output(const char * format,
     if (!completion_is_scripted) {
         common_log_add(common_log_main(), GGML_LOG_LEVEL_NONE, format, remark...);
     } else if (strncmp(format, "Interrupted", 11) == 0 && completion_last != '\n') {
-        common_log_add(common_log_main(), GGML_LOG_LEVEL_NONE, "\n");
+        fputs("\n", stdout);
     }
 }
 
 // Upstream's errors begin as all of ours do, and not with the name of a function, as many did.
 template <typename... Values> static void completion_error(const char * format, Values... values) {
-    const auto log = [](enum ggml_log_level level, const char * text, auto... rest) {
-        common_log_add(common_log_main(), level, text, rest...);
-    };
-    if (!completion_is_scripted || format[0] == ' ') {
-        log(GGML_LOG_LEVEL_ERROR, format, values...);
+    if (!completion_is_scripted) {
+        common_log_add(common_log_main(), GGML_LOG_LEVEL_ERROR, format, values...);
         return;
     }
-    log(GGML_LOG_LEVEL_ERROR, "error: ");
+    const auto say = [](const char * text, auto... rest) { fprintf(stderr, text, rest...); };
+    if (format[0] == ' ') {
+        say(format, values...);
+        return;
+    }
+    say("error: ");
     if constexpr (sizeof...(values) > 0) {
         if (strncmp(format, "%s: ", 4) == 0) {
-            const auto without_name = [&](auto, auto... rest) {
-                log(GGML_LOG_LEVEL_CONT, format + 4, rest...);
-            };
+            const auto without_name = [&](auto, auto... rest) { say(format + 4, rest...); };
             without_name(values...);
             return;
         }
     }
-    log(GGML_LOG_LEVEL_CONT, format, values...);
+    say(format, values...);
 }
 #pragma clang diagnostic pop
 

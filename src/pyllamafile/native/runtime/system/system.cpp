@@ -51,7 +51,7 @@ arguments command_line(int, char **) {
     int count = 0;
     LPWSTR * words = CommandLineToArgvW(GetCommandLineW(), &count);
     for (int i = 1; i < count; i++) {
-        out.push_back(utf8(words[i]));
+        out.emplace_back(utf8(words[i]), origin::user);
     }
     LocalFree(words);
     return out;
@@ -66,7 +66,11 @@ std::string own_path() {
 void prepare_streams() {}
 
 arguments command_line(int argc, char ** argv) {
-    return arguments(argv + std::min(argc, 1), argv + argc);
+    arguments out;
+    for (int i = 1; i < argc; i++) {
+        out.emplace_back(argv[i], origin::user);
+    }
+    return out;
 }
 
 // OpenBSD can't tell, and on macOS nobody asks who couldn't do without: the launch script starts

@@ -28,6 +28,21 @@ double quota(const std::string & folder) {
 
 } // namespace
 
+// "0-3,8-11" (the kernel's admin-guide/cputopology.rst).
+int processors() {
+    std::ifstream online("/sys/devices/system/cpu/online");
+    int found = 0, first = 0, last = 0;
+    for (char separator = ','; separator == ',' && online >> first; found += last - first + 1) {
+        last = first;
+        separator = '\0';
+        if (online >> separator && separator == '-') {
+            online >> last;
+            online >> separator;
+        }
+    }
+    return found;
+}
+
 int threads_to_use(int upstreams) {
     cpu_set_t set;
     const int affinity = sched_getaffinity(0, sizeof(set), &set) == 0 ? CPU_COUNT(&set) : 0;
@@ -98,6 +113,16 @@ int threads_to_use(int upstreams) {
 
 int threads_to_use(int upstreams) {
     return upstreams;
+}
+
+#endif
+
+#ifndef __linux__
+
+#include <thread>
+
+int processors() {
+    return (int)std::thread::hardware_concurrency();
 }
 
 #endif

@@ -1,6 +1,6 @@
 #pragma once
 
-#include "../arguments.h"
+#include "../flags.h"
 #include "pages.h"
 
 // Settles which pages may use the server, and takes what only says that out of the arguments.

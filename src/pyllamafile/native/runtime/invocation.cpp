@@ -1,0 +1,395 @@
+#include "invocation.h"
+
+#include "arg.h"
+#include "bounds.h"
+#include "chat/conversation.h"
+#include "common.h"
+#include "container.h"
+#include "former.h"
+#include "inputs.h"
+#include "llama.h"
+#include "router.h"
+#include "system/cpu.h"
+#include "system/threads.h"
+#include "weights.h"
+
+#include <cctype>
+#include <cstdio>
+#include <cstdlib>
+#include <stdexcept>
+
+// upstream's tools
+int llama_bench(int argc, char ** argv);
+int llama_completion(int argc, char ** argv);
+int llama_mtmd_main(int argc, char ** argv);
+int llama_perplexity(int argc, char ** argv);
+int llama_quantize(int argc, char ** argv);
+int llama_server(int argc, char ** argv);
+int llama_tokenize_main(int argc, char ** argv);
+
+extern container own_container; // main.cpp
+
+namespace {
+
+using names = flag_table::names;
+
+// Tools with a table of flags of their own: what `.args` says is not for them.
+const int NO_COMMON_FLAGS = -1;
+
+struct mode {
+    const char * flag; // chooses it
+    int (*tool)(int, char **);
+    int flags;       // llama_example: whose flags it knows
+    bool model;      // takes -m; the file's own weights are the default
+    bool quiet;      // logs nothing but errors unless asked
+    bool text;       // needs a text: -p or -f
+    arguments first; // in front of what the user gave
+};
+
+enum { SERVE, CHAT, COMPLETE };
+const mode MODES[] = {
+    { "--server", llama_server, LLAMA_EXAMPLE_SERVER, true, true, false, {} },
+    { "--chat", chat, LLAMA_EXAMPLE_CLI, true, true, false, {} },
+    { "--cli",
+      llama_completion,
+      LLAMA_EXAMPLE_COMPLETION,
+      true,
+      true,
+      false,
+      { "-no-cnv", "--no-warmup" } },
+    { "--completion", llama_completion, LLAMA_EXAMPLE_COMPLETION, true, false, false, {} },
+    { "--perplexity", llama_perplexity, LLAMA_EXAMPLE_PERPLEXITY, true, false, true, {} },
+    { "--tokenize", llama_tokenize_main, LLAMA_EXAMPLE_TOKENIZE, true, true, true, {} },
+    { "--bench", llama_bench, NO_COMMON_FLAGS, true, false, false, {} },
+    { "--quantize", llama_quantize, NO_COMMON_FLAGS, false, false, false, {} },
+};
+
+// What -p becomes with an image or a sound: a question, because only models for chats see or hear.
+const mode LOOK = { "--image", llama_mtmd_main, LLAMA_EXAMPLE_MTMD, true, true, true, {} };
+
+// Errors alone, as plain lines; not where the user asks for a log.
+const arguments QUIET = { "-lv", "1", "--no-log-prefix", "--no-log-timestamps" };
+
+// The flags that llama.cpp doesn't know, and how many values each takes.
+std::map<std::string, size_t> our_flags() {
+    std::map<std::string, size_t> out = former_flags();
+    out.insert({ { "--gpu", 1 },
+                 { "--help", 0 },
+                 { "-h", 0 },
+                 { "--usage", 0 },
+                 { "--help-all", 0 },
+                 { "--version", 0 },
+                 { "--licenses", 0 },
+                 { "--nobrowser", 0 },
+                 { "--allow-host", 1 },
+                 { "--allow-origin", 1 },
+                 { "--no-api-key", 0 } });
+    for (const mode & known : MODES) {
+        out[known.flag] = 0;
+    }
+    return out;
+}
+
+const names MODEL = { "-m", "--model" };
+const names GPU_LAYERS = { "-ngl", "--gpu-layers", "--n-gpu-layers" };
+const names MEDIA = { "--image", "--audio", "--video" };
+const names TEXT = { "-p", "--prompt", "-f", "--file", "-bf", "--binary-file" };
+const names COMPARISON = { "--kl-divergence" }; // its text is in the file of logits
+const names LOGITS = { "--kl-divergence-base", "--save-all-logits" };
+const names ACCESS = { "--allow-host", "--allow-origin", "--no-api-key" };
+const names TEMPLATE = { "--chat-template", "--chat-template-file" };
+const names HTTPS = { "-hf", "-hfr", "--hf-repo", "-dr", "--docker-repo" };
+const names ELSEWHERE = { "-mu", "--model-url", "--models-dir", "--models-preset",
+                          "--server-base" };
+
+[[noreturn]] void fail(const std::string & wrong) {
+    throw std::runtime_error(wrong);
+}
+
+void leave_out_gpu(arguments & args, const flag_table & flags) {
+    const size_t gpu = flags.find(args, { "--gpu" });
+    if (gpu < args.size()) {
+        const std::string value = gpu + 1 < args.size() ? args[gpu + 1] : "";
+        std::string choice = value;
+        for (char & c : choice) {
+            c = (char)tolower((unsigned char)c);
+        }
+        if (choice != "disable" && choice != "disabled" && choice != "auto") {
+            refuse(args[gpu], "--gpu " + value +
+                                  ": this runtime computes on the processor only; leave it out, or "
+                                  "say --gpu disable");
+        }
+        flags.take(args, { "--gpu" });
+    }
+    // Many people give it by habit, and would wonder why nothing got faster.
+    const size_t layers = flags.find(args, GPU_LAYERS);
+    if (layers + 1 < args.size() && args[layers + 1] != "0") {
+        fprintf(stderr, "note: this runtime computes on the processor only; %s has no effect\n",
+                args[layers].c_str());
+    }
+    flags.take(args, GPU_LAYERS);
+}
+
+// llama.cpp has some formats of chat by name, and takes the name for one only when it is told not
+// to expect a template in Jinja, which is text with braces.
+void name_chat_template(arguments & args, const flag_table & flags) {
+    const size_t at = flags.find(args, { "--chat-template" });
+    if (at + 1 >= args.size() || args[at + 1].find('{') != std::string::npos) {
+        return;
+    }
+    const int count = llama_chat_builtin_templates(nullptr, 0);
+    std::vector<const char *> known((size_t)count);
+    llama_chat_builtin_templates(known.data(), known.size());
+    std::string all;
+    for (const char * name : known) {
+        if (args[at + 1] == name) {
+            args.insert(args.begin() + at, "--no-jinja");
+            return;
+        }
+        all += std::string(all.empty() ? "" : ", ") + name;
+    }
+    refuse(args[at], "--chat-template " + args[at + 1] +
+                         ": neither a template in Jinja nor one of llama.cpp's formats: " + all);
+}
+
+// Takes the flags of modes out. Of several the last one counts, so that the user's wins over that
+// of `.args`. Without any, and with --cli, the mode is what the arguments are good for; a text to
+// complete is stronger than a server that only `.args` ask for.
+struct choice {
+    mode chosen;
+    bool named;   // by a flag
+    bool by_user; // who gave it
+};
+
+choice take_mode(arguments & args, const flag_table & flags) {
+    const mode * named = nullptr;
+    size_t last = 0;
+    for (const mode & candidate : MODES) {
+        const size_t at = flags.find(args, { candidate.flag });
+        if (at < args.size() && (named == nullptr || at > last)) {
+            named = &candidate;
+            last = at;
+        }
+    }
+    const bool by_user = named != nullptr && args[last].from == origin::user;
+    for (const mode & candidate : MODES) {
+        flags.take(args, { candidate.flag });
+    }
+    const bool text = flags.has(args, TEXT);
+    const bool default_server = named == &MODES[SERVE] && !by_user;
+    if (named != nullptr && named != &MODES[COMPLETE] && !(default_server && text)) {
+        return { *named, true, by_user };
+    }
+    const mode & fitting = text && flags.has(args, MEDIA)       ? LOOK
+                           : text                               ? MODES[COMPLETE]
+                           : named == nullptr || default_server ? MODES[SERVE]
+                                                                : MODES[CHAT];
+    return { fitting, named != nullptr, by_user };
+}
+
+// Leaves out what `.args` say and the mode can't make use of: --port is for the server alone. Of
+// tools with flags of their own nobody knows which; but a `.args` that names one is meant for it,
+// and the model is a matter of the file. Nor do other weights talk as this file's do.
+void leave_out_for(const choice & mode, arguments & args, const flag_table & flags) {
+    if (mode.chosen.flags != NO_COMMON_FLAGS) {
+        flags.leave_to_others(args, mode.chosen.flags);
+    } else if (mode.by_user) {
+        arguments kept;
+        const size_t at = flags.find(args, MODEL, origin::file);
+        if (mode.chosen.model && at + 1 < args.size()) {
+            kept = { args[at], args[at + 1] };
+        }
+        for (const word & arg : args) {
+            if (arg.from != origin::file) {
+                kept.push_back(arg);
+            }
+        }
+        args = kept;
+    }
+    const size_t other = flags.find(args, MODEL, origin::user);
+    if (other + 1 < args.size() && args[other + 1].rfind('@', 0) != 0) {
+        flags.take(args, TEMPLATE, origin::file);
+    }
+}
+
+// Puts the weights into the arguments under a name that weights.cpp can open again. Returns what to
+// call them.
+std::string choose_weights(arguments & args, const flag_table & flags, const mode & chosen) {
+    const size_t https = flags.find(args, HTTPS);
+    if (https < args.size()) {
+        refuse(args[https],
+               args[https] +
+                   ": there is no HTTPS in here; fetch the weights, then give them as -m");
+    }
+    const size_t at = flags.find(args, MODEL);
+    const bool given = at < args.size();
+    std::string name;
+    if (given && (at + 1 == args.size() || args[at + 1].empty())) {
+        refuse(args[at], args[at] + " needs a value: a GGUF, a llamafile, or @NAME for one of "
+                                    "several in here");
+    } else if (given) {
+        name = args[at + 1];
+    } else if (flags.has(args, ELSEWHERE) || getenv("LLAMA_ARG_MODEL") != nullptr) {
+        return "the server";
+    } else if (own_container.path.empty()) {
+        fail("no weights; name some with -m FILE.gguf");
+    } else {
+        name = own_container.path;
+    }
+    const word about = given ? args[at] : word();
+    weights found;
+    const std::string problem = find_weights(name, found);
+    if (!problem.empty()) {
+        refuse(about, problem);
+    }
+    if (found.kind != weights_kind::MODEL) {
+        refuse(about, name + ": goes with a model and is none itself");
+    }
+    if (given) {
+        args[at + 1] = found.name();
+    } else {
+        args.insert(args.begin(), { "-m", found.name() });
+    }
+    // the tokenizer is read, never mapped
+    if (!found.mappable() && chosen.tool != llama_tokenize_main) {
+        fprintf(stderr,
+                "warning: the weights in %s are not aligned (some zip tool moved them): read into "
+                "memory instead of mapped\n",
+                found.path.c_str());
+        args.insert(args.end(), { "--load-mode", "none" });
+    }
+    std::string called = found.member.empty() ? found.path : found.member;
+    called = called.substr(called.rfind('/') + 1);
+    if (called.size() > 5 && called.substr(called.size() - 5) == ".gguf") {
+        called.resize(called.size() - 5);
+    }
+    return called;
+}
+
+void choose_threads(arguments & args, const flag_table & flags) {
+    const int upstreams = common_cpu_get_num_math();
+    const int ours = threads_to_use(upstreams);
+    if (ours != upstreams && !flags.has(args, { "-t", "--threads" }) &&
+        getenv("LLAMA_ARG_THREADS") == nullptr) {
+        args.insert(args.begin(), { "-t", std::to_string(ours) });
+    }
+}
+
+void need_what_the_mode_needs(const mode & chosen, const arguments & args,
+                              const flag_table & flags) {
+    if (chosen.tool == llama_mtmd_main && !flags.has(args, { "-mm", "--mmproj" }) &&
+        getenv("LLAMA_ARG_MMPROJ") == nullptr) {
+        fail("images and sound need a projector, and none goes with this model: --mmproj FILE");
+    }
+    const bool compares = flags.has(args, COMPARISON) && flags.has(args, LOGITS);
+    if (chosen.text && !flags.has(args, TEXT) && !compares) {
+        fail(std::string(chosen.flag) + " needs a text: -f FILE or -p TEXT");
+    }
+}
+
+// A script gets the text and nothing else: no colours, which -co puts into pipes as well, and no
+// log as JSON, for which standard output is the place.
+void keep_output_clean(arguments & args, const flag_table & flags) {
+    const size_t colour = flags.find(args, { "-co", "--color" });
+    if (colour + 1 < args.size() && args[colour + 1] != "off") {
+        args[colour + 1] = "auto";
+    }
+    const size_t json = flags.find(args, { "--log-jsonl" });
+    if (json < args.size()) {
+        fprintf(stderr, "note: %s has no effect here: standard output is the text\n",
+                args[json].c_str());
+        flags.take(args, { "--log-jsonl" });
+    }
+    if (getenv("LLAMA_ARG_LOG_JSONL") != nullptr) {
+        args.push_back("--no-log-jsonl");
+    }
+}
+
+bool wants_log(const arguments & args, const flag_table & flags) {
+    return flags.has(args, { "-v", "--verbose", "--log-verbose", "-lv", "--verbosity",
+                             "--log-verbosity" }) ||
+           getenv("LLAMA_ARG_LOG_VERBOSITY") != nullptr;
+}
+
+} // namespace
+
+invocation read_invocation(const arguments & own, const arguments & user) {
+    invocation out;
+    out.flags = flag_table(our_flags());
+    out.args = merge_args(own, user);
+    const flag_table & flags = out.flags;
+    arguments & args = out.args;
+    complete_former(args, flags);
+    flags.spell(args);
+    const choice mode = take_mode(args, flags);
+    const auto & chosen = mode.chosen;
+    out.tool = chosen.tool;
+    out.serves = chosen.tool == llama_server;
+    if (out.serves && flags.take(args, TEXT, origin::user)) {
+        fputs("note: the server completes no -p or -f; leave --server out for that\n", stderr);
+    }
+    settle_partners(args, flags);
+    leave_out_for(mode, args, flags);
+
+    const bool help = flags.has(args, { "-h", "--help", "--usage" });
+    out.wanted = flags.has(args, { "--version" })            ? invocation::VERSION
+                 : flags.has(args, { "--licenses" })         ? invocation::LICENSES
+                 : help && !mode.named                       ? invocation::MANUAL
+                 : help || flags.has(args, { "--help-all" }) ? invocation::OPTIONS
+                                                             : invocation::WORK;
+    if (out.wanted != invocation::WORK) {
+        return out;
+    }
+    leave_out_gpu(args, flags);
+    translate_former(args, flags, chosen.flags);
+    if (chosen.flags != NO_COMMON_FLAGS) {
+        flags.check(args, chosen.flags);
+        check_partners(args, flags);
+    }
+    need_what_the_mode_needs(chosen, args, flags);
+    out.browser = !flags.take(args, { "--nobrowser" });
+    name_chat_template(args, flags);
+    if (chosen.flags != NO_COMMON_FLAGS) {
+        read_inputs(args, flags, chosen.flags);
+    }
+    if (out.serves) {
+        check_keys(args, flags);
+    } else {
+        flags.take(args, ACCESS);
+    }
+
+    out.several = out.serves && offers_models(args, flags);
+    if (out.several) {
+        out.model = offer_models(args, flags);
+    } else if (chosen.model) {
+        out.model = choose_weights(args, flags, chosen);
+    }
+    if (chosen.model && chosen.tool != llama_tokenize_main) {
+        choose_threads(args, flags);
+    }
+    if (chosen.flags != NO_COMMON_FLAGS) {
+        bound_threads(args, flags);
+    }
+    arguments first = chosen.first;
+    if (out.serves && !out.several && !flags.has(args, { "-a", "--alias" }) && !out.model.empty()) {
+        first.insert(first.end(), { "--alias", out.model });
+    }
+    out.scripted = (chosen.flag == MODES[COMPLETE].flag || chosen.flag == LOOK.flag) &&
+                   !flags.has(args, { "-cnv", "--conversation", "-i", "--interactive", "-if",
+                                      "--interactive-first" });
+    if (out.scripted) {
+        keep_output_clean(args, flags);
+    }
+    if (wants_log(args, flags)) {
+        fprintf(stderr, "pyllamafile %s for %s, CPU level %s\n", RUNTIME_VERSION, RUNTIME_TARGET,
+                cpu_level());
+    } else if (chosen.quiet) {
+        first.insert(first.begin(), QUIET.begin(), QUIET.end());
+    }
+    args.insert(args.begin(), first.begin(), first.end());
+    if (chosen.model && !out.several && chosen.flags != NO_COMMON_FLAGS &&
+        chosen.tool != llama_tokenize_main) {
+        bound_context(args, flags, chosen.flags);
+    }
+    return out;
+}

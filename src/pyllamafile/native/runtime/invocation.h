@@ -1,0 +1,25 @@
+// What a llamafile is asked to do: by its `.args`, and by whoever starts it.
+#pragma once
+
+#include "flags.h"
+
+#include <string>
+
+struct invocation {
+    enum { WORK, VERSION, LICENSES, MANUAL, OPTIONS } wanted = WORK;
+
+    flag_table flags; // by which the words are read
+    arguments args;   // what the tool is given
+
+    int (*tool)(int, char **) = nullptr; // upstream's, that does the work
+
+    bool serves = false;   // the tool is the server
+    bool several = false;  // which offers the models of this file side by side
+    bool browser = true;   // and opens one
+    bool scripted = false; // standard output is the text and nothing else
+    std::string model;     // what to call the weights
+};
+
+// Reads both command lines; what is behind a flag of ours is looked for and checked. Throws
+// std::runtime_error with one line, which says so if what is wrong is in `.args`.
+invocation read_invocation(const arguments & own, const arguments & user);

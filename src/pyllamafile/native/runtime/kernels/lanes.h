@@ -1,0 +1,159 @@
+// The registers that products are made in, AVX2's or AVX-512's, and what the threads that make them
+// share: their memory, and the work.
+#pragma once
+
+#include "ggml-cpu-impl.h"
+#include "simd-mappings.h"
+
+#include <vector>
+
+#if defined(__AVX512F__) && defined(__AVX512VNNI__)
+#define WITH_VNNI
+#endif
+
+namespace {
+
+#ifdef WITH_VNNI
+
+const int LANES = 16;
+const int COLUMNS = 8; // of a tile: accumulators in registers
+using floats = __m512;
+using ints = __m512i;
+
+inline floats zero() {
+    return _mm512_setzero_ps();
+}
+inline floats load(const float * p) {
+    return _mm512_load_ps(p);
+}
+inline floats all(float x) {
+    return _mm512_set1_ps(x);
+}
+inline ints all(int32_t x) {
+    return _mm512_set1_epi32(x);
+}
+inline floats to_floats(ints x) {
+    return _mm512_cvtepi32_ps(x);
+}
+inline floats multiply(floats a, floats b) {
+    return _mm512_mul_ps(a, b);
+}
+inline floats multiply_add(floats a, floats b, floats sum) {
+    return _mm512_fmadd_ps(a, b, sum);
+}
+inline void store(float * p, floats x) {
+    _mm512_storeu_ps(p, x);
+}
+inline floats widen(const float * x) {
+    return _mm512_loadu_ps(x);
+}
+inline floats widen(const ggml_fp16_t * x) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)x));
+}
+inline floats widen(const ggml_bf16_t * x) {
+    const ints words = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)x));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(words, 16));
+}
+inline float sum_of(floats x) {
+    return _mm512_reduce_add_ps(x);
+}
+
+#else
+
+const int LANES = 8;
+const int COLUMNS = 4;
+using floats = __m256;
+using ints = __m256i;
+
+inline floats zero() {
+    return _mm256_setzero_ps();
+}
+inline floats load(const float * p) {
+    return _mm256_load_ps(p);
+}
+inline floats all(float x) {
+    return _mm256_set1_ps(x);
+}
+inline ints all(int32_t x) {
+    return _mm256_set1_epi32(x);
+}
+inline floats to_floats(ints x) {
+    return _mm256_cvtepi32_ps(x);
+}
+inline floats multiply(floats a, floats b) {
+    return _mm256_mul_ps(a, b);
+}
+inline floats multiply_add(floats a, floats b, floats sum) {
+    return _mm256_fmadd_ps(a, b, sum);
+}
+inline void store(float * p, floats x) {
+    _mm256_storeu_ps(p, x);
+}
+inline floats widen(const float * x) {
+    return _mm256_loadu_ps(x);
+}
+inline floats widen(const ggml_fp16_t * x) {
+    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)x));
+}
+inline floats widen(const ggml_bf16_t * x) {
+    const ints words = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)x));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(words, 16));
+}
+inline float sum_of(floats x) {
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+
+#endif
+
+struct alignas(64) line {
+    uint8_t bytes[64];
+};
+
+// Memory of a thread for as long as it lives; grows to what was asked for at most.
+template <typename T> T * scratch(std::vector<line> & memory, size_t count) {
+    const size_t lines = (count * sizeof(T) + sizeof(line) - 1) / sizeof(line);
+    if (memory.size() < lines) {
+        memory.resize(lines);
+    }
+    return reinterpret_cast<T *>(memory.data());
+}
+
+thread_local std::vector<line> panel_memory;
+thread_local std::vector<line> column_memory;
+
+// Lets the threads, all of which come here, do jobs until there are none left.
+template <typename work>
+void share(const ggml_compute_params * params, int64_t jobs, const work & run) {
+    if (params->ith == 0) {
+        ggml_threadpool_chunk_set(params->threadpool, params->nth);
+    }
+    ggml_barrier(params->threadpool);
+    for (int64_t job = params->ith; job < jobs;
+         job = ggml_threadpool_chunk_add(params->threadpool, 1)) {
+        run(job);
+    }
+    ggml_barrier(params->threadpool);
+}
+
+// Turns eight rows of eight 32-bit values into columns.
+inline void transpose(__m256i (&x)[8]) {
+    __m256i pairs[8], fours[8];
+    for (int i = 0; i < 8; i += 2) {
+        pairs[i] = _mm256_unpacklo_epi32(x[i], x[i + 1]);
+        pairs[i + 1] = _mm256_unpackhi_epi32(x[i], x[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4) {
+        fours[i] = _mm256_unpacklo_epi64(pairs[i], pairs[i + 2]);
+        fours[i + 1] = _mm256_unpackhi_epi64(pairs[i], pairs[i + 2]);
+        fours[i + 2] = _mm256_unpacklo_epi64(pairs[i + 1], pairs[i + 3]);
+        fours[i + 3] = _mm256_unpackhi_epi64(pairs[i + 1], pairs[i + 3]);
+    }
+    for (int i = 0; i < 4; i++) {
+        x[i] = _mm256_permute2x128_si256(fours[i], fours[i + 4], 0x20);
+        x[i + 4] = _mm256_permute2x128_si256(fours[i], fours[i + 4], 0x31);
+    }
+}
+
+} // namespace
