@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -122,8 +123,11 @@ def childless(server: str | Path) -> bool:
 
 
 @contextmanager
-def browsing(url: str) -> Iterator[Any]:
-    """The GUI of a server, in a browser; it may ask nobody else for anything."""
+def browsing(url: str, at: str | None = None) -> Iterator[Any]:
+    """The GUI of a server, in a browser; it may ask nobody else for anything.
+
+    It is opened at the URL, or at what stands behind it in `at`.
+    """
     playwright = pytest.importorskip("playwright.sync_api")
     chromium = need("chromium")
     ARTIFACTS.mkdir(exist_ok=True)
@@ -138,8 +142,14 @@ def browsing(url: str) -> Iterator[Any]:
         browser = p.chromium.launch(executable_path=chromium, args=flags)
         page = browser.new_page(viewport={"width": 1280, "height": 800})
         page.on("request", asked)
-        page.goto(url)
+        page.goto(at or url)
         page.get_by_role("textbox").first.wait_for()
         yield page
         browser.close()
     assert elsewhere == []
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

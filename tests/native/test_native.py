@@ -20,7 +20,7 @@ from typing import Any
 
 import lief
 import pytest
-from running import need, ready, run, serving
+from running import free_port, need, ready, run, serving
 
 import pyllamafile
 from pyllamafile import native
@@ -244,6 +244,7 @@ def test_every_option_in_the_manual_exists(llamafile: Path) -> None:
         text = run(llamafile, *mode, "--help-all").stdout.decode()
         known |= set(re.findall(r"(?<!\S)(--?[a-z][a-z0-9-]*)", text))
     ours = {"--nobrowser", "--url-prefix", "--help-all", "--chat"}
+    ours |= {"--allow-origin", "--allow-host", "--no-api-key"}
     assert named - known == ours & named
 
 
@@ -685,12 +686,6 @@ def test_seam_gui_comes_out_of_the_file(server: str, llamafile: Path) -> None:
             assert headers["Content-Encoding"] == "gzip"
             assert gzip.decompress(body) == archive.read(f"ui/{name}")
     assert get(server, **{"Accept-Encoding": "gzip"})[1]["Content-Type"].startswith("text/html")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def test_a_taken_port_gives_the_next_one(llamafile: Path) -> None:

@@ -17,7 +17,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from running import need, serving
+from running import need, run, serving
 
 import pyllamafile
 
@@ -28,7 +28,7 @@ GREEDY = ("--temp", "0", "-n", "6")
 SERVER = ("--server", "--nobrowser", "--port", "0")
 
 
-def with_args(model: Path, path: Path, *args: str) -> Path:
+def with_args(smollm2: Path, path: Path, *args: str) -> Path:
     return pyllamafile.build(model, path, args=args, targets=["linux-amd64"], gui=False).path
 
 
@@ -44,14 +44,14 @@ def refused(done: subprocess.CompletedProcess[bytes], *words: str) -> None:
 
 
 @pytest.mark.parametrize("key", ["", ",", " ", "a,", "two\nlines", " padded"])
-def test_a_key_that_nobody_can_send_ends_the_start(key: str, llamafile: Path, run: Run) -> None:
+def test_a_key_that_nobody_can_send_ends_the_start(key: str, llamafile: Path) -> None:
     refused(run(llamafile, *SERVER, "--api-key", key), "--api-key", "key")
     refused(run(llamafile, *SERVER, env={**os.environ, "LLAMA_API_KEY": key}), "LLAMA_API_KEY")
 
 
 @pytest.mark.parametrize("content", [b"", b"\n\r\n", b"# only a comment\n", b"\xef\xbb\xbf\r\n"])
 def test_a_file_without_a_key_ends_the_start(
-    content: bytes, llamafile: Path, run: Run, tmp_path: Path
+    content: bytes, llamafile: Path, tmp_path: Path
 ) -> None:
     file = tmp_path / "keys"
     file.write_bytes(content)
@@ -59,7 +59,7 @@ def test_a_file_without_a_key_ends_the_start(
 
 
 def test_a_variable_in_args_that_is_not_set_is_no_key(
-    model: Path, runtime: Path, run: Run, tmp_path: Path
+    smollm2: Path, runtime: Path, tmp_path: Path
 ) -> None:
     args = tmp_path / "args"
     args.write_text("--api-key $NOBODY_SETS_THIS\n...\n")
@@ -90,7 +90,7 @@ def test_keys_are_what_an_editor_shows(llamafile: Path, tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def answer(llamafile: Path, run: Run) -> bytes:
+def answer(llamafile: Path) -> bytes:
     done = run(llamafile, "-p", PROMPT, *GREEDY)
     assert done.returncode == 0
     assert done.stdout.startswith(PROMPT.encode())
@@ -115,19 +115,19 @@ def answer(llamafile: Path, run: Run) -> bytes:
     ids=" ".join,
 )
 def test_no_flag_of_the_log_touches_the_answer(
-    flags: tuple[str, ...], llamafile: Path, run: Run, answer: bytes, tmp_path: Path
+    flags: tuple[str, ...], llamafile: Path, answer: bytes, tmp_path: Path
 ) -> None:
     done = run(llamafile, "-p", PROMPT, *GREEDY, *flags, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, answer)
 
 
 @pytest.mark.parametrize("name", ["LLAMA_ARG_LOG_JSONL", "LLAMA_ARG_LOG_PREFIX"])
-def test_nor_does_a_variable(name: str, llamafile: Path, run: Run, answer: bytes) -> None:
+def test_nor_does_a_variable(name: str, llamafile: Path, answer: bytes) -> None:
     done = run(llamafile, "-p", PROMPT, *GREEDY, env={**os.environ, name: "1"})
     assert (done.returncode, done.stdout) == (0, answer)
 
 
-def test_an_error_is_said_without_a_log_as_well(llamafile: Path, run: Run) -> None:
+def test_an_error_is_said_without_a_log_as_well(llamafile: Path) -> None:
     done = run(llamafile, "-p", "word " * 400, "-c", "64", "--log-disable")
     assert done.returncode == 1
     assert done.stderr.startswith(b"error: ")
@@ -138,7 +138,7 @@ def test_an_error_is_said_without_a_log_as_well(llamafile: Path, run: Run) -> No
 TEXT = 'if x == "a\\n\\tb": open("C:\\temp\\new\\x41") \\'
 
 
-def test_a_file_is_taken_byte_for_byte(llamafile: Path, run: Run, tmp_path: Path) -> None:
+def test_a_file_is_taken_byte_for_byte(llamafile: Path, tmp_path: Path) -> None:
     file = tmp_path / "prompt.txt"
     file.write_text(TEXT + "\n")
     for flags in ((), ("--no-escape",)):
@@ -150,7 +150,7 @@ def test_a_file_is_taken_byte_for_byte(llamafile: Path, run: Run, tmp_path: Path
     assert escaped.startswith('if x == "a\n\tb": open("C:\temp\newA")')
 
 
-def tokens(llamafile: Path, run: Run, *args: str | Path) -> list[int]:
+def tokens(llamafile: Path, *args: str | Path) -> list[int]:
     done = run(llamafile, "--tokenize", "--ids", *args)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
@@ -158,7 +158,7 @@ def tokens(llamafile: Path, run: Run, *args: str | Path) -> list[int]:
     return found
 
 
-def test_tokens_of_a_file_are_those_of_its_bytes(llamafile: Path, run: Run, tmp_path: Path) -> None:
+def test_tokens_of_a_file_are_those_of_its_bytes(llamafile: Path, tmp_path: Path) -> None:
     file = tmp_path / "text"
     file.write_bytes(b"a\\n\\x41\n")
     assert tokens(llamafile, run, "-f", file) == tokens(
@@ -179,7 +179,7 @@ def written(path: Path, text: str, encoding: str) -> Path:
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_what_windows_editors_write_is_read(
-    encoding: str, llamafile: Path, model: Path, run: Run, answer: bytes, tmp_path: Path
+    encoding: str, llamafile: Path, smollm2: Path, answer: bytes, tmp_path: Path
 ) -> None:
     prompt = written(tmp_path / "prompt.txt", PROMPT + "\n", encoding)
     assert run(llamafile, "-f", prompt, *GREEDY).stdout == answer
@@ -211,7 +211,7 @@ def test_what_windows_editors_write_is_read(
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_args_that_windows_editors_wrote(
-    encoding: str, llamafile: Path, run: Run, answer: bytes, tmp_path: Path
+    encoding: str, llamafile: Path, answer: bytes, tmp_path: Path
 ) -> None:
     file = tmp_path / "a.llamafile"
     file.write_bytes(llamafile.read_bytes())
@@ -240,16 +240,16 @@ HALF = {
 
 
 @pytest.mark.parametrize("arguments", HALF, ids=" ".join)
-def test_half_a_number_is_refused(arguments: tuple[str, ...], llamafile: Path, run: Run) -> None:
+def test_half_a_number_is_refused(arguments: tuple[str, ...], llamafile: Path) -> None:
     refused(run(llamafile, "-p", PROMPT, *arguments), HALF[arguments], "number")
 
 
-def test_half_a_number_in_a_variable_is_refused(llamafile: Path, run: Run) -> None:
+def test_half_a_number_in_a_variable_is_refused(llamafile: Path) -> None:
     done = run(llamafile, "-p", PROMPT, env={**os.environ, "LLAMA_ARG_CTX_SIZE": "4q"})
     refused(done, "LLAMA_ARG_CTX_SIZE=4q", "number")
 
 
-def test_four_k_are_4096(llamafile: Path, run: Run) -> None:
+def test_four_k_are_4096(llamafile: Path) -> None:
     done = run(llamafile, "--chat", "-c", "4k", stdin=b"/context\n")
     assert done.stdout == b"0 of 4096 tokens\n"
     for number in ("-1", "+5", "1e-1", " 0"):
@@ -272,7 +272,7 @@ SILENT = (
 
 
 def test_flags_of_mozillas_llamafile_are_left_out_with_a_line(
-    model: Path, runtime: Path, run: Run, answer: bytes, tmp_path: Path
+    smollm2: Path, runtime: Path, answer: bytes, tmp_path: Path
 ) -> None:
     flags = [word for option in IGNORED for word in option]
     file = with_args(model, tmp_path / "a.llamafile", *flags, "...")
@@ -285,7 +285,7 @@ def test_flags_of_mozillas_llamafile_are_left_out_with_a_line(
 
 
 def test_flags_of_mozillas_llamafile_that_have_another_name(
-    model: Path, runtime: Path, run: Run, answer: bytes, tmp_path: Path
+    smollm2: Path, runtime: Path, answer: bytes, tmp_path: Path
 ) -> None:
     flags = [word for option in SILENT for word in option]
     file = with_args(model, tmp_path / "a.llamafile", *flags, "--color", "...")
@@ -302,7 +302,7 @@ def test_flags_of_mozillas_llamafile_that_have_another_name(
 # what the machine has
 
 
-def test_a_context_beyond_the_memory_is_refused_at_once(llamafile: Path, run: Run) -> None:
+def test_a_context_beyond_the_memory_is_refused_at_once(llamafile: Path) -> None:
     for mode in (("-p", PROMPT), ("--chat",), SERVER):
         begun = time.monotonic()
         done = run(llamafile, *mode, "-c", "100000000")
@@ -312,14 +312,12 @@ def test_a_context_beyond_the_memory_is_refused_at_once(llamafile: Path, run: Ru
     refused(done, "LLAMA_ARG_CTX_SIZE=100000000", "GiB")
 
 
-def test_a_context_that_fits_is_taken(llamafile: Path, run: Run) -> None:
+def test_a_context_that_fits_is_taken(llamafile: Path) -> None:
     done = run(llamafile, "--chat", "-c", "20k", stdin=b"/context\n")
     assert (done.returncode, done.stdout, done.stderr) == (0, b"0 of 8192 tokens\n", b"")
 
 
-def test_threads_are_as_many_as_there_are_processors(
-    llamafile: Path, run: Run, answer: bytes
-) -> None:
+def test_threads_are_as_many_as_there_are_processors(llamafile: Path, answer: bytes) -> None:
     most = os.cpu_count()
     for flags, env in (
         (("-t", "9999"), {}),
@@ -414,7 +412,7 @@ def test_signals_end_the_first_process(phase: str, number: signal.Signals, llama
 # reasons, and texts to stop at
 
 
-def test_the_reason_reaches_the_user(llamafile: Path, run: Run) -> None:
+def test_the_reason_reaches_the_user(llamafile: Path) -> None:
     schema = '{"type": "string", "pattern": "^(a$"}'
     refused(run(llamafile, "-p", PROMPT, "-j", schema), "JSON schema", "unbalanced parentheses")
     refused(run(llamafile, "-p", PROMPT, "-j", "{"), "-j {", "parse error")
@@ -436,7 +434,7 @@ def test_seam_an_empty_stop_stops_nothing(stop: str | list[str], server: str) ->
 # what a GGUF may say
 
 
-def rewritten(model: Path, path: Path, alignment: int = 32, template: str | None = None) -> Path:
+def rewritten(smollm2: Path, path: Path, alignment: int = 32, template: str | None = None) -> Path:
     """The same weights, with another alignment or another template for chats."""
     import gguf
 
@@ -462,7 +460,7 @@ def rewritten(model: Path, path: Path, alignment: int = 32, template: str | None
 
 @pytest.mark.parametrize("alignment", [1, 8, 16, 64])
 def test_any_alignment_runs(
-    alignment: int, llamafile: Path, model: Path, run: Run, answer: bytes, tmp_path: Path
+    alignment: int, llamafile: Path, smollm2: Path, answer: bytes, tmp_path: Path
 ) -> None:
     file = rewritten(model, tmp_path / "a.gguf", alignment)
     done = run(llamafile, "-m", file, "-p", PROMPT, *GREEDY)
@@ -472,7 +470,7 @@ def test_any_alignment_runs(
 
 @pytest.mark.parametrize("template", ["{% for %}", "{{ raise_exception('no') }}", "{{"])
 def test_a_broken_template_stops_no_completion(
-    template: str, llamafile: Path, model: Path, run: Run, answer: bytes, tmp_path: Path
+    template: str, llamafile: Path, smollm2: Path, answer: bytes, tmp_path: Path
 ) -> None:
     file = rewritten(model, tmp_path / "a.gguf", template=template)
     done = run(llamafile, "-m", file, "-p", PROMPT, *GREEDY)

@@ -81,7 +81,10 @@ std::map<std::string, size_t> our_flags() {
                  { "--help-all", 0 },
                  { "--version", 0 },
                  { "--licenses", 0 },
-                 { "--nobrowser", 0 } });
+                 { "--nobrowser", 0 },
+                 { "--allow-host", 1 },
+                 { "--allow-origin", 1 },
+                 { "--no-api-key", 0 } });
     for (const mode & known : MODES) {
         out[known.flag] = 0;
     }
@@ -94,6 +97,7 @@ const names MEDIA = { "--image", "--audio", "--video" };
 const names TEXT = { "-p", "--prompt", "-f", "--file", "-bf", "--binary-file" };
 const names COMPARISON = { "--kl-divergence" }; // its text is in the file of logits
 const names LOGITS = { "--kl-divergence-base", "--save-all-logits" };
+const names ACCESS = { "--allow-host", "--allow-origin", "--no-api-key" };
 const names TEMPLATE = { "--chat-template", "--chat-template-file" };
 const names HTTPS = { "-hf", "-hfr", "--hf-repo", "-dr", "--docker-repo" };
 const names ELSEWHERE = { "-mu", "--model-url", "--models-dir", "--models-preset",
@@ -374,6 +378,8 @@ invocation read_invocation(const arguments & own, const arguments & user) {
     }
     if (out.serves) {
         check_keys(args, flags);
+    } else {
+        flags.take(args, ACCESS);
     }
 
     out.several = out.serves && offers_models(args, flags);

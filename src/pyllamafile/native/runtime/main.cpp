@@ -13,6 +13,7 @@
 #include "system/cache.h"
 #include "system/cpu.h"
 #include "system/system.h"
+#include "web/guard.h"
 
 #include <algorithm>
 #include <cstdio>
@@ -147,6 +148,7 @@ int main(int argc, char ** argv) {
         own_program = argv[0];
     }
     if (is_routers_child(user)) {
+        web_take_over_policy();
         return call(llama_server, argv[0], user);
     }
     // The launch script says which file this is the runtime of.

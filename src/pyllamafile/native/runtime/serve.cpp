@@ -2,6 +2,9 @@
 
 #include "seams/ui.h"
 #include "system/system.h"
+#include "web/addresses.h"
+#include "web/guard.h"
+#include "web/qr.h"
 
 #include <cpp-httplib/httplib.h>
 
@@ -12,11 +15,13 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <signal.h>
 #include <thread>
 
 #ifdef _WIN32
 #include "windows-seams.h"
+#include <io.h>
 #undef SetConsoleCtrlHandler
 #else
 #include <fcntl.h>
@@ -134,6 +139,30 @@ bool has_desktop() {
 #endif
 }
 
+// A page that leads to another. A browser gets the path of this one, for every user may see what
+// programs are started with, and the address may have the key in it.
+std::string write_way(const std::string & url) {
+    std::error_code ignored;
+    const std::string folder = std::filesystem::temp_directory_path(ignored).string();
+    const std::string text =
+        "<!doctype html><meta http-equiv=\"refresh\" content=\"0;url=" + url + "\">";
+#ifdef _WIN32
+    const std::string path =
+        folder + "llamafile-" + std::to_string(GetCurrentProcessId()) + ".html";
+    FILE * file = fopen(path.c_str(), "wb");
+#else
+    std::string path = folder + "/llamafile-XXXXXX.html";
+    const int descriptor = mkstemps(&path[0], 5);
+    FILE * file = descriptor < 0 ? nullptr : fdopen(descriptor, "wb");
+#endif
+    if (file == nullptr) {
+        return "";
+    }
+    fputs(text.c_str(), file);
+    fclose(file);
+    return path;
+}
+
 void open_browser(const std::string & url) {
 #ifdef _WIN32
     ShellExecuteA(nullptr, "open", url.c_str(), nullptr, nullptr, SW_SHOWNORMAL);
@@ -158,18 +187,21 @@ struct address {
     std::string host; // as a client reaches it; the path of a Unix socket if it ends in .sock
     int port;
     std::string prefix; // empty, or /…
+    std::string key;    // one that was made, for the address to open; or empty
+    bool everywhere;    // other machines reach it, too
 
     bool is_socket() const {
         return host.size() > 5 && host.compare(host.size() - 5, 5, ".sock") == 0;
     }
 
     std::string url() const {
-        if (is_socket()) {
-            return "unix:" + host;
-        }
+        return is_socket() ? "unix:" + host : url_at(host);
+    }
+
+    std::string url_at(const std::string & host) const {
         const bool literal = host.find(':') != std::string::npos; // IPv6, RFC 3986 section 3.2.2
         return "http://" + (literal ? "[" + host + "]" : host) + ":" + std::to_string(port) +
-               prefix + "/";
+               prefix + "/" + (key.empty() ? "" : "#key=" + key);
     }
 };
 
@@ -222,6 +254,14 @@ bool take_over_signals() {
 
 #endif
 
+bool is_terminal() {
+#ifdef _WIN32
+    return _isatty(_fileno(stdout)) != 0;
+#else
+    return isatty(fileno(stdout)) != 0;
+#endif
+}
+
 void pause_ms(int milliseconds) {
     std::this_thread::sleep_for(std::chrono::milliseconds(milliseconds));
 }
@@ -253,6 +293,9 @@ class companion {
         if (at.is_socket()) {
             remove(at.host.c_str());
         }
+        if (!way.empty()) {
+            remove(way.c_str());
+        }
         fflush(stdout);
     }
 
@@ -271,9 +314,18 @@ class companion {
             pause_ms(1);
         }
         printf("%s is ready: %s (Ctrl-C ends it)\n", model.c_str(), at.url().c_str());
+        if (at.everywhere) {
+            for (const std::string & address : machine_addresses()) {
+                printf("  from other machines: %s\n", at.url_at(address).c_str());
+            }
+            if (is_terminal() && !machine_addresses().empty()) {
+                fputs(qr_code(at.url_at(machine_addresses().front())).c_str(), stdout);
+            }
+        }
         fflush(stdout);
         if (browser && !at.is_socket() && has_desktop()) {
-            open_browser(at.url());
+            way = at.key.empty() ? "" : write_way(at.url());
+            open_browser(way.empty() ? at.url() : way);
         }
         while (!ended && !interrupted) {
             pause_ms(50);
@@ -290,6 +342,7 @@ class companion {
     const address at;
     const std::string model;
     const bool browser;
+    std::string way; // the page that leads the browser here
     std::atomic<bool> ended{ false };
     std::thread thread; // last, so that all it uses is there
 };
@@ -305,9 +358,16 @@ void take_over_ctrl_c(PHANDLER_ROUTINE upstreams) {
 
 int serve(arguments args, const flag_table & flags, const std::string & model, bool browser,
           const std::function<int(const arguments &)> & run) {
-    address at = { value_of(args, flags, { "--host" }, "LLAMA_ARG_HOST", "127.0.0.1"), FIRST_PORT,
-                   value_of(args, flags, { "--api-prefix" }, "LLAMA_ARG_API_PREFIX", "") };
-    at.host.resize(std::min(at.host.find(','), at.host.size())); // of several the first
+    const std::string hosts =
+        value_of(args, flags, { "--host" }, "LLAMA_ARG_HOST", "127.0.0.1") + ",";
+    std::vector<std::string> listens;
+    for (size_t start = 0, end; (end = hosts.find(',', start)) != std::string::npos;
+         start = end + 1) {
+        listens.push_back(hosts.substr(start, end - start));
+    }
+    address at = { listens.front(), FIRST_PORT,
+                   value_of(args, flags, { "--api-prefix" }, "LLAMA_ARG_API_PREFIX", ""),
+                   web_settle(args, flags, listens), false };
     const std::string port = value_of(args, flags, { "--port" }, "LLAMA_ARG_PORT", "");
     while (!at.prefix.empty() && at.prefix.back() == '/') {
         at.prefix.pop_back();
@@ -344,6 +404,7 @@ int serve(arguments args, const flag_table & flags, const std::string & model, b
     }
     if (at.host == "0.0.0.0" || at.host == "::") {
         at.host = "127.0.0.1";
+        at.everywhere = true;
     }
     const bool gui =
         !flags.has(args, { "--no-ui", "--no-webui" }) && !llama_ui_get_assets().empty();

@@ -1,0 +1,156 @@
+// The rules of pages.cpp, asked for every request of the server before anything else looks at it.
+
+#include "guard.h"
+
+#include "../seams/web-guard.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <random>
+
+namespace {
+
+web_policy policy;
+
+// The router's processes get the headers of whoever asked the router, and so need its rules.
+const char * const HANDED_DOWN = "PYLLAMAFILE_WEB";
+const char PART = '\n', ITEM = ' ';
+
+std::string joined(const std::vector<std::string> & list) {
+    std::string out;
+    for (const std::string & item : list) {
+        out += item + ITEM;
+    }
+    return out;
+}
+
+std::vector<std::string> split(const std::string & text, char at) {
+    std::vector<std::string> out;
+    for (size_t start = 0, end; (end = text.find(at, start)) != std::string::npos;
+         start = end + 1) {
+        out.push_back(text.substr(start, end - start));
+    }
+    return out;
+}
+
+// The values of every occurrence of a flag, which goes.
+std::vector<std::string> taken(arguments & args, const flag_table & flags, const char * flag) {
+    std::vector<std::string> out;
+    for (size_t at; (at = flags.find(args, { flag })) + 1 < args.size();) {
+        std::string value = args[at + 1];
+        while (!value.empty() && value.back() == '/') {
+            value.pop_back();
+        }
+        for (char & c : value) {
+            c = c >= 'A' && c <= 'Z' ? (char)(c - 'A' + 'a') : c;
+        }
+        out.push_back(value);
+        args.erase(args.begin() + (long)at, args.begin() + (long)at + 2);
+    }
+    return out;
+}
+
+void hand_down() {
+    const std::string text =
+        joined(policy.listens) + PART + joined(policy.hosts) + PART + joined(policy.origins) + PART;
+#ifdef _WIN32
+    _putenv_s(HANDED_DOWN, text.c_str());
+#else
+    setenv(HANDED_DOWN, text.c_str(), 1);
+#endif
+}
+
+// 144 bits of the system's randomness, in letters that a URL takes as they are.
+std::string random_key() {
+    static const char LETTERS[] =
+        "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+    std::random_device random;
+    std::string key;
+    while (key.size() < 24) {
+        key += LETTERS[random() % 64];
+    }
+    return key;
+}
+
+std::string json_string(const std::string & text) {
+    std::string out = "\"";
+    for (const char c : text) {
+        if (c == '"' || c == '\\') {
+            out += '\\';
+        }
+        out += (unsigned char)c < 0x20 ? ' ' : c;
+    }
+    return out + '"';
+}
+
+} // namespace
+
+std::string web_settle(arguments & args, const flag_table & flags,
+                       const std::vector<std::string> & listens) {
+    policy = { listens, taken(args, flags, "--allow-host"), taken(args, flags, "--allow-origin") };
+    for (const std::string & list :
+         taken(args, flags, "--cors-origins")) { // what upstream calls it
+        for (const std::string & origin : split(list + ',', ',')) {
+            policy.origins.push_back(origin);
+        }
+    }
+    hand_down();
+    const bool local = std::all_of(listens.begin(), listens.end(), [](const std::string & at) {
+        return web_is_loopback(at) || at.find('/') != std::string::npos;
+    });
+    const bool keyless = flags.take(args, { "--no-api-key" });
+    if (local || keyless || flags.has(args, { "--api-key", "--api-key-file" }) ||
+        getenv("LLAMA_API_KEY") != nullptr || getenv("LLAMA_ARG_API_KEY_FILE") != nullptr) {
+        return "";
+    }
+    const std::string key = random_key();
+    args.insert(args.end(), { "--api-key", key });
+    return key;
+}
+
+void web_take_over_policy() {
+    const char * text = getenv(HANDED_DOWN);
+    const std::vector<std::string> parts = split(text != nullptr ? text : "", PART);
+    if (parts.size() == 3) {
+        policy = { split(parts[0], ITEM), split(parts[1], ITEM), split(parts[2], ITEM) };
+    }
+}
+
+bool web_answered(const httplib::Request & request, httplib::Response & response) {
+    const web_request from = { request.get_header_value("Host"), request.get_header_value("Origin"),
+                               request.get_header_value("Sec-Fetch-Site"),
+                               request.get_header_value("Sec-Fetch-Mode"),
+                               request.get_header_value("Sec-Fetch-Dest") };
+    response.set_header("Vary", "Origin");
+    response.set_header("Content-Security-Policy", "frame-ancestors 'self'");
+    const std::string refusal = web_refusal(policy, from);
+    if (!refusal.empty()) {
+        response.status = 403;
+        response.set_content("{\"error\":{\"code\":403,\"message\":" + json_string(refusal) +
+                                 ",\"type\":\"permission_error\"}}",
+                             "application/json; charset=utf-8");
+        return true;
+    }
+    if (web_is_other_page(from)) {
+        response.set_header("Access-Control-Allow-Origin", from.origin);
+    }
+    if (request.method != "OPTIONS") {
+        return false;
+    }
+    // A browser asks before it sends the key, so nothing but this may be answered without one.
+    if (web_is_other_page(from)) {
+        response.set_header("Access-Control-Allow-Methods", "GET, POST, PUT, DELETE, OPTIONS");
+        response.set_header("Access-Control-Allow-Headers",
+                            request.get_header_value("Access-Control-Request-Headers"));
+    }
+    response.set_content("", "text/plain");
+    return true;
+}
+
+bool web_key_is_known(const std::vector<std::string> & keys, const std::string & given) {
+    bool known = false;
+    for (const std::string & key : keys) {
+        known |= web_same_key(given, key);
+    }
+    return known;
+}

@@ -1,0 +1,13 @@
+#pragma once
+
+#include "../flags.h"
+#include "pages.h"
+
+// Settles which pages may use the server, and takes what only says that out of the arguments.
+// Listening where other machines reach it takes a key: without one of the user's own one is made,
+// put into the arguments and returned.
+std::string web_settle(arguments & args, const flag_table & flags,
+                       const std::vector<std::string> & listens);
+
+// The rules of the server that started this process, one of the router's.
+void web_take_over_policy();
