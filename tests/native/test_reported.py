@@ -29,7 +29,7 @@ SERVER = ("--server", "--nobrowser", "--port", "0")
 
 
 def with_args(smollm2: Path, path: Path, *args: str) -> Path:
-    return pyllamafile.build(model, path, args=args, targets=["linux-amd64"], gui=False).path
+    return pyllamafile.build(smollm2, path, args=args, targets=["linux-amd64"], gui=False).path
 
 
 def refused(done: subprocess.CompletedProcess[bytes], *words: str) -> None:
@@ -64,7 +64,7 @@ def test_a_variable_in_args_that_is_not_set_is_no_key(
     args = tmp_path / "args"
     args.write_text("--api-key $NOBODY_SETS_THIS\n...\n")
     file = tmp_path / "a.llamafile"
-    pyllamafile.build(model, file, args_file=args, targets=["linux-amd64"], gui=False)
+    pyllamafile.build(smollm2, file, args_file=args, targets=["linux-amd64"], gui=False)
     refused(run(file, *SERVER), ".args of this file: --api-key")
 
 
@@ -275,7 +275,7 @@ def test_flags_of_mozillas_llamafile_are_left_out_with_a_line(
     smollm2: Path, runtime: Path, answer: bytes, tmp_path: Path
 ) -> None:
     flags = [word for option in IGNORED for word in option]
-    file = with_args(model, tmp_path / "a.llamafile", *flags, "...")
+    file = with_args(smollm2, tmp_path / "a.llamafile", *flags, "...")
     done = run(file, "-p", PROMPT, *GREEDY)
     assert (done.returncode, done.stdout) == (0, answer)
     notes = done.stderr.decode().splitlines()
@@ -288,7 +288,7 @@ def test_flags_of_mozillas_llamafile_that_have_another_name(
     smollm2: Path, runtime: Path, answer: bytes, tmp_path: Path
 ) -> None:
     flags = [word for option in SILENT for word in option]
-    file = with_args(model, tmp_path / "a.llamafile", *flags, "--color", "...")
+    file = with_args(smollm2, tmp_path / "a.llamafile", *flags, "--color", "...")
     done = run(file, "-p", PROMPT, *GREEDY)
     assert (done.returncode, done.stdout, done.stderr) == (0, answer, b"")
     silent = run(file, "-p", PROMPT, *GREEDY, "--silent_prompt")
@@ -438,7 +438,7 @@ def rewritten(smollm2: Path, path: Path, alignment: int = 32, template: str | No
     """The same weights, with another alignment or another template for chats."""
     import gguf
 
-    reader = gguf.GGUFReader(model)
+    reader = gguf.GGUFReader(smollm2)
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_custom_alignment(alignment)
     left_out = {"general.architecture", "general.alignment"}
@@ -462,7 +462,7 @@ def rewritten(smollm2: Path, path: Path, alignment: int = 32, template: str | No
 def test_any_alignment_runs(
     alignment: int, llamafile: Path, smollm2: Path, answer: bytes, tmp_path: Path
 ) -> None:
-    file = rewritten(model, tmp_path / "a.gguf", alignment)
+    file = rewritten(smollm2, tmp_path / "a.gguf", alignment)
     done = run(llamafile, "-m", file, "-p", PROMPT, *GREEDY)
     assert (done.returncode, done.stdout) == (0, answer)
     assert done.stderr.count(b"not aligned") == (1 if alignment < 32 else 0)
@@ -472,7 +472,7 @@ def test_any_alignment_runs(
 def test_a_broken_template_stops_no_completion(
     template: str, llamafile: Path, smollm2: Path, answer: bytes, tmp_path: Path
 ) -> None:
-    file = rewritten(model, tmp_path / "a.gguf", template=template)
+    file = rewritten(smollm2, tmp_path / "a.gguf", template=template)
     done = run(llamafile, "-m", file, "-p", PROMPT, *GREEDY)
     assert (done.returncode, done.stdout, done.stderr) == (0, answer, b"")
 

@@ -138,7 +138,7 @@ def command_lines() -> str:
 def test_other_machines_need_a_key(
     several: bool, llamafile: Path, smollm2: Path, phi3: Path, tmp_path: Path
 ) -> None:
-        file = llamafile
+    file = llamafile
     if several:
         file = tmp_path / "two.llamafile"
         pyllamafile.build([smollm2, phi3], file, targets=["linux-amd64"], gui=False)
