@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import time
@@ -303,11 +304,12 @@ def test_flags_of_mozillas_llamafile_that_have_another_name(
 
 
 def test_a_context_beyond_the_memory_is_refused_at_once(llamafile: Path) -> None:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for mode in (("-p", PROMPT), ("--chat",), SERVER):
-        begun = time.monotonic()
-        done = run(llamafile, *mode, "-c", "100000000")
-        refused(done, "-c 100000000", "GiB", "8192")
-        assert time.monotonic() - begun < 10
+        for tokens in ("100000000", str(memory // 24000)):
+            begun = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+            refused(run(llamafile, *mode, "-c", tokens), f"-c {tokens}", "GiB", "8192")
+            assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - begun < 10  # seconds
     done = run(llamafile, "-p", PROMPT, env={**os.environ, "LLAMA_ARG_CTX_SIZE": "100000000"})
     refused(done, "LLAMA_ARG_CTX_SIZE=100000000", "GiB")
 

@@ -5,8 +5,10 @@
 #include "fit.h"
 #include "system/threads.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <fstream>
 #include <stdexcept>
 
 namespace {
@@ -37,6 +39,20 @@ std::string gib(double bytes) {
     char text[40];
     snprintf(text, sizeof(text), "%.1f GiB", bytes / (1 << 30));
     return text;
+}
+
+// Bytes that can be had without swapping, where the system says so (proc_meminfo(5)); else `most`.
+double available(double most) {
+#ifdef __linux__
+    std::ifstream info("/proc/meminfo");
+    std::string name, unit;
+    for (double kib; info >> name >> kib; std::getline(info, unit)) {
+        if (name == "MemAvailable:") {
+            return std::min(most, kib * 1024);
+        }
+    }
+#endif
+    return most;
 }
 
 // What upstream's tool would make of the arguments.
@@ -109,12 +125,12 @@ void bound_context(arguments & args, const flag_table & flags, int tool) {
     }
     const auto & here = needs.back();
     const double wanted = (double)here.context + (double)here.compute;
-    if (here.total > 0 && wanted > (double)here.total) {
-        const std::string what = (given ? args[at] + " " : CONTEXT_VARIABLE + std::string("=")) +
-                                 asked + ": a context of so many tokens takes " + gib(wanted) +
-                                 " of memory, and there are " + gib((double)here.total) +
-                                 "; the model was trained on " + std::to_string(trained) +
-                                 " tokens";
+    const double free = available((double)here.free);
+    if (free > 0 && wanted > free) {
+        const std::string what =
+            (given ? args[at] + " " : CONTEXT_VARIABLE + std::string("=")) + asked +
+            ": a context of so many tokens takes " + gib(wanted) + " of memory, and " + gib(free) +
+            " are free" + "; the model was trained on " + std::to_string(trained) + " tokens";
         given ? refuse(args[at], what) : throw std::runtime_error(what);
     }
 }

@@ -74,18 +74,11 @@ std::string read_bytes(const std::string & path) {
     namespace fs = std::filesystem;
     std::error_code ignored;
     const fs::path file = fs::u8path(path);
-    if (path.empty() || !fs::exists(file, ignored)) {
-        throw std::runtime_error(path + ": no such file");
-    }
-    if (fs::is_directory(file, ignored)) {
-        throw std::runtime_error(path + ": is a directory");
-    }
     std::ifstream stream(file, std::ios::binary);
-    std::string out{ std::istreambuf_iterator<char>(stream), {} };
-    if (!stream.is_open() || stream.bad()) {
+    if (!stream || fs::is_directory(file, ignored)) {
         throw std::runtime_error(path + ": can't be read");
     }
-    return out;
+    return { std::istreambuf_iterator<char>(stream), {} };
 }
 
 std::string read_text(const std::string & path) {
