@@ -12,7 +12,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -44,11 +43,8 @@ REAL = {"llamafile", "phi3", "runtime", "runtime_arm64", "server", "smollm2", "w
 def pytest_configure(config: pytest.Config) -> None:
     """One seed for all that is done at random, in whatever process."""
     config.option.hypothesis_seed = os.environ.setdefault(SEED, str(random.randrange(1 << 32)))
-    if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
-        # Else every command that is started compiles all of the package, for nothing.
-        place = tempfile.TemporaryDirectory(prefix="pyllamafile-bytecode-")
-        config.add_cleanup(place.cleanup)
-        os.environ["PYTHONPYCACHEPREFIX"] = place.name
+    # Else every command that is started compiles all of the package, for nothing.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
