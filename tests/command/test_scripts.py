@@ -11,10 +11,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPTS = Path(__file__).resolve().parent
-while not (SCRIPTS / "scripts").is_dir():
-    SCRIPTS = SCRIPTS.parent
-SCRIPTS /= "scripts"
+SCRIPTS = Path(__file__).parents[2] / "scripts"
 WATCHED = str(SCRIPTS / "watched")
 
 

@@ -10,9 +10,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import need
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from running import need
 
 import pyllamafile
 from pyllamafile import arguments, native
