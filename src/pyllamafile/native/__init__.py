@@ -60,8 +60,12 @@ def available() -> list[Runtime]:
 
 def find(target: Target) -> Runtime | None:
     """The runtime for a target: the packaged one, else the cached one, else None."""
-    packaged = _load(PREBUILT, target.name, "package")
-    return packaged or _load(cache() / "runtimes", f"{target.name}-{driver.key(target)}", "cache")
+    if packaged := _load(PREBUILT, target.name, "package"):
+        return packaged
+    built = cache() / "runtimes"
+    if not any(built.glob(f"{target.name}-*")):
+        return None  # a key takes reading all that a runtime is made of
+    return _load(built, f"{target.name}-{driver.key(target)}", "cache")
 
 
 def find_gui() -> Path | None:
