@@ -36,7 +36,7 @@ SHELLS = {  # how to call it: the Debian package that has it
 if os.path.realpath(shutil.which("sh") or "") == shutil.which("dash"):
     del SHELLS["sh"]
 # Those that are most people's; with the others a test is slow.
-COMMON = {"sh", "bash", "dash", "busybox ash"}
+COMMON = {"sh", "bash", "dash"}
 
 # What stands for llama.cpp: it does what its first words say, or prints them all.
 SCRIPT = b"""#!/bin/sh

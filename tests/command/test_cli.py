@@ -545,7 +545,14 @@ def wait_until_it_copies(process: subprocess.Popen[str]) -> None:
 
 
 @pytest.mark.parametrize("old", [None, b"old"])
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "how",
+    [
+        signal.SIGINT,
+        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param(signal.SIGKILL, marks=pytest.mark.slow),
+    ],
+)
 def test_interrupted_half_way(start, here, how, old):
     sparse_gguf(here / "big.gguf", 8 << 30)
     if old is not None:
@@ -600,7 +607,9 @@ def test_a_closed_pipe_is_no_error_to_speak_of(start, built):
         assert process.returncode == 1
 
 
-@pytest.mark.parametrize("buffered", ["", "1"], ids=["", "unbuffered"])
+@pytest.mark.parametrize(
+    "buffered", ["", pytest.param("1", marks=pytest.mark.slow)], ids=["", "unbuffered"]
+)
 def test_output_that_cannot_be_written_is_an_error(start, built, buffered):
     for arguments in (
         ["inspect", built],

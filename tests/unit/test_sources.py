@@ -110,12 +110,14 @@ def test_a_transfer_that_breaks_off_goes_on(run, hub, here, large):
     assert 10_000_000 < second <= 25_000_000  # its client writes in steps of 10 MiB
 
 
+@pytest.mark.slow
 def test_a_transfer_that_breaks_off_again_and_again(fails, hub):
     hub.breaks = [0] * 9
     error = rf"hf:{REPO}:tiny-Q4_K_M.gguf: the transfer from .* failed \(.*\)"
     fails(error, "build", "--gguf", f"hf:{REPO}")
 
 
+@pytest.mark.slow
 def test_a_wrong_digest(fails, run, hub):
     hub.forges = True
     error = rf"hf:{REPO}:tiny-Q4_K_M\.gguf: what came is not what the hub lists: .*"
@@ -124,6 +126,7 @@ def test_a_wrong_digest(fails, run, hub):
     assert run("build", "--gguf", f"hf:{REPO}").returncode == 0
 
 
+@pytest.mark.slow
 def test_a_token(fails, run, hub, tmp_path):
     hub.token = "hf_secret"
     fails(rf"hf:{REPO}: .*\(401\).*", "build", "--gguf", f"hf:{REPO}")
@@ -134,6 +137,7 @@ def test_a_token(fails, run, hub, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_what_is_not_there_or_not_for_everybody(fails, hub):
     fails(r"hf:makers/none: .*\(404\)", "build", "--gguf", "hf:makers/none")
     fails(r"hf:none: not a name on the hub", "build", "--gguf", "hf:none")
@@ -169,6 +173,7 @@ def test_advice_on_the_hubs_models_takes_their_headers_alone(run, hub, large):
     assert hub.sent < len(large) / 2
 
 
+@pytest.mark.slow
 def test_a_damaged_header_on_the_hub(fails, hub, tiny):
     hub.files[REPO] = {"m.gguf": tiny[:100], "empty.gguf": b""}
     fails(
