@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import importlib.util
 import shutil
 import signal
 import socket
@@ -52,6 +53,12 @@ def need(program: str, package: str | None = None) -> str:
     if found is None:
         pytest.skip(f"{program} is missing: apt install {package or program}")
     return found
+
+
+def needs(package: str, extra: str = "runtimes") -> pytest.MarkDecorator:
+    """A skip, where a Python package is missing, that names the extra that has it."""
+    missing = importlib.util.find_spec(package) is None
+    return pytest.mark.skipif(missing, reason=f"{package} is missing: pip install '.[{extra}]'")
 
 
 def run(

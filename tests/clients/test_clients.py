@@ -8,9 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import httpx
 import pytest
-from pydantic import BaseModel
 from running import serving
 
 from pyllamafile import native
@@ -26,6 +24,9 @@ KNOWS_TOOLS = "models/templates/NousResearch-Hermes-3-Llama-3.1-8B-tool_use.jinj
 
 def package(name: str) -> ModuleType:
     return pytest.importorskip(name, reason=f"{name} is missing: pip install '.[clients]'")
+
+
+httpx, pydantic = package("httpx"), package("pydantic")
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,7 @@ def check_vectors(vectors: list[list[float]]) -> None:
     assert likeness(cat, kitten) > likeness(cat, market)
 
 
-class Capital(BaseModel):
+class Capital(pydantic.BaseModel):
     city: str
     country: str
 

