@@ -128,6 +128,23 @@ def test_an_option_that_llama_cpp_drops_is_found(tmp_path):
     assert check_docs.unknown_to_llama_cpp(None) == []
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("        gguf.py  ", "        ggml.py  ", ["lacks models/gguf.py", "has models/ggml.py"]),
+        ("          icon.py  ", "          levels.h  ", ["lacks native/building/icon.py"]),
+        ("    chat/\n", "    chatter/\n", ["has native/runtime/chatter/"]),
+        ("| `tests/unit/test_plan.py` |", "| |", ["lacks tests/unit/test_plan.py"]),
+    ],
+)
+def test_a_map_that_is_not_the_house_is_found(old, new, said):
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    assert list(check_docs.wrong_map(text)) == []
+    assert text.count(old) == 1
+    found = list(check_docs.wrong_map(text.replace(old, new)))
+    assert all(any(line.endswith(what) for line in found) for what in said), found
+
+
 def test_a_stale_page_and_a_long_readme_are_found(tmp_path, monkeypatch):
     for name in ("README.md", "CONTRIBUTING.md", "docs", "src", "scripts", "tests"):
         (tmp_path / name).symlink_to(ROOT / name)
