@@ -21,7 +21,7 @@ from fixtures import png, tiny_ear, tiny_gguf, tiny_lora, tiny_phi3, tiny_projec
 from running import ARTIFACTS, COMMAND, browsing, childless, children, ready, run, serving
 
 import pyllamafile
-from pyllamafile import Adapter, PyllamafileError, native
+from pyllamafile import Adapter, PyllamafileError, native, zipalign
 
 # building
 
@@ -235,7 +235,10 @@ def test_weights_of_the_wrong_kind_are_refused(adapted: Path, smollm2: Path) -> 
 @pytest.mark.native
 def test_what_is_wrong_in_args_is_said_to_be_there(make: Callable[..., Path], place: Path) -> None:
     for name, words in {"model": ["-m", "@nix"], "lora": ["--lora", "@nix"]}.items():
-        done = run(make(name, args=words), "-p", "x")
+        file = make(name)
+        # What `build` and `add` refuse.
+        zipalign.add(file, [zipalign.Entry(".args", " ".join(words).encode())])
+        done = run(file, "-p", "x")
         assert done.returncode == 1
         assert done.stderr.startswith(b"error: .args of this file: ")
         assert b"no weights called nix inside" in done.stderr

@@ -162,11 +162,9 @@ def tokens(llamafile: Path, *args: str | Path) -> list[int]:
 def test_tokens_of_a_file_are_those_of_its_bytes(llamafile: Path, tmp_path: Path) -> None:
     file = tmp_path / "text"
     file.write_bytes(b"a\\n\\x41\n")
-    assert tokens(llamafile, run, "-f", file) == tokens(
-        llamafile, run, "--no-escape", "-p", "a\\n\\x41\n"
-    )
+    assert tokens(llamafile, "-f", file) == tokens(llamafile, "--no-escape", "-p", "a\\n\\x41\n")
     file.write_bytes(b"a\0b")
-    assert len(tokens(llamafile, run, "-bf", file)) > len(tokens(llamafile, run, "-p", "a"))
+    assert len(tokens(llamafile, "-bf", file)) > len(tokens(llamafile, "-p", "a"))
 
 
 ENCODINGS = ("utf-8-sig", "utf-16", "utf-16-be")
@@ -408,7 +406,8 @@ def test_signals_end_the_first_process(phase: str, number: signal.Signals, llama
     finally:
         process.kill()
         process.communicate()
-    assert code == (0 if phase == "ready" else 128 + number)
+    ends = {"ready": {0}, "loading": {0, 128 + number}}  # it may have loaded meanwhile
+    assert code in ends.get(phase, {128 + number})
 
 
 # reasons, and texts to stop at
