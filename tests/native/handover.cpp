@@ -1,7 +1,7 @@
 // What the amd64 program does on arm64, on any Windows: hands over to the program that the
 // llamafile named by $LLAMAFILE has for windows-arm64. Ends with 99 when it would do the work
 // itself.
-#include "handover.h"
+#include "system/handover.h"
 
 #include <cstdlib>
 
