@@ -169,7 +169,7 @@ def test_seam_each_format_is_built_and_answers(f16, made, tmp_path, format):
     done: list[tuple[int, int]] = []
     built = pyllamafile.build(
         f16, output, targets=["linux-amd64"], gui=False, quantize_to=format,
-        progress=lambda what, n, total: done.append((n, total)) if format in what else None,
+        progress=lambda s: done.append((s.done, s.total)) if format in s.what else None,
     )  # fmt: skip
     assert built.models == (f"SmolLM2-135M-Instruct-{format}.gguf",)
     pyllamafile.extract(output, tmp_path)
