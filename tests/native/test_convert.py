@@ -144,7 +144,9 @@ def test_it_may_be_quantized_on_the_way(original: Path, tmp_path: Path) -> None:
 def test_progress_moves(original: Path, tmp_path: Path) -> None:
     """As the converter writes: its bar is drawn over itself with carriage returns."""
     told: list[tuple[int, int]] = []
-    convert.convert(original, tmp_path / "m.gguf", lambda step: told.append((step.done, step.total)))
+    convert.convert(
+        original, tmp_path / "m.gguf", lambda step: told.append((step.done, step.total))
+    )
     total = (original / "model.safetensors").stat().st_size
     assert told[0] == (0, 0)
     assert {whole for done, whole in told[1:]} == {total}
