@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from running import need
 
@@ -257,6 +257,7 @@ NAMING = st.sampled_from(
 
 
 @settings(max_examples=1000, deadline=None)
+@example(b'"$A\\x')  # a NUL beside a variable
 @given(st.lists(st.one_of(MORSELS, NAMING.map(str.encode)), max_size=12).map(b"".join))
 def test_the_second_opinion_is_the_same(text: bytes) -> None:
     """verify shares no code with us, and so reads these texts by itself."""

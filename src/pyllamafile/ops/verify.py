@@ -993,9 +993,12 @@ def _pieces(token: re.Match[bytes]) -> list[bytes | None]:
                 if token[kind] is not None
             )
         ]
-    if any(match[4] for match in _ESCAPE.finditer(quoted)):
-        return [None]
-    return [_ESCAPE.sub(_escaped, quoted)]
+    pieces: list[bytes | None] = []
+    at = 0
+    for match in _ESCAPE.finditer(quoted):
+        pieces += [quoted[at : match.start()], None if match[4] else _escaped(match)]
+        at = match.end()
+    return [*pieces, quoted[at:]]
 
 
 def _escaped(match: re.Match[bytes]) -> bytes:
