@@ -102,6 +102,26 @@ def test_an_ignored_interrupt_stays_ignored(tmp_path):
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
+@pytest.mark.parametrize("called", ["weakref.finalize(it, strike)", "weakref.ref(it, strike)"])
+def test_an_interrupt_is_not_lost(called):
+    """Python drops what is raised in what it calls when an object goes."""
+    code = (
+        "import os, signal, time, weakref\n"
+        "from pyllamafile import cli\n"
+        "from pyllamafile.cli.program import program\n"
+        "def strike(*_): os.kill(os.getpid(), signal.SIGINT)\n"
+        "@program.command()\n"
+        "def wait():\n"
+        "    it = type('It', (), {})()\n"
+        f"    kept = {called}\n"
+        "    del it\n"
+        "    time.sleep(60)\n"
+        "cli.main(['wait'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
+    assert (done.returncode, done.stdout, done.stderr.strip()) == (130, "", "interrupted")
+
+
 # How the command ends by which signal, unless that comes before it can be seen to.
 EXITS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129, signal.SIGKILL: None}
 

@@ -7,9 +7,11 @@ the command is called.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn, TextIO, cast
@@ -29,6 +31,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     try:
         with (
             _ending_on_signals(),
+            _losing_no_interrupt(),
             contextlib.redirect_stdout(sys.stdout and cast(TextIO, _Output(sys.stdout))),
         ):
             code = program.main(arguments, prog_name="pyllamafile", standalone_mode=False)
@@ -76,6 +79,28 @@ def _ending_on_signals() -> Iterator[None]:
 
 
 _ENDING = ("SIGTERM", "SIGHUP")
+
+
+@contextlib.contextmanager
+def _losing_no_interrupt() -> Iterator[None]:
+    """Raise a KeyboardInterrupt once more that came where Python drops what is raised.
+
+    It does so in what it calls when an object goes, which every import has.
+    """
+
+    def again(dropped: sys.UnraisableHookArgs) -> None:
+        if issubclass(dropped.exc_type, KeyboardInterrupt):
+            main = threading.main_thread().ident or 0
+            strike = functools.partial(signal.pthread_kill, main, signal.SIGINT)
+            threading.Timer(0.01, strike).start()  # when it is out of there
+        else:
+            before(dropped)
+
+    before, sys.unraisablehook = sys.unraisablehook, again
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 class _Output:
