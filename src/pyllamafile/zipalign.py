@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import stat
 import struct
 import time
@@ -415,8 +416,8 @@ def _check(entry: Entry, taken: Collection[str]) -> None:
         "is absolute": name.startswith("/") or bool(PureWindowsPath(name).drive),
         "has an empty part, . or .. in it": not {"", ".", ".."}.isdisjoint(parts),
         "has a backslash in it": "\\" in name,
-        "has a control character in it": any(ord(c) < 32 or ord(c) == 127 for c in name),
-        "cannot be written as UTF-8": any(0xD800 <= ord(c) < 0xE000 for c in name),
+        "has a control character in it": bool(re.search(r"[\x00-\x1f\x7f]", name)),
+        "cannot be written as UTF-8": bool(re.search(r"[\ud800-\udfff]", name)),
         "is too long": len(name.encode(errors="replace")) > 0xFFFF,
     }
     for reason, holds in reasons.items():

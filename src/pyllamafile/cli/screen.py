@@ -147,6 +147,8 @@ def styled(text: str, style: str) -> Text:
 
 def shown(text: str) -> str:
     """Text from a file, or its name, that can't command the terminal."""
+    if text.isprintable():  # as nearly all of it is
+        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

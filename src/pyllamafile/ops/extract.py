@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -71,7 +72,7 @@ def _inside(path: Path, root: Path, member: Member) -> Path:
         not {"", ".", ".."}.isdisjoint(parts)
         or "\\" in member.name
         or ":" in parts[0]
-        or any(ord(character) < 32 for character in member.name)
+        or re.search(r"[\x00-\x1f]", member.name)
         or member.mode & 0o170000 == 0o120000  # a symbolic link
     )
     target = root.joinpath(*parts)
