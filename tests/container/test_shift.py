@@ -339,7 +339,9 @@ def test_what_is_dead_is_left_to_the_old_file(
     assert contents(old) == expected
 
 
-@pytest.mark.parametrize("number", range(40))  # which gives each its own numbers
+@pytest.mark.parametrize(  # which gives each its own numbers
+    "number", [*range(8), *(pytest.param(n, marks=pytest.mark.slow) for n in range(8, 40))]
+)
 def test_a_shift_makes_one_archive_of_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rng: random.Random, number: int
 ) -> None:

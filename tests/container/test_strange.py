@@ -267,16 +267,21 @@ ASKED: dict[str, Callable[[Case, str], None]] = {
 
 
 def table(*readers: str) -> pytest.MarkDecorator:
-    """Each of these readers with each file that it is asked about."""
-    return pytest.mark.parametrize(
-        ("name", "reader"),
-        [
-            pytest.param(name, reader, marks=[pytest.mark.slow] if row.slow else [])
-            for name, row in ROWS.items()
-            for reader in readers
-            if RULES[row.verdict][reader] != "-"
-        ],
-    )
+    """Each of these readers with each file that it is asked about.
+
+    Quickly all files go to the reading that the others share, and to the second opinion, which has
+    its own; to the others two of each verdict.
+    """
+    alike = Counter[str]()
+    cases = []
+    for name, row in ROWS.items():
+        alike[row.verdict] += not row.slow
+        for reader in readers:
+            quick = reader in ("reading", "verify") or alike[row.verdict] <= 2
+            marks = [] if quick and not row.slow else [pytest.mark.slow]
+            if RULES[row.verdict][reader] != "-":
+                cases.append(pytest.param(name, reader, marks=marks))
+    return pytest.mark.parametrize(("name", "reader"), cases)
 
 
 @table(*ASKED)

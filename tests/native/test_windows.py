@@ -10,7 +10,6 @@ import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import openai
 import pytest
 from running import childless, children, ready, run, unpacked, windows_path
 
@@ -220,6 +219,7 @@ def server(program: Path, wine: dict[str, str], phi3: Path) -> Iterator[subproce
 
 def test_seam_the_server_answers_and_ctrl_c_ends_it(server: subprocess.Popen[bytes]) -> None:
     url = ready(server)
+    openai = pytest.importorskip("openai")
     with openai.OpenAI(base_url=f"{url}v1", api_key="none") as client:
         answer = client.chat.completions.create(
             model="any", messages=[{"role": "user", "content": "Hello!"}], max_tokens=4
@@ -248,6 +248,7 @@ def test_a_server_of_two_models_loads_them_on_demand(
         stdout=subprocess.PIPE,
     )
     try:
+        openai = pytest.importorskip("openai")
         with openai.OpenAI(base_url=f"{ready(process)}v1", api_key="none") as client:
             assert sorted(model.id for model in client.models.list()) == ["other", "phi3-tiny"]
             assert children(windows_path(file)) == []
