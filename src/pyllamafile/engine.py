@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from pyllamafile import native, plan, zipalign
+from pyllamafile import arguments, native, plan, zipalign
 from pyllamafile.errors import (
     DamagedError,
     NotFoundError,
@@ -29,6 +29,7 @@ from pyllamafile.llamafile import (
     misfits,
     of_archive,
 )
+from pyllamafile.native import trial
 from pyllamafile.ops.verify import verify
 from pyllamafile.progress import Progress, Step
 from pyllamafile.runtimes import Runtime
@@ -110,6 +111,7 @@ def runtimes_for(names: Sequence[str], gui: bool, progress: Progress) -> list[Ru
     missing = [target for target in wanted if target.name not in at_hand]
     gui = gui and native.find_gui() is None
     if missing or gui:
+        native.check_tools()
         progress(Step("notice", _announcement(missing, bool(at_hand), gui)))
         made: list[Runtime | Path] = []
         native.build_all(missing, gui=gui, progress=progress, finished=made.append)
@@ -141,6 +143,32 @@ def host_runtime(progress: Progress) -> Runtime:
     if here is None:
         raise UnavailableError("quantizing takes a runtime for the system that this runs on")
     return runtimes_for([here.name], False, progress)[0]
+
+
+def check_arguments(text: bytes, where: str, path: Path | None = None) -> None:
+    """Refuse arguments that a runtime refuses: it knows llama.cpp's options, and their values.
+
+    The runtime of this system is asked, if it is at hand. It looks for no file. A text with
+    variables passes: what they stand for is known when the file starts.
+
+    Args:
+        text: The text of `.args`.
+        where: What the text is from, for the message.
+        path: The file that it is from, if it is from one.
+
+    Raises:
+        RefusedError: It does; the message has its reason.
+    """
+    here = host()
+    runtime = native.find(here) if here else None
+    if runtime is None or any(word.variables for word in arguments.parse(text)):
+        return
+    if said := trial.refusal(runtime.program(), text):
+        raise RefusedError(
+            f"{where}: {said}",
+            hint="these become the default arguments of a file, which would not start with them",
+            path=path,
+        )
 
 
 def gui_entries(progress: Progress) -> list[Entry]:

@@ -70,7 +70,7 @@ class Llamafile:
     @property
     def interrupted(self) -> bool:
         """Whether an upgrade was killed before the old engine was taken out from the front."""
-        return self.ours and self.archive.base != 0
+        return self.ours and self.archive.origin != 0
 
     @property
     def name(self) -> str | None:

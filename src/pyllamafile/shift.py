@@ -3,7 +3,7 @@
 Linux's fallocate inserts whole blocks into a file of ext4 or XFS, or takes some out, and moves no
 data for it (man 2 fallocate: FALLOC_FL_INSERT_RANGE, FALLOC_FL_COLLAPSE_RANGE). Each such call
 happens as a whole or not at all, as far as a signal can tell, if the file ends with a whole block
-(`zipalign.Layout.moves` sees to that). Offsets and sizes are in bytes.
+(`zipalign.Layout.displacements` sees to that). Offsets and sizes are in bytes.
 """
 
 from __future__ import annotations

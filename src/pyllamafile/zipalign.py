@@ -176,12 +176,12 @@ class Layout:
         start: Where writing begins; what is before is not touched.
         kept: Members before `start` that stay as they are.
         comment: The archive's comment.
-        moves: By how many bytes everything may have been moved, right up to the end of the file,
-            when somebody reads it. It is all right for each of these; see `_blocks`. If there are
-            several, it ends where a block of the disk does, for XFS may be killed between moving
-            and cutting off what is no whole block, and leave the archive far from the end of the
-            file.
-        former: The members that it has, if `moves` are several, as long as it was not moved.
+        displacements: By how many bytes everything may have been moved, right up to the end of the
+            file, when somebody reads it. The archive is right for each of these; see `_blocks`. If
+            there are several, it ends where a block of the disk does: XFS may be killed between
+            moving and cutting off what is no whole block, and leave the archive far from the end
+            of the file.
+        undisplaced: With several displacements, the members of the archive before it is moved.
     """
 
     placed: tuple[Placed, ...]
@@ -190,8 +190,8 @@ class Layout:
     start: int = 0
     kept: tuple[Member, ...] = ()
     comment: bytes = b""
-    moves: tuple[int, ...] = (0,)
-    former: tuple[Member, ...] = ()
+    displacements: tuple[int, ...] = (0,)
+    undisplaced: tuple[Member, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -203,14 +203,14 @@ class Archive:
         directory_offset: Where the central directory begins.
         size: Length of the whole file.
         comment: The archive's comment.
-        base: Where the archive begins that its recorded offsets count from.
+        origin: Where the archive begins that its recorded offsets count from.
     """
 
     members: tuple[Member, ...]
     directory_offset: int
     size: int
     comment: bytes = b""
-    base: int = 0
+    origin: int = 0
 
     def shifted(self, by: int) -> Archive:
         """It, once so many bytes were put in front of all members, or, if negative, taken out."""
@@ -222,7 +222,7 @@ class Archive:
             members=members,
             directory_offset=self.directory_offset + by,
             size=self.size + by,
-            base=self.base + by,
+            origin=self.origin + by,
         )
 
 
@@ -350,8 +350,8 @@ def layout(
     *,
     kept: Sequence[Member] = (),
     comment: bytes = b"",
-    moves: Sequence[int] = (0,),
-    former: Sequence[Member] = (),
+    displacements: Sequence[int] = (0,),
+    undisplaced: Sequence[Member] = (),
 ) -> Layout:
     """Decide where everything goes. Pure.
 
@@ -363,8 +363,8 @@ def layout(
         start: Where writing may begin.
         kept: Members before `start` that stay, in file order.
         comment: The archive's comment.
-        moves: As `Layout` has it.
-        former: As `Layout` has it.
+        displacements: As `Layout` has it.
+        undisplaced: As `Layout` has it.
 
     Raises:
         PyllamafileError: A name is empty, absolute, doubled, not portable, or leads
@@ -390,13 +390,13 @@ def layout(
         start=start,
         kept=tuple(kept),
         comment=comment,
-        moves=tuple(moves),
-        former=tuple(former),
+        displacements=tuple(displacements),
+        undisplaced=tuple(undisplaced),
     )
-    bodies = {move: b"".join(_records(plan, {}, _NO_TIME, move)) for move in moves}
+    bodies = {move: b"".join(_records(plan, {}, _NO_TIME, move)) for move in displacements}
     at = max(end + len(body) + move for move, body in bodies.items())
     plan = _sized(replace(plan, directory_end=at))
-    if len(moves) > 1:
+    if len(displacements) > 1:
         plan = _sized(replace(plan, directory_end=at + -plan.size % BLOCK))
     return plan
 
@@ -502,8 +502,8 @@ def _moved_record(member: Member, at: int) -> bytes:
 
 
 def _records(plan: Layout, digests: Mapping[str, Digest], when: Time, move: int = 0) -> list[bytes]:
-    if len(plan.moves) > 1 and not move:
-        return [_moved_record(member, member.header_offset) for member in plan.former]
+    if len(plan.displacements) > 1 and not move:
+        return [_moved_record(member, member.header_offset) for member in plan.undisplaced]
     records = [_moved_record(member, member.header_offset + move) for member in plan.kept]
     for item in plan.placed:
         at = item.header_offset + move
@@ -520,7 +520,7 @@ _Block = tuple[int, bytes]  # where it begins, and what stands there
 
 
 def _blocks(plan: Layout, digests: Mapping[str, Digest], when: Time) -> list[_Block]:
-    """The central directory, once for each of a plan's moves, and where it goes, in file order.
+    """The central directory, once for each displacement, and where it goes, in file order.
 
     One place is named at the end of the file, that of a zip64 end record if there are several. What
     is found there is the one of the directory written for no move; or, once all has moved by so
@@ -529,9 +529,9 @@ def _blocks(plan: Layout, digests: Mapping[str, Digest], when: Time) -> list[_Bl
     file, whatever place that names, find a directory whose offsets are wrong by as much as its
     own: the archive, to them, has so many bytes in front of it.
     """
-    several = len(plan.moves) > 1
+    several = len(plan.displacements) > 1
     blocks = []
-    for move in sorted(plan.moves, reverse=True):
+    for move in sorted(plan.displacements, reverse=True):
         body = b"".join(records := _records(plan, digests, when, move))
         at = plan.directory_end - len(body)
         end = _end_records(len(records), len(body), at, plan.comment, wide=several)
@@ -974,7 +974,7 @@ def add(
     entries: Sequence[Entry],
     *,
     remove: Collection[str] = (),
-    moves: Sequence[int] = (0,),
+    displacements: Sequence[int] = (0,),
     progress: Progress = silent,
 ) -> int:
     """Add, replace and remove entries of an archive in place; create it if there is none.
@@ -988,8 +988,8 @@ def add(
         path: The archive.
         entries: What to add; members of the same name are replaced.
         remove: Names of members to remove.
-        moves: As `Layout` has it. If it is more than no move, the archive is left with gaps, for
-            `compact` to close when it has been moved.
+        displacements: As `Layout` has it. With more than (0,) gaps stay in the archive, which
+            `compact` closes when it has been moved.
         progress: Told how many bytes of `entries` are written.
 
     Returns:
@@ -999,7 +999,7 @@ def add(
         PyllamafileError: As `read`, `layout` and `write`; or a name in `remove` is not in
             the archive, or the archive is to be added to itself.
     """
-    return change(path, entries, remove=remove, moves=moves, progress=progress)[1]
+    return change(path, entries, remove=remove, displacements=displacements, progress=progress)[1]
 
 
 def change(
@@ -1007,7 +1007,7 @@ def change(
     entries: Sequence[Entry],
     *,
     remove: Collection[str] = (),
-    moves: Sequence[int] = (0,),
+    displacements: Sequence[int] = (0,),
     archive: Archive | None = None,
     progress: Progress = silent,
 ) -> tuple[Archive, int]:
@@ -1017,7 +1017,7 @@ def change(
         path: The archive.
         entries: As `add` has it.
         remove: As `add` has it.
-        moves: As `add` has it.
+        displacements: As `add` has it.
         archive: What it is now, if that is known; by default it is read.
         progress: As `add` has it.
 
@@ -1048,7 +1048,7 @@ def change(
             archive = _known(file.fileno(), path, archive)
         except OSError as error:
             raise failed(path, "read", error) from error
-        return _change(file.fileno(), path, archive, entries, remove, tuple(moves), count)
+        return _change(file.fileno(), path, archive, entries, remove, tuple(displacements), count)
 
 
 def compact(path: Path, archive: Archive | None = None) -> Archive:
@@ -1095,11 +1095,11 @@ def _compacted(archive: Archive) -> Layout | None:
     for split in range(len(members), 0, -1):
         if moving > _MOVE:
             break
-        if starts[split - 1] > ends[split - 1] or archive.base:
+        if starts[split - 1] > ends[split - 1] or archive.origin:
             tail = members[split:]
             plan = layout(tail, ends[split - 1], kept=members[:split], comment=archive.comment)
             fits = plan.size <= starts[split - 1] and plan.size < archive.size
-            if fits or (archive.base and not tail):
+            if fits or (archive.origin and not tail):
                 best = plan
         moving += members[split - 1].end - members[split - 1].header_offset
     return best
@@ -1125,7 +1125,7 @@ def _change(
     archive: Archive,
     entries: Sequence[Entry],
     remove: Collection[str],
-    moves: tuple[int, ...],
+    displacements: tuple[int, ...],
     count: Count,
 ) -> tuple[Archive, int]:
     for name in sorted(set(remove) - {member.name for member in archive.members}):
@@ -1149,12 +1149,16 @@ def _change(
         first, last = behind[0].header_offset, behind[-1].end
     start = kept[-1].end if kept else first
     replan = partial(
-        layout, kept=kept, comment=archive.comment, moves=moves, former=archive.members
+        layout,
+        kept=kept,
+        comment=archive.comment,
+        displacements=displacements,
+        undisplaced=archive.members,
     )
     plan = layout(tail, start, kept=kept, comment=archive.comment)
     here = replan(tail, start)
     # If it covers no member of the old archive, nor cuts off one that is to be found there still.
-    if not behind or (here.size <= first and len(moves) == 1):
+    if not behind or (here.size <= first and len(displacements) == 1):
         return _commit(fd, path, archive, here, count)[0], lost
 
     # It does, so it is written behind them first. Then they are dead, and it can move to
@@ -1162,7 +1166,7 @@ def _change(
     small = plan.size - start <= max(_CHEAP, 4 * (last - start))
     away = replan(tail, max(last, plan.size) if small else last)
     archive, digests = _commit(fd, path, archive, away, count)
-    if not small or moves != (0,):
+    if not small or displacements != (0,):
         return archive, lost + last - start
     try:
         return _close_gap(fd, path, archive, plan, away, digests), lost
@@ -1239,7 +1243,7 @@ def _commit(
     """
     target = Target(fd, path, archive.size)
     # What has been moved may be read by another directory than the one at its end.
-    moved = archive.base != 0
+    moved = archive.origin != 0
     covered = moved or plan.size > archive.directory_offset
     file = _Reader(fd, path)
     old = file.get(archive.directory_offset, archive.size - archive.directory_offset, "")
@@ -1273,11 +1277,11 @@ def _commit(
 def _made(file: _Reader, plan: Layout, end: _Block) -> Archive:
     """What `_read` finds once a plan is written, before anything is moved."""
     start, block = end
-    move = min(plan.moves)
+    move = min(plan.displacements)
     places = [(m.header_offset, m.data_offset, m.end) for m in plan.kept]
     places += [(p.header_offset, p.data_offset, p.data_offset + p.stored_size) for p in plan.placed]
-    if len(plan.moves) > 1 and not move:
-        places = [(m.header_offset, m.data_offset, m.end) for m in plan.former]
+    if len(plan.displacements) > 1 and not move:
+        places = [(m.header_offset, m.data_offset, m.end) for m in plan.undisplaced]
     members = []
     position = 0
     for place in places:

@@ -369,7 +369,7 @@ def test_a_shift_makes_one_archive_of_another(
     after = {name: content for name, content in before.items() if name not in gone}
     after |= {entry.name: entry.data for entry in new}
 
-    zipalign.add(path, new, remove=gone, moves=(0, -front))
+    zipalign.add(path, new, remove=gone, displacements=(0, -front))
     assert absolute(path) == before
     assert contents(path) == after  # by who takes what stands at the end
     path.write_bytes(path.read_bytes()[front:])

@@ -902,14 +902,14 @@ def test_what_a_change_returns_is_what_is_read(tmp_path, monkeypatch, seed):
         if front and rng.random() < 0.4:
             move = rng.choice([-front, front, front + 4096])
             known, _ = zipalign.change(
-                path, some(rng.randint(0, 2)), remove=gone, moves=(0, move), archive=known
+                path, some(rng.randint(0, 2)), remove=gone, displacements=(0, move), archive=known
             )
             assert known == read(path)
             raw = path.read_bytes()
             path.write_bytes(bytes(move) + raw if move > 0 else raw[-move:])
             known = known.shifted(move)
             assert known == read(path)
-            if known.base < 0 or known.base % BLOCK:
+            if known.origin < 0 or known.origin % BLOCK:
                 break  # no such thing is ever changed again
         else:
             known, _ = zipalign.change(path, some(2), remove=gone, archive=known)

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import time
@@ -220,6 +221,66 @@ def test_args_that_windows_editors_wrote(
     with zipfile.ZipFile(file, "a") as archive:
         archive.write(args, ".args")
     assert run(file).stdout == answer
+
+
+WRONG = {
+    ("--nonsense",): "unknown argument: --nonsense",
+    ("-c", "4.5"): "-c 4.5: not a number",
+    ("--port",): "--port needs a value",
+    ("-ctk", "q3"): "-ctk q3: Unsupported cache type: q3",
+    ("--chat-template", "nobodys"): "--chat-template nobodys: neither a template",
+    ("--temp", "0", "-p", "a", "--top-k", "many"): "--top-k many: not a number",
+    ("--api-key", ""): "--api-key: the key is empty",
+    ("--gpu", "nvidia"): "--gpu nvidia: this runtime computes on the processor only",
+}
+
+
+@pytest.mark.parametrize("words", WRONG, ids=" ".join)
+def test_no_file_gets_arguments_that_it_would_not_start_with(
+    words: tuple[str, ...], smollm2: Path, runtime: Path, llamafile: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "a.llamafile"
+    with pytest.raises(pyllamafile.RefusedError, match=re.escape(f"--arg: {WRONG[words]}")):
+        with_args(smollm2, file, *words)
+    assert not file.exists()
+    shutil.copy(llamafile, file)
+    args = tmp_path / "args"
+    args.write_text("# mine\n" + " ".join(f"'{word}'" for word in words))
+    with pytest.raises(pyllamafile.RefusedError, match=re.escape(f"args: {WRONG[words]}")):
+        pyllamafile.add(file, [(args, ".args")])
+    assert file.read_bytes() == llamafile.read_bytes()
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.write(args, ".args")
+    findings = pyllamafile.examine(file)
+    assert any(WRONG[words] in finding.what for finding in findings)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("-c", "4k", "--chat-template", "phi3", "--port", "8081", "-n", "5"),
+        ("--image", "nobody-has-this.png"),
+        ("--fast", "--silent-prompt", "--lora_scaled", "a.gguf:0.5"),
+        ("--bench", "-p", "512,1024", "-r", "2"),
+        ("-p", "--nonsense"),
+    ],
+    ids=" ".join,
+)
+def test_but_others(words: tuple[str, ...], smollm2: Path, runtime: Path, tmp_path: Path) -> None:
+    with_args(smollm2, tmp_path / "a.llamafile", *words)
+
+
+def test_nor_what_a_variable_stands_for(
+    smollm2: Path, runtime: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is known when the file starts; a variable of the builder is none of the file's."""
+    monkeypatch.setenv("LLAMA_ARG_CTX_SIZE", "many")
+    args = tmp_path / "args"
+    args.write_text("--port $THEIR_PORT")
+    pyllamafile.build(
+        smollm2, tmp_path / "a", args_file=args, args=["-c", "64"], targets=["linux-amd64"]
+    )
+    with_args(smollm2, tmp_path / "b", "-c", "64")
 
 
 # numbers

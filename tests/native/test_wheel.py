@@ -109,7 +109,7 @@ def test_what_has_to_be_compiled_asks_for_the_extra(
     for command in (["build", "-o", "f", "--target", target], ["runtimes", "build", "--all"]):
         done = run(installed / "pyllamafile", *command, **bare)
         assert done.returncode == 1
-        assert done.stderr.decode().endswith(
+        assert done.stderr.decode() == (
             "error: the Python package ziglang is missing, which compiling takes\n"
             "hint: pip install 'pyllamafile[runtimes]'\n"
         )

@@ -33,10 +33,11 @@ GRAPH = {
         "native.building.gui", "native.building.source",
         "native.building.tools", "progress", "runtimes", "targets",
     },
+    "native.trial": {"native.building.tools"},
     "plan": {"copying", "errors", "launcher", "llamafile", "runtimes", "zipalign"},
     "engine": {
-        "errors", "launcher", "llamafile", "native", "ops.verify", "plan", "progress", "runtimes",
-        "targets", "zipalign",
+        "arguments", "errors", "launcher", "llamafile", "native", "native.trial", "ops.verify",
+        "plan", "progress", "runtimes", "targets", "zipalign",
     },
     "output": {
         "appearing", "errors", "llamafile", "ops.verify", "plan", "progress", "zipalign",
@@ -47,7 +48,8 @@ GRAPH = {
     "models.forecast": {"errors", "models.gguf"},
     "models.source": {"copying", "errors", "models.gguf", "progress"},
     "models.convert": {
-        "errors", "models.forecast", "models.gguf", "native", "native.building.tools", "progress",
+        "errors", "models.forecast", "models.gguf", "native", "native.building.tools",
+        "native.trial", "progress",
     },
     "models.hub": {"errors", "models.convert", "models.gguf", "models.source", "progress"},
     "models.ollama": {"errors", "models.gguf", "models.source", "progress"},
@@ -61,14 +63,14 @@ GRAPH = {
         "appearing", "copying", "errors", "llamafile", "paths", "progress", "zipalign",
     },
     "ops.edit": {
-        "arguments", "errors", "llamafile", "models.fit", "models.gguf", "models.source", "paths",
-        "plan", "progress", "zipalign",
+        "arguments", "engine", "errors", "llamafile", "models.fit", "models.gguf", "models.source",
+        "paths", "plan", "progress", "zipalign",
     },
     "ops.advise": {
         "errors", "machine", "models.forecast", "models.sources", "paths", "targets",
     },
     "ops.doctor": {
-        "arguments", "errors", "llamafile", "machine", "ops.verify", "paths", "targets",
+        "arguments", "engine", "errors", "llamafile", "machine", "ops.verify", "paths", "targets",
     },
     "ops.in_place": {
         "copying", "errors", "llamafile", "models.gguf", "models.source", "plan", "progress",
@@ -127,7 +129,8 @@ GRAPH = {
 }  # fmt: skip
 SPEAKERS = {name for name in GRAPH if name.split(".")[0] == "cli"} | {"__main__"}
 STARTERS = {
-    f"native.building.{name}" for name in ("aside", "driver", "licenses", "tools", "update")
+    "native.trial",
+    *(f"native.building.{name}" for name in ("aside", "driver", "licenses", "tools", "update")),
 }
 
 

@@ -7,7 +7,6 @@ import json
 import re
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +22,7 @@ from pyllamafile.errors import (
 )
 from pyllamafile.models import forecast
 from pyllamafile.models.gguf import read, shards
+from pyllamafile.native import trial
 from pyllamafile.native.building import tools
 from pyllamafile.progress import Progress, Step
 
@@ -218,13 +218,10 @@ def to_format(
             tell(Step("bytes", label, done, total))
 
     tell(Step("bytes", label, 0, total))
-    with tempfile.TemporaryDirectory(dir=tools.folder("run"), prefix="quantizer-") as folder:
-        runtime = Path(folder) / "runtime"
-        runtime.write_bytes(program)
-        runtime.chmod(0o700)
+    with trial.unpacked(program) as runtime:
         model = files[0].absolute()
         if not model.name.endswith(".gguf"):  # Ollama's blobs
-            model = Path(folder) / "model.gguf"
+            model = runtime.with_name("model.gguf")
             model.symlink_to(files[0].absolute())
         command = [str(runtime), "--quantize", *(["--allow-requantize"] if again else [])]
         command += [str(model), str(output), format]

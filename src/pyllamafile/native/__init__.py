@@ -38,6 +38,7 @@ __all__ = [
     "build_folder",
     "build_gui",
     "cache",
+    "check_tools",
     "find",
     "find_gui",
     "llama_source",
@@ -190,14 +191,23 @@ def build_all(
             attempt(pages, beside.result)
 
 
+def check_tools() -> None:
+    """Look for what every target takes.
+
+    Raises:
+        UnavailableError: A tool is missing.
+    """
+    driver.programs()
+    tools.package("deflate")
+
+
 def prepare(*, progress: Progress | None = None) -> Path:
-    """What every target takes: the tools, which are looked for, and llama.cpp's source.
+    """Llama.cpp's source, which every target takes, once the tools are known to be there.
 
     Raises:
         PyllamafileError: A tool is missing, or the source can't be had.
     """
-    driver.programs()
-    tools.package("deflate")
+    check_tools()
     return llama_source(progress=progress)
 
 

@@ -427,6 +427,7 @@ def _gathered(
     names += [file.name for file in (*itertools.chain(*partners.values()), *extras)]
     if text is not None:
         arguments.check(text.encode(), names, str(text_file or "--arg"), text_file)
+        engine.check_arguments(text.encode(), str(text_file or "--arg"), text_file)
     facts = {file.name: headers.of(file.path) for file in (*itertools.chain(*models), *weights)}
     for each in (*itertools.chain(*models), *weights):
         if problem := unmappable(facts[each.name]):

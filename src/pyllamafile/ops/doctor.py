@@ -19,9 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from pyllamafile import arguments, llamafile
+from pyllamafile import arguments, engine, llamafile
 from pyllamafile import machine as machines
-from pyllamafile.errors import AccessError, PyllamafileError
+from pyllamafile.errors import AccessError, PyllamafileError, RefusedError
 from pyllamafile.llamafile import ARGS, Llamafile
 from pyllamafile.ops.verify import verify
 from pyllamafile.paths import path_of
@@ -226,6 +226,11 @@ def _arguments(found: Llamafile) -> Iterator[Finding]:
         return
     if fault := arguments.fault(text, weights):
         yield Finding(f".args: {fault}", remedy)
+        return
+    try:
+        engine.check_arguments(text, ".args")
+    except RefusedError as error:
+        yield Finding(error.message, remedy)
 
 
 def _range(file: Path, at: int, size: int) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from pyllamafile import arguments, plan, zipalign
+from pyllamafile import arguments, engine, plan, zipalign
 from pyllamafile.errors import AccessError, NotFoundError, RefusedError
 from pyllamafile.llamafile import ARGS, GUI, MANIFEST, WEIGHTS, Llamafile, read
 from pyllamafile.models import gguf
@@ -56,6 +56,7 @@ def add(
         if name == ARGS:
             text = arguments.of_file(given)
             arguments.check(text, {*found.members, *(name for _, name in pairs)}, str(given), given)
+            engine.check_arguments(text, str(given), given)
             entry = zipalign.Entry(name, text, mode=entry.mode)
         entries.append(entry)
     zipalign.add(path, [*entries, found.updated_manifest(entries)], progress=progress or silent)
@@ -119,3 +120,4 @@ def check_args(file: Path, entries: Collection[str]) -> None:
     except OSError as error:
         raise AccessError(f"{file}: {error.strerror}", path=file) from error
     arguments.check(text, entries, str(file), file)
+    engine.check_arguments(text, str(file), file)

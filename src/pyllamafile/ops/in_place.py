@@ -179,7 +179,7 @@ class Conversion:
             added = [entry for entry in others if isinstance(entry, Entry)]
             known = {model.name: self.digest}
             added.append(manifest_entry(self.plan.engine.facts, known, added))
-            layout = zipalign.layout(added, model.end, kept=[model], moves=(self.room,))
+            layout = zipalign.layout(added, model.end, kept=[model], displacements=(self.room,))
             zipalign.write(file, layout)
             os.fsync(file.fileno())
 

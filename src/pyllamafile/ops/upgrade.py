@@ -351,11 +351,11 @@ class Exchange:
     """Another engine for a llamafile, under weights that are not copied.
 
     The new engine is put behind the old one, where nobody looks, then the new directory behind
-    everything, and last the old engine is taken out. Before something moves, the directory is
-    written twice, so that who starts the file finds the one that was right before as long as
-    nothing has moved, and then the other (`zipalign.Layout.moves`). So at any moment the file is
-    the old one or the new one. What was killed before the last move is ended by `_finish`; what was
-    killed earlier is just another file with something in front of its weights.
+    everything, and last the old engine is taken out. Before anything moves, the directory is
+    written twice: a reader finds the one for the old place until the weights have moved, and then
+    the other (`zipalign.Layout.displacements`). So at any moment the file is the old one or the
+    new one. If the exchange is killed before the last move, `_finish` ends it. If it is killed
+    earlier, the file is just one with something in front of its weights.
 
     Attributes:
         path: The file.
@@ -417,7 +417,7 @@ class Exchange:
     def _change(self, entries: Sequence[Entry], remove: Collection[str], move: int) -> None:
         """Change the zip so that all of it may be moved then by so many bytes."""
         self.archive, _ = zipalign.change(
-            self.path, entries, remove=remove, moves=(0, move), archive=self.archive
+            self.path, entries, remove=remove, displacements=(0, move), archive=self.archive
         )
 
     def _insert(self, size: int) -> None:
@@ -468,7 +468,9 @@ def _exchange(
         for move in (new, -old):
             gone = {*remove, *(entry.name for entry in entries)}
             kept = [member for member in members if member.name not in gone]
-            zipalign.layout(entries, members[-1].end, kept=kept, moves=(0, move), former=members)
+            zipalign.layout(
+                entries, members[-1].end, kept=kept, displacements=(0, move), undisplaced=members
+            )
     except PyllamafileError:
         return None
     return Exchange(path, found.archive, engine, entries, remove, old, new)
@@ -482,7 +484,7 @@ def _finish(found: Llamafile) -> Llamafile:
     Returns:
         The file as it is then.
     """
-    path, base = found.path, found.archive.base
+    path, base = found.path, found.archive.origin
     block = shift.unit(path.parent)
     if base < 0 or block is None or base % block or shift.busy(path):
         return found

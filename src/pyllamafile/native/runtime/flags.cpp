@@ -73,7 +73,7 @@ std::string one_line(const std::string & message) {
 }
 
 // What llama.cpp says to the value of an option, in one line; empty if it takes it.
-std::string refusal(const common_arg & option, const std::string & value) {
+std::string refusal(const common_arg & option, const std::string & value, bool files) {
     static const std::set<std::string> READ = {
         "-f",     "-bf", "--grammar-file", "-jf", "-sysf", "--chat-template-file", "--api-key-file",
         "--image"
@@ -82,7 +82,7 @@ std::string refusal(const common_arg & option, const std::string & value) {
     if (hint == "FNAME" || hint == "FILE" || hint == "PATH") {
         // a look only: who reads a pipe twice finds it empty
         std::error_code ignored;
-        if (READ.count(option.args[0]) == 0 || value == "-") {
+        if (!files || READ.count(option.args[0]) == 0 || value == "-") {
             return {};
         }
         const auto status = std::filesystem::status(std::filesystem::u8path(value), ignored);
@@ -199,7 +199,7 @@ void flag_table::leave_to_others(arguments & args, int tool) const {
     }
 }
 
-void flag_table::check(arguments & args, int tool) const {
+void flag_table::check(arguments & args, int tool, bool files) const {
     common_params params;
     const auto options = common_params_parser_init(params, (llama_example)tool).options;
     for (const common_arg & option : options) {
@@ -228,7 +228,7 @@ void flag_table::check(arguments & args, int tool) const {
             if (found->values == 1 && option.value_hint != nullptr &&
                 std::any_of(option.args.begin(), option.args.end(), is_it)) {
                 args[i + 1] = spelled_out(option, args[i + 1]);
-                const std::string refused = refusal(option, args[i + 1]);
+                const std::string refused = refusal(option, args[i + 1], files);
                 if (!refused.empty()) {
                     refuse(arg, arg + " " + args[i + 1] + ": " + refused);
                 }

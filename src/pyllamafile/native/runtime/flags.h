@@ -29,7 +29,8 @@ class flag_table {
     void leave_to_others(arguments & args, int tool) const;
     // Refuses the first word in `args` that a tool would not understand, and the variables that it
     // would not; a whole number that ends in k is a multiple of 1024, and is written out.
-    void check(arguments & args, int tool) const;
+    // Without `files` it is all the same whether there are the files that are named.
+    void check(arguments & args, int tool, bool files = true) const;
     // Whether a tool has a flag.
     bool knows(int tool, const std::string & name) const;
     // How many values a flag takes; 0 for what is none.

@@ -337,6 +337,27 @@ bool wants_log(const arguments & args, const flag_table & flags) {
 
 } // namespace
 
+void check_own(const arguments & own) {
+    const flag_table flags(our_flags());
+    arguments all = merge_args(own, {});
+    complete_former(all, flags);
+    flags.spell(all);
+    if (take_mode(all, flags).chosen.flags == NO_COMMON_FLAGS) {
+        return;
+    }
+    check_keys(all, flags);
+    for (const mode & each : MODES) {
+        if (each.flags != NO_COMMON_FLAGS) {
+            arguments args = all;
+            flags.leave_to_others(args, each.flags);
+            leave_out_gpu(args, flags);
+            translate_former(args, flags, each.flags);
+            flags.check(args, each.flags, false);
+            name_chat_template(args, flags);
+        }
+    }
+}
+
 invocation read_invocation(const arguments & own, const arguments & user) {
     invocation out;
     out.flags = flag_table(our_flags());

@@ -23,3 +23,7 @@ struct invocation {
 // Reads both command lines; what is behind a flag of ours is looked for and checked. Throws
 // std::runtime_error with one line, which says so if what is wrong is in `.args`.
 invocation read_invocation(const arguments & own, const arguments & user);
+
+// Whether a file could start with these words in its `.args`, in every mode that reads them. Throws
+// the same. Weights and other files are not looked for.
+void check_own(const arguments & own);

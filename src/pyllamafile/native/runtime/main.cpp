@@ -13,6 +13,7 @@
 #include "system/cache.h"
 #include "system/cpu.h"
 #include "system/system.h"
+#include "text.h"
 #include "web/guard.h"
 
 #include <algorithm>
@@ -142,6 +143,15 @@ int main(int argc, char ** argv) {
     // How the launch script finds out whether programs may run where it unpacked this one.
     if (user.size() == 1 && user[0] == "--probe") {
         return 0;
+    }
+    // How the builder finds out whether a file could start with a text as its `.args`.
+    if (user.size() == 2 && user[0] == "--check-args") {
+        try {
+            check_own(parse_args_file(read_text(user[1])));
+            return 0;
+        } catch (const std::exception & problem) {
+            return fail(problem.what());
+        }
     }
     own_program = own_path();
     if (own_program.empty()) {
