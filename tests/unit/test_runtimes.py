@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib.metadata
+import importlib.util
 import json
 import os
 import shutil
@@ -21,7 +22,7 @@ import pytest
 from running import needs
 
 from pyllamafile import native
-from pyllamafile.errors import PyllamafileError
+from pyllamafile.errors import PyllamafileError, UnavailableError
 from pyllamafile.launcher import pack
 from pyllamafile.native.building import driver, gui, source, tools
 from pyllamafile.progress import Step
@@ -308,6 +309,21 @@ def test_a_missing_tool_is_named(home: Path, monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(PyllamafileError, match="cmake is missing") as caught:
         tools.program("cmake")
     assert caught.value.hint == "pip install 'pyllamafile[runtimes]'"
+
+
+def test_pip_is_the_environments_own_or_uvs(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """uv makes environments without pip, and `uv pip` can't download."""
+    assert tools.pip() == [sys.executable, "-m", "pip"]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    uv = home / "uv"
+    uv.write_text("#!/bin/sh\n")
+    uv.chmod(0o755)
+    monkeypatch.setenv("PATH", str(home))
+    assert tools.pip() == [str(uv), "tool", "run", "pip"]
+    uv.unlink()
+    with pytest.raises(UnavailableError, match=r"is fetched with pip, and .* has none") as caught:
+        tools.pip()
+    assert caught.value.hint == "python -m ensurepip, or install uv"
 
 
 def fake_pip(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:

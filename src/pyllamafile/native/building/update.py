@@ -244,7 +244,8 @@ def _judge(rows: Sequence[Seam], results: Mapping[str, str], failure: Exception 
     if wrong or failure:
         lines = "".join(f"\n  {line}" for line in wrong)
         raise RefusedError(
-            f"not every seam has shown that it works:{lines}", hint=tools.log_hint("update")
+            f"not every seam has shown that it works:{lines}",
+            hint=f"{tools.log_hint('update')}; scripts/test installs what no test is skipped with",
         ) from failure
 
 
