@@ -226,8 +226,9 @@ def test_every_kind_becomes_commands() -> None:
 
 
 def test_a_file_is_copied_once_however_many_rows_edit_it() -> None:
-    rows = [seam("edited", name=name, target="base", becomes="0") for name in "ab"]
-    assert seams.cmake(rows, "Linux").count("seam_copy(") == 1
+    rows = [seam("edited", name=name, target="base", becomes="0", header="h.h") for name in "ab"]
+    text = seams.cmake(rows, "Linux")
+    assert text.count("seam_copy(") == text.count("seam_header(") == 1
 
 
 def test_every_command_is_a_function_of_ours() -> None:

@@ -200,14 +200,17 @@ def cmake(seams: Sequence[Seam], system: str) -> str:
     copies = {seam.place.file: seam for seam in rows if seam.met == "edited"}
     for seam in copies.values():
         lines.append(f"seam_copy({seam.name} {seam.target} {seam.place.file})")
+    included = set()
     for seam in rows:
         row = f"{seam.name} {seam.target} {seam.place.file}"
+        header = (seam.target, seam.place.file, seam.header)
         if seam.met == "renamed":
             lines += [f'seam_rename({row} "{pair}")' for pair in seam.rename]
-        elif seam.met in ("header", "edited") and seam.header:
-            lines.append(f"seam_header({row} {seam.header})")
         elif seam.met == "replaced":
             lines.append(f"seam_replaced({row} {seam.header})")
+        elif seam.header and header not in included:
+            included.add(header)
+            lines.append(f"seam_header({row} {seam.header})")
     return "\n".join([*lines, ""])
 
 
