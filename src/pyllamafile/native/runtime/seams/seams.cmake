@@ -19,6 +19,7 @@ function(seam_source out name target file)
     message(FATAL_ERROR "seam ${name}: ${target} doesn't compile ${file}")
 endfunction()
 
+# A source that has such a property CMake compiles alone, and not together with others.
 function(seam_set name target file property value)
     seam_source(source ${name} ${target} ${file})
     set_property(SOURCE ${source} TARGET_DIRECTORY ${target} APPEND PROPERTY ${property} "${value}")
