@@ -23,10 +23,13 @@ class Level:
         name: What `--version` calls it, for example ``v3``. native/cpu.cpp knows by it how to
             recognise such a processor.
         flags: The compiler's flags that enable it.
+        sources: Those of the kernels that come out otherwise than for the level below, which has
+            the others; none for all.
     """
 
     name: str
     flags: tuple[str, ...]
+    sources: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,8 @@ class Target:
         return self.name.split("-")[1]
 
 
-def _level(name: str, flags: str, below: Level | None = None) -> Level:
-    return Level(name, (*(below.flags if below else ()), *flags.split()))
+def _level(name: str, flags: str, below: Level | None = None, sources: str = "") -> Level:
+    return Level(name, (*(below.flags if below else ()), *flags.split()), tuple(sources.split()))
 
 
 # x86-64 psABI, microarchitecture levels; ggml has no use for what else v2 and v3 comprise.
@@ -74,7 +77,7 @@ AMD64_AVX512 = _level(
     "avx512", "-mavx512f -mavx512cd -mavx512bw -mavx512dq -mavx512vl -mavx512vnni", AMD64_V3
 )
 # Intel since Sapphire Rapids, AMD since Zen 4; it doubles the prompt speed of BF16 weights.
-AMD64_BF16 = _level("avx512bf16", "-mavx512bf16", AMD64_AVX512)
+AMD64_BF16 = _level("avx512bf16", "-mavx512bf16", AMD64_AVX512, "gemm.cpp vec.cpp")
 
 # zig takes the last -mcpu, with LLVM's names of features. What has dotprod is Armv8.2, and so has
 # lse, whose atomics a barrier of many threads takes. SVE is left out: nobody could measure here

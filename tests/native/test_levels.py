@@ -14,7 +14,7 @@ from running import need, run
 
 import pyllamafile
 from pyllamafile import native
-from pyllamafile.native.building import driver, tools
+from pyllamafile.native.building import driver, levels, tools
 from pyllamafile.native.building.levels import external_symbols, header, identifier
 from pyllamafile.progress import silent
 from pyllamafile.targets import TARGETS, Target
@@ -71,8 +71,24 @@ def test_names_of_every_format(tmp_path: Path) -> None:
 
 
 def test_header_renames_everything_once() -> None:
-    text = header({"b", "a"}, "v3")
+    text = header({"b": "v3", "a": "v3"})
     assert re.findall(r"#define (\w+) (\w+)", text) == [("a", "a__v3"), ("b", "b__v3")]
+
+
+def test_a_level_with_sources_has_these_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    symbols = {"x/a.c.o": ["a", "shared"], "y/a.c.o": ["more"], "b.cpp.obj": ["_Z1bv", "_ZSt1cv"]}
+    monkeypatch.setattr(levels, "external_symbols", lambda path: symbols[str(path)])
+    made = levels.headers(["v3=", "big=", "best=b.cpp"], map(Path, symbols))
+    found = {level: re.findall(r"#define (\S+) (\S+)", text) for level, text in made.items()}
+    everything = ["a", "b", "more", "shared"]
+    assert found == {
+        "v3": [(name, f"{name}__v3") for name in everything],
+        "big": [
+            *((name, f"{name}__big") for name in everything),
+            ("BETTER(name)", "name##__best"),
+        ],
+        "best": [(name, f"{name}__{'best' if name == 'b' else 'big'}") for name in everything],
+    }
 
 
 # the compiled thing, on processors that it is made for and on one that it isn't

@@ -154,6 +154,7 @@ def _settings(target: Target) -> dict[str, str]:
         "RUNTIME_TARGET": target.name,
         "RUNTIME_LEVELS": ";".join(level.name for level in target.levels),
         **{f"FLAGS_{level.name}": ";".join(level.flags) for level in target.levels},
+        **{f"SOURCES_{level.name}": ";".join(level.sources) for level in target.levels},
     }
 
 

@@ -4,7 +4,10 @@ A build step of CMakeLists.txt: from the objects of the first level it takes eve
 name and writes, for each other level, a header that is included in front of all its sources and
 renames them: ``#define ggml_vec_dot_q4_0_q8_0 ggml_vec_dot_q4_0_q8_0__v3``.
 
-    python levels.py OUT_DIRECTORY LEVEL... -- OBJECT...
+    python levels.py OUT_DIRECTORY LEVEL[=SOURCE,...]... -- OBJECT...
+
+A level with sources has these alone, and everything else is the level's before it. That one learns
+by ``BETTER`` what names of the better one are.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from __future__ import annotations
 import re
 import struct
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import lief
@@ -75,20 +78,49 @@ def identifier(symbol: str) -> str | None:
     return None
 
 
-def header(identifiers: Iterable[str], level: str) -> str:
-    """The header that renames everything for a level."""
-    lines = [f"#define {name} {name}__{level}" for name in sorted(identifiers)]
+def header(identifiers: Mapping[str, str], better: str = "") -> str:
+    """The header that renames everything for a level.
+
+    Args:
+        identifiers: The level that each is of.
+        better: A level that has some of them for better processors.
+    """
+    lines = [f"#define {name} {name}__{level}" for name, level in sorted(identifiers.items())]
+    if better:
+        lines.append(f"#define BETTER(name) name##__{better}")
     return "\n".join(["#pragma once", *lines, ""])
+
+
+def headers(levels: Iterable[str], objects: Iterable[Path]) -> dict[str, str]:
+    """The headers by level.
+
+    Args:
+        levels: The names, each perhaps with its sources behind it.
+        objects: Those of the first level.
+    """
+    by_source: dict[str, set[str]] = {}
+    for path in objects:
+        names = by_source.setdefault(re.sub(r"\.o(bj)?$", "", path.name), set())
+        names |= {name for symbol in external_symbols(path) if (name := identifier(symbol))}
+    whole, texts = "", {}
+    for level in levels:
+        name, _, sources = level.partition("=")
+        own = {n for source in sources.split(",") if source for n in by_source[source]}
+        if own:
+            texts[whole] = header(dict.fromkeys(set().union(*by_source.values()), whole), name)
+        else:
+            whole = name
+        of = {n: name if n in own else whole for names in by_source.values() for n in names}
+        texts[name] = header(of)
+    return texts
 
 
 def main() -> None:
     """Write the headers."""
     split = sys.argv.index("--")
     folder, *levels = sys.argv[1:split]
-    symbols = {s for path in sys.argv[split + 1 :] for s in external_symbols(Path(path))}
-    identifiers = {name for symbol in symbols if (name := identifier(symbol))}
-    for level in levels:
-        path, text = Path(folder, f"level-{level}.h"), header(identifiers, level)
+    for level, text in headers(levels, map(Path, sys.argv[split + 1 :])).items():
+        path = Path(folder, f"level-{level}.h")
         if not path.exists() or path.read_text() != text:  # or all kernels compile again
             path.write_text(text)
 

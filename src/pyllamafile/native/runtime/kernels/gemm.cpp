@@ -11,9 +11,11 @@
 
 #include "llamafile/sgemm.h"
 
+#include "ggml-backend.h"
 #include "ggml-cpu-impl.h"
 #include "quants.h"
 #include "repack.h"
+#include "vec.h"
 
 #if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 
@@ -67,9 +69,40 @@ const row PRODUCTS[] = {
 
 } // namespace
 
+#ifdef BETTER
+
+// Another level differs from this one here and in vec.cpp alone, so a processor that it is for
+// takes everything else from here.
+
+extern "C" bool BETTER(our_sgemm)(const ggml_compute_params * params, int64_t m, int64_t n,
+                                  int64_t k, const void * a, int64_t lda, const void * b,
+                                  int64_t ldb, void * c, int64_t ldc, int a_type, int b_type,
+                                  int c_type);
+extern "C" decltype(ggml_vec_dot_bf16) BETTER(ggml_vec_dot_bf16);
+extern "C" ggml_backend_reg_t ggml_backend_cpu_reg();
+
+static bool is_better = false;
+
+extern "C" ggml_backend_reg_t BETTER(ggml_backend_cpu_reg)() {
+    is_better = true;
+    return ggml_backend_cpu_reg();
+}
+
+extern "C" void our_vec_dot_bf16(int n, float * sum, size_t bs, ggml_bf16_t * x, size_t bx,
+                                 ggml_bf16_t * y, size_t by, int rows) {
+    (is_better ? BETTER(ggml_vec_dot_bf16) : ggml_vec_dot_bf16)(n, sum, bs, x, bx, y, by, rows);
+}
+
+#endif
+
 extern "C" bool our_sgemm(const ggml_compute_params * params, int64_t m, int64_t n, int64_t k,
                           const void * a, int64_t lda, const void * b, int64_t ldb, void * c,
                           int64_t ldc, int a_type, int b_type, int c_type) {
+#ifdef BETTER
+    if (is_better) {
+        return BETTER(our_sgemm)(params, m, n, k, a, lda, b, ldb, c, ldc, a_type, b_type, c_type);
+    }
+#endif
     for (const row & known : PRODUCTS) {
         const product_of run = n < FEW_COLUMNS ? known.few : known.many;
         if (a_type == known.weights && b_type == known.columns && c_type == GGML_TYPE_F32 &&
