@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 import lief
@@ -12,7 +13,7 @@ from fixtures import tiny_phi3
 from running import run
 
 from pyllamafile import native
-from pyllamafile.native.building import driver
+from pyllamafile.native.building import driver, tools
 from pyllamafile.progress import silent
 from pyllamafile.targets import TARGETS
 
@@ -67,6 +68,8 @@ def test_seam_products_come_to_ours() -> None:
     out = native.build_folder(target) / "out"
     if not (out / "runtime").is_file():  # the runtime came from elsewhere
         driver.compile_runtime(target, native.llama_source(), None, silent)
+    command = [tools.program("ninja"), "-t", "inputs", "runtime"]
+    linked = subprocess.run(command, cwd=out, capture_output=True, text=True).stdout.splitlines()
     suffixes = ["", *(f"__{level.name}" for level in target.levels[1:] if not level.sources)]
     # The last of them stands in for a better one, and asks ours which it is.
     dots = {"our_vec_dot_bf16", *(f"ggml_vec_dot_bf16{suffix}" for suffix in suffixes[:-1])}
@@ -83,8 +86,8 @@ def test_seam_products_come_to_ours() -> None:
         ),
     ):
         asked = set()
-        for path in out.rglob(f"ggml-cpu/{source}.o"):
-            binary = lief.ELF.parse(str(path))
+        for path in (path for path in linked if path.endswith(f"ggml-cpu/{source}.o")):
+            binary = lief.ELF.parse(str(out / path))
             assert binary is not None
             missing = {str(symbol.name) for symbol in binary.symbols if symbol.shndx == 0}
             asked |= {name for name in missing if name.startswith(asks)}
