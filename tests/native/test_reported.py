@@ -504,7 +504,9 @@ def rewritten(smollm2: Path, path: Path, alignment: int = 32, template: str | No
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_custom_alignment(alignment)
     left_out = {"general.architecture", "general.alignment"}
-    if template is not None:
+    if template == "":
+        left_out.add("tokenizer.chat_template")
+    elif template is not None:
         writer.add_chat_template(template)
         left_out.add("tokenizer.chat_template")
     for key, field in reader.fields.items():
@@ -537,6 +539,18 @@ def test_a_broken_template_stops_no_completion(
     file = rewritten(smollm2, tmp_path / "a.gguf", template=template)
     done = run(llamafile, "-m", file, "-p", PROMPT, *GREEDY)
     assert (done.returncode, done.stdout, done.stderr) == (0, answer, b"")
+
+
+def test_a_base_model_is_said_to_be_none_for_chats(
+    llamafile: Path, smollm2: Path, tmp_path: Path
+) -> None:
+    file = rewritten(smollm2, tmp_path / "a.gguf", template="")
+    done = run(llamafile, "-m", file, "--chat", *GREEDY, stdin=b"Hi\n")
+    assert done.returncode == 0
+    assert done.stderr.startswith(b"note: these weights have no chat template")
+    assert done.stderr.count(b"\n") == 1
+    for quiet in (["--chat-template", "chatml"], ["-p", PROMPT]):
+        assert run(llamafile, "-m", file, *GREEDY, *quiet, stdin=b"").stderr == b""
 
 
 def test_a_long_text_is_embedded_by_default(llamafile: Path) -> None:

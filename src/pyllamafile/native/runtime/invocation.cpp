@@ -279,6 +279,13 @@ std::string choose_weights(arguments & args, const flag_table & flags, const mod
                 found.path.c_str(), moved ? " (some zip tool moved them)" : "");
         args.insert(args.end(), { "--load-mode", "none" });
     }
+    if (chosen.tool == chat && !found.chats && !flags.has(args, TEMPLATE) &&
+        !is_set("LLAMA_ARG_CHAT_TEMPLATE") && !is_set("LLAMA_ARG_CHAT_TEMPLATE_FILE")) {
+        fputs(
+            "note: these weights have no chat template: they may be a base model, which continues "
+            "texts and answers nobody (-p TEXT); the conversation is written in ChatML\n",
+            stderr);
+    }
     if (chosen.tool == llama_server) {
         widen_batches(args, flags, found.context);
     }

@@ -274,6 +274,7 @@ std::string check_header(range_reader & in, weights & out) {
     std::string kind;
     out.architecture.clear();
     out.embeds = false;
+    out.chats = false;
     out.alignment = 32;
     out.context = 0;
     for (uint64_t i = 0; i < values; i++) {
@@ -283,6 +284,7 @@ std::string check_header(range_reader & in, weights & out) {
             return TRUNCATED;
         }
         out.embeds = out.embeds || ends_with(key, ".pooling_type");
+        out.chats = out.chats || key == "tokenizer.chat_template";
         if (key == "general.alignment" && type == TYPE_UINT32) {
             const uint32_t & given = out.alignment;
             if (!in.read(out.alignment) || given == 0 || (given & (given - 1)) != 0) {

@@ -20,6 +20,7 @@ struct weights {
     weights_kind kind;
     std::string architecture;
     bool embeds;        // a model that is made for embeddings
+    bool chats;         // one that says how conversations are written for it
     uint32_t alignment; // of its tensors, bytes
     uint32_t context;   // that it was trained on, tokens; 0 if it doesn't say
 
