@@ -549,7 +549,7 @@ def test_a_base_model_is_said_to_be_none_for_chats(
     assert done.returncode == 0
     assert done.stderr.startswith(b"note: these weights have no chat template")
     assert done.stderr.count(b"\n") == 1
-    for quiet in (["--chat-template", "chatml"], ["-p", PROMPT]):
+    for quiet in (["--chat", "--chat-template", "chatml"], ["-p", PROMPT]):
         assert run(llamafile, "-m", file, *GREEDY, *quiet, stdin=b"").stderr == b""
 
 
