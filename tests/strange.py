@@ -13,6 +13,7 @@ import re
 import shutil
 import struct
 import subprocess
+import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ import pyllamafile
 from pyllamafile.targets import host
 
 MANIFEST = "llamafile.json"
+SIGNATURE = "llamafile.json.sig"
 BLOCK = 65536
 FILE = "f.llamafile"
 MODEL = "m.gguf"
@@ -50,6 +52,8 @@ NEWER = PROGRAM + b"# of another version\n"
 _RULES = """
 verdict      reading      inspect  verify  extract  upgrade  add    remove  zipalign  doctor  start  container  runtime
 sound        ours         shows    sound   all      works    works  works   works     well    yes    yes        yes
+signed       ours         shows    sound   all      works    works  works   works     well    yes    yes        yes
+ill-signed   ours         shows    named   all      works    works  works   works     well    yes    yes        yes
 changed      ours         shows    named   all      works    works  works   works     well    yes    yes        yes
 corrupt      ours         shows    named   error    error    works  works   works     well    yes    yes        yes
 awkward      ours         shows    named   all      error    works  works   works     well    yes    yes        yes
@@ -82,6 +86,7 @@ SAYS = {
     "unreadable": r"llamafile\.json|manifest",
     "overlong": r"\.args",
     "interrupted": r"interrupted",
+    "ill-signed": r"signature|\.sig",
 }
 
 # ------------------------------------------------------------- what they are made of
@@ -316,6 +321,37 @@ def off_alignment(bench: Bench) -> bytes:
     return ours(bench, front=bench.front[:-100])
 
 
+def signature(of: bytes, kind: str = "ed25519", namespace: str = "llamafile") -> bytes:
+    """A signature by a key of this type, which is made for it."""
+    need("ssh-keygen", "openssh-client")
+    with tempfile.TemporaryDirectory() as place:
+        key = Path(place, "key")
+        subprocess.run(["ssh-keygen", "-q", "-t", kind, "-N", "", "-f", key], check=True)
+        command = ["ssh-keygen", "-Y", "sign", "-n", namespace, "-f", str(key)]
+        return subprocess.run(command, input=of, capture_output=True, check=True).stdout
+
+
+def signed_with(
+    kind: str = "ed25519",
+    *,
+    of: bytes | None = None,
+    namespace: str = "llamafile",
+    edit: Callable[[bytes], bytes] = lambda text: text,
+    first: bool = False,
+    method: int = 0,
+) -> Callable[[Bench], bytes]:
+    """A llamafile with a signature of its manifest, or of something else."""
+
+    def make(bench: Bench) -> bytes:
+        manifest = as_text({**bench.facts, "entries": listing(bench.contents)})
+        text = edit(signature(manifest if of is None else of, kind, namespace))
+        if first:
+            return ours(bench, unlisted={SIGNATURE: text})
+        return ours(bench, last=[member(SIGNATURE.encode(), text, method=method)])
+
+    return make
+
+
 def moved(front: bytes, file: bytes, start: int) -> bytes:
     """`file` with all from `start` on moved behind `front`, in the midst of an upgrade (FORMAT, 7).
 
@@ -489,6 +525,32 @@ ROWS: dict[str, Row] = {
     ),
     "10,000 entries": Row("sound", lambda b: ours(b, many(10_000)), slow=True),
     "70,000 entries": Row("sound", lambda b: ours(b, many(70_000)), slow=True),
+    # With a signature, whether it holds or not: who signed is asked by other means (test_sign.py)
+    "signed": Row("signed", signed_with()),
+    "signed by RSA": Row("signed", signed_with("rsa")),
+    "a signature that is deflated": Row("signed", signed_with(method=8)),
+    "a signature of another manifest": Row("signed", signed_with(of=b"{}")),
+    "a signature for git": Row("signed", signed_with(namespace="git")),
+    "a signature in another place": Row("signed", signed_with(first=True)),
+    "an empty signature": Row("ill-signed", signed_with(edit=lambda text: b"")),
+    "a signature that is cut": Row("ill-signed", signed_with(edit=lambda text: text[:100])),
+    "a signature cut inside of its armor": Row(
+        "ill-signed", signed_with(edit=lambda text: b"\n".join(text.split(b"\n")[::2]))
+    ),
+    "two signatures in one": Row("ill-signed", signed_with(edit=lambda text: text * 2)),
+    "a signature of 10 MB": Row(
+        "ill-signed", signed_with(edit=lambda text: text + b"\n" * 10_000_000)
+    ),
+    "a signature of PGP's": Row(
+        "ill-signed", signed_with(edit=lambda text: text.replace(b"SSH", b"PGP"))
+    ),
+    "a signature that the manifest lists": Row(
+        "ill-signed", lambda b: ours(b, {SIGNATURE: signature(as_text(b.facts))})
+    ),
+    "two entries with signatures": Row(
+        "ill-signed",
+        lambda b: ours(b, last=[member(SIGNATURE.encode(), signature(b"x"))] * 2),
+    ),
     # Changed by other programs, as FORMAT.md allows
     "an entry added by zip": Row("changed", by_info_zip("FILE", "docs/new.txt")),
     "an entry added by zip, stored": Row("changed", by_info_zip("-0", "FILE", "docs/new.txt")),

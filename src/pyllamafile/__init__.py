@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from pyllamafile.ops.edit import add, remove
     from pyllamafile.ops.extract import extract
     from pyllamafile.ops.inspect import EntryFacts, ModelFacts, Report, inspect
+    from pyllamafile.ops.sign import SignatureCheck, Signed, sign, signed_by
     from pyllamafile.ops.upgrade import Upgraded, upgrade
     from pyllamafile.ops.verify import Problem, verify
     from pyllamafile.progress import Progress, Step
@@ -58,6 +59,7 @@ _MODULES = {
     "ops.edit": ("add", "remove"),
     "ops.extract": ("extract",),
     "ops.inspect": ("EntryFacts", "ModelFacts", "Report", "inspect"),
+    "ops.sign": ("SignatureCheck", "Signed", "sign", "signed_by"),
     "ops.upgrade": ("Upgraded", "upgrade"),
     "ops.verify": ("Problem", "verify"),
     "progress": ("Progress", "Step"),
@@ -82,6 +84,8 @@ __all__ = [
     "RefusedError",
     "Report",
     "Row",
+    "SignatureCheck",
+    "Signed",
     "Step",
     "UnavailableError",
     "Upgraded",
@@ -93,6 +97,8 @@ __all__ = [
     "extract",
     "inspect",
     "remove",
+    "sign",
+    "signed_by",
     "upgrade",
     "verify",
 ]

@@ -16,11 +16,17 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from pyllamafile import arguments, zipalign
+from pyllamafile import signature as signatures
 from pyllamafile.copying import Digest
 from pyllamafile.errors import DamagedError, PyllamafileError, RefusedError
+from pyllamafile.progress import Step
+from pyllamafile.signature import Signature
 from pyllamafile.zipalign import Archive, Entry, Late, Member
 
 MANIFEST: Final = "llamafile.json"
+SIGNATURE: Final = f"{MANIFEST}.sig"
+"""Whose file it is: of the manifest, which therefore doesn't list it."""
+
 ARGS: Final = ".args"
 GUI: Final = "ui/"
 LICENSES: Final = "LICENSES/"
@@ -106,7 +112,7 @@ class Llamafile:
     def is_engine(self, name: str) -> bool:
         """Whether an entry of this name belongs to the engine, so that an upgrade replaces it."""
         of_gui = self.has_gui and name.startswith(GUI) and name in self.digests
-        return of_gui or name in (MANIFEST, GUI_NOTICES)
+        return of_gui or name in (MANIFEST, SIGNATURE, GUI_NOTICES)
 
     @cached_property
     def digests(self) -> Mapping[str, Digest]:
@@ -140,6 +146,39 @@ class Llamafile:
             if self.ours:
                 error.hint = f"pyllamafile remove {self.path} {ARGS}, or add a file as NEW={ARGS}"
             raise
+
+    def signature(self) -> Signature | None:
+        """What the signature says of itself, or None if there is none. It may not hold.
+
+        Raises:
+            DamagedError: It says nothing that can be understood.
+        """
+        if not self.signature_entry:
+            return None
+        try:
+            text = self.content(SIGNATURE, signatures.MOST)
+        except RefusedError as error:
+            raise DamagedError(
+                f"{self.path}: its signature is damaged: {self.members[SIGNATURE].size:,} bytes",
+                path=self.path,
+            ) from error
+        return signatures.parsed(text, self.path)
+
+    @property
+    def signature_entry(self) -> Collection[str]:
+        """The names of entries that go when something in it changes: that of its signature."""
+        return {SIGNATURE} & self.members.keys() if self.maker not in ("foreign", "none") else ()
+
+    def unsigned(self) -> Sequence[Step]:
+        """What to say once it was changed: that its signature is gone, if there is one."""
+        if not self.signature_entry:
+            return ()
+        try:
+            key = f" by {self.signature()}"
+        except DamagedError:
+            key = ""
+        what = f"{self.path}: is no longer signed{key}: `pyllamafile sign` signs it again"
+        return (Step("notice", what),)
 
     def check_known(self) -> None:
         """Refuse a file of ours that this version must not change (FORMAT.md, section 6).
@@ -192,9 +231,14 @@ class Llamafile:
         """Refuse entries that a file of ours can't hold.
 
         Raises:
-            RefusedError: A new `.args` is longer than what a runtime reads.
+            RefusedError: A new `.args` is longer than what a runtime reads, or it is a signature.
         """
         for entry in entries:
+            if self.ours and entry.name == SIGNATURE:
+                raise RefusedError(
+                    f"{self.path}: cannot add {entry.name!r}: `pyllamafile sign` writes it",
+                    path=self.path,
+                )
             if self.ours and entry.name == ARGS:
                 check_args(self.path, entry.full_size)
 
@@ -205,7 +249,7 @@ class Llamafile:
             entries: What is added or replaced.
             removed: Names of what is taken out.
         """
-        gone = {MANIFEST, *removed, *(entry.name for entry in entries)}
+        gone = {MANIFEST, SIGNATURE, *removed, *(entry.name for entry in entries)}
         facts = {key: value for key, value in self.manifest.items() if key != "entries"}
         known = {
             name: Digest(value["size"], 0, value["sha256"])

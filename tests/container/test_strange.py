@@ -27,6 +27,7 @@ from strange import (
     ROWS,
     RULES,
     SAYS,
+    SIGNATURE,
     Bench,
     check_error,
     numberless,
@@ -157,7 +158,8 @@ def changes(case: Case, expected: str, *words: str, gone: str = "", new: str = "
         assert re.search(SAYS.get(case.verdict, "."), done.err)
         return
     kept = people(case) if words[0] == "upgrade" else raw_entries(case.path)
-    kept = [entry for entry in kept if entry[0] not in (MANIFEST, gone, new)]
+    signed = SIGNATURE in [name for name, *_ in raw_entries(case.path)]
+    kept = [entry for entry in kept if entry[0] not in (MANIFEST, SIGNATURE, gone, new)]
     if expected == "asks":
         done = refused(case.command, *words)
         assert "--drop-unknown" in done.err
@@ -168,7 +170,9 @@ def changes(case: Case, expected: str, *words: str, gone: str = "", new: str = "
     problems = case.command("verify", FILE)
     names = {str(path) for path in case.folder.iterdir()}
     done = case.command(*words)
-    assert (done.code, done.err) == (0, ""), done
+    lost = "is no longer signed.*: `pyllamafile sign` signs it again\n" if signed else ""
+    assert done.code == 0, done
+    assert re.fullmatch(f"{FILE}: {lost}" if lost else "", done.err), done
     assert {str(path) for path in case.folder.iterdir()} == names
     if RULES[case.verdict]["reading"] == "foreign" and words[0] == "upgrade":
         kept = [entry for entry in kept if entry[0].endswith(".gguf")]
@@ -177,7 +181,7 @@ def changes(case: Case, expected: str, *words: str, gone: str = "", new: str = "
     there = {name for name, *_ in after}
     assert Counter(kept) - Counter(after) == Counter()
     assert {new} - {""} <= there
-    assert gone not in there
+    assert not {gone, SIGNATURE} & there
     now = case.command("verify", FILE)
     if words[0] == "upgrade":
         assert now == (0, f"{FILE}: sound\n", "")
@@ -222,7 +226,8 @@ def add(case: Case, expected: str) -> None:
 def remove(case: Case, expected: str) -> None:
     gone = "notes.txt"
     if expected == "works":
-        names = [name for name, *_ in raw_entries(case.path) if name != MANIFEST]
+        names = [name for name, *_ in raw_entries(case.path)]
+        names = [name for name in names if name not in (MANIFEST, SIGNATURE)]
         gone = gone if gone in names else names[0]
     changes(case, expected, "remove", FILE, gone, gone=gone)
 

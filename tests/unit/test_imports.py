@@ -25,7 +25,8 @@ GRAPH = {
     "copying": {"errors", "progress"},
     "zipalign": {"appearing", "copying", "errors", "progress"},
     "shift": set(),
-    "llamafile": {"arguments", "copying", "errors", "zipalign"},
+    "signature": {"errors"},
+    "llamafile": {"arguments", "copying", "errors", "progress", "signature", "zipalign"},
     "launcher": {"errors", "launcher.pe", "runtimes", "targets"},
     "launcher.pe": {"errors"},
     "native": {
@@ -72,6 +73,9 @@ GRAPH = {
     "ops.doctor": {
         "arguments", "engine", "errors", "llamafile", "machine", "ops.verify", "paths", "targets",
     },
+    "ops.sign": {
+        "errors", "llamafile", "ops.verify", "paths", "progress", "signature", "zipalign",
+    },
     "ops.in_place": {
         "copying", "errors", "llamafile", "models.gguf", "models.source", "plan", "progress",
         "shift", "zipalign",
@@ -88,7 +92,7 @@ GRAPH = {
     },
     "": {
         "errors", "models.forecast", "ops.advise", "ops.build", "ops.doctor", "ops.edit",
-        "ops.extract", "ops.inspect", "ops.upgrade", "ops.verify", "progress",
+        "ops.extract", "ops.inspect", "ops.sign", "ops.upgrade", "ops.verify", "progress",
     },
     "cli": {"cli.program", "cli.screen", "errors"},
     "cli.program": {""},
@@ -101,6 +105,7 @@ GRAPH = {
         "", "cli.options", "cli.screen", "errors", "llamafile", "ops.edit", "zipalign",
     },
     "cli.look": {"", "cli.options", "cli.screen", "errors", "llamafile", "models.fit"},
+    "cli.sign": {"", "cli.options", "cli.screen"},
     "cli.manual": {"", "cli.man", "cli.program"},
     "cli.runtimes": {"cli.options", "cli.screen", "errors", "native", "runtimes", "targets"},
     "cli.bar": {"cli.screen", "progress"},
@@ -130,6 +135,7 @@ GRAPH = {
 SPEAKERS = {name for name in GRAPH if name.split(".")[0] == "cli"} | {"__main__"}
 STARTERS = {
     "native.trial",
+    "ops.sign",
     *(f"native.building.{name}" for name in ("aside", "driver", "licenses", "tools", "update")),
 }
 
@@ -187,7 +193,7 @@ def test_only_the_command_line_prints_or_exits(name):
 
 
 @pytest.mark.parametrize("name", sorted(GRAPH.keys() - STARTERS))
-def test_only_what_builds_starts_programs(name):
+def test_only_what_builds_or_signs_starts_programs(name):
     assert "subprocess" not in {module.split(".")[0] for module in imports(MODULES[name])}
     for node in ast.walk(MODULES[name]):
         if isinstance(node, ast.Call):

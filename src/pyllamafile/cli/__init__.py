@@ -26,7 +26,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     """Run a command and exit.
 
     With 0 when it is done, 1 failed, 2 asked in the wrong way, 130 interrupted, and what a shell
-    says of a signal that ended it: 143 for SIGTERM, 129 for SIGHUP.
+    says of a signal that ended it: 143 for SIGTERM, 129 for SIGHUP. 3 to 5 are `verify`'s verdicts
+    on signatures.
     """
     try:
         with (

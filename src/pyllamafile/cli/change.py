@@ -42,6 +42,8 @@ def upgrade(file: Path, engine: Path | None, targets: tuple[str, ...], drop_unkn
 
     --engine takes a wheel of pyllamafile that has runtimes in it, or another llamafile.
 
+    A signature is gone afterwards, because it was of the old engine, too: sign the file again.
+
     On ext4 and XFS under Linux large weights are not copied, but stay where they are. On Btrfs and
     XFS the new file can share their blocks with the old one. Otherwise, and while FILE is in use,
     a copy takes its place. If the command is killed, the file starts all the same. If `pyllamafile
@@ -75,7 +77,7 @@ def add(file: Path, what: tuple[str, ...]) -> None:
 
     WHAT is a file, and NAME its name inside, by default its own. Weights need a NAME that ends in
     .gguf, and default arguments the NAME .args. An entry of the same name is replaced. Everything
-    else stays where it is.
+    else stays where it is. A signature is gone afterwards: sign the file again.
 
     \b
     Examples:
@@ -98,8 +100,11 @@ def remove(file: Path, names: tuple[str, ...]) -> None:
 
     Everything else stays where it is. The file gets shorter if little stands behind the entries;
     otherwise their room is left unused. `pyllamafile inspect --all` lists the names.
+
+    A signature is gone once anything else is. `remove FILE llamafile.json.sig` takes it out alone.
     """
-    pyllamafile.remove(file, names)
+    with screen.progress() as tell:
+        pyllamafile.remove(file, names, progress=tell)
 
 
 @click.command("zipalign")
@@ -158,8 +163,13 @@ def zipalign_command(
     for file, entry in zip(files, entries, strict=True):
         if entry.name == llamafile.ARGS:
             edit.check_args(file, names)
+    found = _checked(archive, entries)
+    more = [found.updated_manifest(entries)] if found and found.ours else []
+    gone, lost = (found.signature_entry, found.unsigned()) if found else ((), ())
     with screen.progress() as tell:
-        dead = zipalign.add(archive, [*entries, *_new_manifest(archive, entries)], progress=tell)
+        dead = zipalign.add(archive, [*entries, *more], remove=gone, progress=tell)
+        for step in lost:
+            tell(step)
     if verbose:
         members = {member.name: member for member in zipalign.read(archive).members}
         for entry in entries:
@@ -180,12 +190,12 @@ def _entry_name(path: Path) -> str:
     return name
 
 
-def _new_manifest(archive: Path, entries: list[zipalign.Entry]) -> list[zipalign.Entry]:
-    """What has to be said anew of a file of ours. A file that isn't whole is refused."""
+def _checked(archive: Path, entries: list[zipalign.Entry]) -> llamafile.Llamafile | None:
+    """The archive, if there is one already. A file that isn't whole is refused."""
     if not archive.exists():
-        return []
+        return None
     found = llamafile.read(archive)
     found.check_known()
     found.check_whole()
     found.check_room(entries)
-    return [found.updated_manifest(entries)] if found.ours else []
+    return found

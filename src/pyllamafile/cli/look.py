@@ -21,7 +21,7 @@ from pyllamafile.errors import PyllamafileError
 from pyllamafile.models.fit import KINDS
 
 if TYPE_CHECKING:
-    from pyllamafile import EntryFacts, ModelFacts, Report
+    from pyllamafile import EntryFacts, ModelFacts, Report, SignatureCheck
 
 
 @click.command()
@@ -69,6 +69,8 @@ def _print_report(report: Report) -> None:
     say(bold(str(report.path)), f" {amount(report.size)}  {shown(facts)}".rstrip())
     for label, problem in _problems(report).items():
         say(f"  {label:<12}  {shown(problem)}")
+    if report.signed_with:
+        say(f"  {'signature':<12}  {shown(report.signed_with)} (verify --signed-by checks it)")
     if report.runtimes:
         say("  " + ", ".join(f"{what} {amount(size)}" for what, size in _shares(report)))
     for model in report.models:
@@ -122,6 +124,8 @@ def _problems(report: Report) -> dict[str, str]:
     if report.interrupted:
         ended = f"pyllamafile upgrade {report.path} ends it"
         problems["interrupted"] = f"an upgrade of it did not end: {ended}"
+    if report.signature_problem:
+        problems["signature"] = report.signature_problem
     return problems
 
 
@@ -167,20 +171,54 @@ def _print_model(model: ModelFacts) -> None:
 
 @click.command()
 @click.argument("file", type=PATH)
-def verify(file: Path) -> None:
+@click.option(
+    "--signed-by", "who", type=PATH, metavar="WHO", help="The people who may have signed it."
+)
+def verify(file: Path, who: Path | None) -> None:
     """Check everything that is in a llamafile.
 
     It checks the structure, the alignment, and the checksum and digest of everything in the file,
     the runtimes included. If something is wrong, it says what and where, and exits with 1.
-    """
+
+    --signed-by also checks the signature that `pyllamafile sign` writes. WHO is a file of allowed
+    signers, as ssh-keygen and git have them, or of public keys, such as github.com/USER.keys. It
+    takes ssh-keygen of OpenSSH 8.2 or newer.
+
+    \b
+    Exit status with --signed-by:
+      0  sound, and signed by one of them
+      1  something is wrong in FILE, and none of them signed it
+      3  sound, but not signed
+      4  sound, but signed by an unknown key
+      5  signed, but changed
+    """  # noqa: D301
+    check: SignatureCheck | None = None
     with screen.progress() as tell:
-        problems = pyllamafile.verify(file, progress=tell)
+        if who:
+            check = pyllamafile.signed_by(file, who, progress=tell)
+        problems = check.problems if check else pyllamafile.verify(file, progress=tell)
     for problem in problems:
         say(shown(f"{problem.where}: {problem.what}"))
-    if problems:
-        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        fail(f"{file}: {count}", _ending(file))
+    faults = [f"{len(problems)} problem{'s' * (len(problems) > 1)}"] if problems else []
+    if check and check.verdict != "signed":
+        said, code = _VERDICTS[check.verdict]
+        faults.append(said.format(key=f"{check.key_type} {check.fingerprint}", why=check.reason))
+        code = 1 if problems and check.verdict != "changed" else code
+        fail(f"{file}: {', '.join(faults)}", _ending(file) if problems else None, code)
+    if faults:
+        fail(f"{file}: {faults[0]}", _ending(file))
     say(shown(f"{file}: sound"))
+    if check:
+        name = check.by or f"a key in {who}"
+        say(shown(f"{file}: signed by {name}: {check.key_type} {check.fingerprint}"))
+
+
+# Of each verdict on a signature but the good one what to say, and the exit status.
+_VERDICTS = {
+    "unsigned": ("not signed", 3),
+    "unknown": ("signed by an unknown key: {key}", 4),
+    "changed": ("signed, but changed: {why}", 5),
+}
 
 
 def _ending(file: Path) -> str | None:

@@ -13,7 +13,14 @@ from pyllamafile.cli import man
 from pyllamafile.cli.program import program
 
 ENDS = (
-    ("EXIT STATUS", "\b\n0    done\n1    failed\n2    asked in the wrong way\n130  interrupted"),
+    (
+        "EXIT STATUS",
+        "\b\n0    done\n1    failed\n2    asked in the wrong way\n"
+        "3    verify --signed-by: not signed\n"
+        "4    verify --signed-by: signed by an unknown key\n"
+        "5    verify --signed-by: signed, but changed\n"
+        "130  interrupted",
+    ),
     (
         "ENVIRONMENT",
         "PYLLAMAFILE_CACHE is the folder where runtimes are compiled and kept, and where files "

@@ -65,6 +65,7 @@ class Lazy(click.Group):
         "man": (".manual:man_page", "Print the manual page."),
         "remove": (".change:remove", "Remove entries from a llamafile, in place."),
         "runtimes": (".program:runtimes", "List and build the native programs for files."),
+        "sign": (".sign:sign", "Sign a llamafile with a key of SSH's, in place."),
         "upgrade": (".change:upgrade", "Put a new engine under the same weights."),
         "verify": (".look:verify", "Check everything that is in a llamafile."),
         "zipalign": (

@@ -47,10 +47,10 @@ def note(*parts: object) -> None:
     err().print(*parts)
 
 
-def fail(message: str, hint: str | None = None) -> NoReturn:
-    """Say what went wrong, and end with 1."""
+def fail(message: str, hint: str | None = None, code: int = 1) -> NoReturn:
+    """Say what went wrong, and end with 1, or another exit status."""
     complain(message, hint)
-    sys.exit(1)
+    sys.exit(code)
 
 
 def complain(message: str, hint: str | None = None) -> None:

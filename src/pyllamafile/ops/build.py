@@ -19,7 +19,7 @@ from pyllamafile.appearing import appearing, exists, permitted, scratch_folder
 from pyllamafile.arguments import quote
 from pyllamafile.engine import Format
 from pyllamafile.errors import AccessError, NotFoundError, RefusedError
-from pyllamafile.llamafile import ARGS, GUI, MANIFEST, WEIGHTS
+from pyllamafile.llamafile import ARGS, GUI, MANIFEST, SIGNATURE, WEIGHTS
 from pyllamafile.models import convert, forecast, sources
 from pyllamafile.models.fit import (
     broken_template,
@@ -590,7 +590,7 @@ def _stamp(path: Path) -> tuple[int, ...] | None:
 def _check_names(extras: Sequence[File], gui: bool) -> None:
     """Leave to us what we write ourselves."""
     for file in extras:
-        if file.name in (ARGS, MANIFEST) or (gui and file.name.startswith(GUI)):
+        if file.name in (ARGS, MANIFEST, SIGNATURE) or (gui and file.name.startswith(GUI)):
             raise RefusedError(
                 f"cannot add {file.name!r}: pyllamafile itself writes what has such a name",
                 hint="--args-file FILE gives the text of .args" if file.name == ARGS else None,

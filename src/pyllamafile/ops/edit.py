@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pyllamafile import arguments, engine, plan, zipalign
 from pyllamafile.errors import AccessError, NotFoundError, RefusedError
-from pyllamafile.llamafile import ARGS, GUI, MANIFEST, WEIGHTS, Llamafile, read
+from pyllamafile.llamafile import ARGS, GUI, MANIFEST, SIGNATURE, WEIGHTS, Llamafile, read
 from pyllamafile.models import gguf
 from pyllamafile.models.fit import unmappable
 from pyllamafile.models.source import PathLike
@@ -43,7 +43,7 @@ def add(
     entries = []
     pairs = [named(each) for each in several(files)]
     for given, name in pairs:
-        if name == MANIFEST or (found.has_gui and name.startswith(GUI)):
+        if name in (MANIFEST, SIGNATURE) or (found.has_gui and name.startswith(GUI)):
             raise RefusedError(
                 f"{path}: cannot add {name!r}: pyllamafile itself writes what has such a name",
                 path=path,
@@ -59,14 +59,20 @@ def add(
             engine.check_arguments(text, str(given), given)
             entry = zipalign.Entry(name, text, mode=entry.mode)
         entries.append(entry)
-    zipalign.add(path, [*entries, found.updated_manifest(entries)], progress=progress or silent)
-    return [entry.name for entry in entries]
+    entries.append(found.updated_manifest(entries))
+    _change(found, entries, found.signature_entry, progress or silent)
+    return [entry.name for entry in entries[:-1]]
 
 
-def remove(path: PathLike, names: str | Sequence[str]) -> None:
+def remove(path: PathLike, names: str | Sequence[str], *, progress: Progress | None = None) -> None:
     """Take entries out of a finished file, in place.
 
     Their room is given back if at most 16 MiB stand behind them, and otherwise left unused.
+
+    Args:
+        path: The llamafile.
+        names: Of the entries.
+        progress: Told what else is gone: the signature.
 
     Raises:
         PyllamafileError: There is no such entry, or the file needs it, or can't be written.
@@ -84,7 +90,21 @@ def remove(path: PathLike, names: str | Sequence[str]) -> None:
                 f"{path}: {name} can't be removed: it says what is in the file", path=path
             )
     _check_unnamed(found, names)
-    zipalign.add(path, [found.updated_manifest([], names)], remove=set(names))
+    if set(names) == {SIGNATURE}:
+        zipalign.add(path, [], remove={SIGNATURE})
+        return
+    gone = {*names, *found.signature_entry}
+    _change(found, [found.updated_manifest([], names)], gone, progress or silent)
+
+
+def _change(
+    found: Llamafile, entries: Sequence[zipalign.Entry], gone: Collection[str], progress: Progress
+) -> None:
+    """Add and remove entries, and say that what was signed is no longer."""
+    lost = found.unsigned()
+    zipalign.add(found.path, entries, remove=gone, progress=progress)
+    for step in lost:
+        progress(step)
 
 
 def _check_unnamed(found: Llamafile, gone: Collection[str]) -> None:

@@ -77,6 +77,9 @@ class Report:
         problem: Why its manifest can't be understood, if it can't.
         args_problem: Why `.args` can't be shown, if it can't.
         interrupted: Whether an upgrade of it was interrupted; another `upgrade` ends it.
+        signed_with: The key that its signature says it is of: type and fingerprint. Whether that
+            is true `verify --signed-by` says.
+        signature_problem: Why its signature can't be understood, if it can't.
         name: What the model is called, if it is a llamafile of ours.
         built_by: The version of pyllamafile that built it.
         models: The GGUFs.
@@ -91,6 +94,8 @@ class Report:
     problem: str | None = None
     args_problem: str | None = None
     interrupted: bool = False
+    signed_with: str | None = None
+    signature_problem: str | None = None
     name: str | None = None
     built_by: str | None = None
     models: tuple[ModelFacts, ...] = ()
@@ -115,6 +120,7 @@ def inspect(path: str | os.PathLike[str]) -> Report:
         return Report(path, path.stat().st_size, "none", models=models)
     found = llamafile.read(path)
     args, args_problem = _args(found)
+    signed_with, signature_problem = _signature(found)
     return Report(
         path=path,
         size=found.archive.size,
@@ -122,6 +128,8 @@ def inspect(path: str | os.PathLike[str]) -> Report:
         problem=found.problem,
         args_problem=args_problem,
         interrupted=found.interrupted,
+        signed_with=signed_with,
+        signature_problem=signature_problem,
         name=found.name,
         built_by=found.built_by,
         models=tuple(_models(found)),
@@ -137,6 +145,15 @@ def _args(found: Llamafile) -> tuple[str | None, str | None]:
         return found.args(), None
     except PyllamafileError as error:
         return None, error.message.removeprefix(f"{found.path}: ")
+
+
+def _signature(found: Llamafile) -> tuple[str | None, str | None]:
+    """The key of the signature, or why there is none."""
+    try:
+        made = found.signature()
+    except PyllamafileError as error:
+        return None, error.message.removeprefix(f"{found.path}: ")
+    return str(made) if made else None, None
 
 
 def _starts_with_gguf(path: Path) -> bool:

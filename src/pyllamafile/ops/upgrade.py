@@ -106,6 +106,7 @@ def upgrade(
     with contextlib.suppress(OSError):  # the reader says why
         path = Path(os.path.realpath(path)) if path.is_symlink() else path  # the link stays one
     found = _ready(read(path))
+    lost = found.unsigned()
     here = tuple(str(runtime["target"]) for runtime in found.runtimes)
     wanted = tuple(target.name for target in select(strings(targets, "targets") or here))
     gui = not found.ours or found.has_gui
@@ -137,6 +138,8 @@ def upgrade(
             if companion and not exe:  # dead bytes may make it larger than the copy is
                 exe = companion.write(size, undo)
                 undo.pop_all()
+    for step in lost:
+        tell(step)
     return Upgraded(
         path=path,
         size=size,

@@ -12,6 +12,7 @@ layout are this project's own.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
@@ -38,6 +39,7 @@ from pyllamafile.errors import (
 from pyllamafile.progress import Progress, Step, silent
 
 MANIFEST: Final = "llamafile.json"
+SIGNATURE: Final = "llamafile.json.sig"
 ARGS: Final = ".args"
 FORMAT: Final = 1
 BLOCK: Final = 65536  # what weights and runtimes are aligned to, in bytes
@@ -46,6 +48,7 @@ _CHUNK: Final = 1 << 20  # bytes in flight: some of these at a time, whatever th
 _MOST_DIRECTORY: Final = 256 << 20  # bytes: some million entries
 _MOST_MANIFEST: Final = 64 << 20
 _MOST_ARGS: Final = 1 << 20
+_MOST_SIGNATURE: Final = 1 << 16
 _MOST_MISFITS: Final = 20  # are enough to see what is wrong with a manifest
 
 _LOCAL: Final = struct.Struct("<4s5H3I2H")  # APPNOTE 4.3.7
@@ -494,6 +497,8 @@ def _survey(file: BinaryIO, path: Path) -> _Survey:
             report(MANIFEST, "missing: not built by pyllamafile, or rewritten by another program")
         manifest = _read_manifest(file, located, report)
         _check_arguments(file, located, report)
+        if manifest:
+            _check_signature(file, located, report)
     except _PartError as bad:
         raise DamagedError(f"cannot read {path}: {bad}", path=path) from bad
     except OSError as error:
@@ -867,6 +872,33 @@ def _read_manifest(
     return None if misfits else manifest
 
 
+# The signature: launcher/FORMAT.md, section 8
+
+_SIGNATURE: Final = re.compile(
+    rb"-----BEGIN SSH SIGNATURE-----\r?\n([A-Za-z0-9+/=\r\n]+)-----END SSH SIGNATURE-----\s*"
+)
+
+
+def _check_signature(file: BinaryIO, entries: Sequence[_Entry], report: _Report) -> None:
+    """That the signature, if there is one, is one. Whether it holds takes a key."""
+    entry = next((entry for entry in entries if entry.name == SIGNATURE), None)
+    if entry is None:
+        return
+    if max(entry.size, entry.stored) > _MOST_SIGNATURE:
+        report(entry.where, f"it has {entry.size} bytes, which no signature has")
+        return
+    plain: Iterable[bytes] = _chunks(file, entry.data, entry.stored)
+    if entry.method == _DEFLATED:
+        plain = _inflate(plain, _RAW_DEFLATE, entry.size)
+    try:
+        text = _SIGNATURE.fullmatch(b"".join(plain))
+        raw = base64.b64decode(b"".join(text[1].split()), validate=True) if text else b""
+    except (_PartError, ValueError):
+        raw = b""
+    if not raw.startswith(b"SSHSIG\0\0\0\1"):
+        report(entry.where, "it is no signature of OpenSSH's")
+
+
 # The default arguments: launcher/FORMAT.md, section 5
 
 _BYTE_ORDER_MARKS: Final = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
@@ -1012,22 +1044,24 @@ def _escaped(match: re.Match[bytes]) -> bytes:
 
 
 def _compare_names(entries: Iterable[_Entry], listed: Mapping[str, Any], report: _Report) -> None:
-    """That the manifest lists every entry but itself, and no other."""
+    """That the manifest lists every entry but itself and its signature, and no other."""
     present = {entry.name for entry in entries}
     for name in listed:
         if name == MANIFEST:
             report(MANIFEST, "it lists itself")
+        elif name == SIGNATURE:
+            report(MANIFEST, "it lists its signature")
         elif name not in present:
             report(_shown(name), "missing: the manifest lists it, the central directory does not")
     for entry in entries:
-        if entry.name != MANIFEST and entry.name not in listed:
+        if entry.name not in (MANIFEST, SIGNATURE) and entry.name not in listed:
             report(entry.where, "the manifest does not list it")
 
 
 def _entry_tasks(entries: Iterable[_Entry], manifest: Mapping[str, Any] | None) -> Iterator[_Task]:
     listed = manifest["entries"] if manifest else {}
     for entry in entries:
-        promised = None if entry.name == MANIFEST else listed.get(entry.name)
+        promised = None if entry.name in (MANIFEST, SIGNATURE) else listed.get(entry.name)
         check = partial(_check_entry, entry, promised)
         yield _Task(entry.where, entry.header, entry.data, entry.stored, check)
 
