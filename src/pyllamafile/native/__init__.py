@@ -46,7 +46,7 @@ __all__ = [
 ]
 
 # Seconds of a processor that a runtime and the web GUI take, about: shares of a bar.
-COMPILE, PACK, GUI = 500.0, 40.0, 60.0
+COMPILE, PACK, GUI = 350.0, 5.0, 100.0
 
 FORGOTTEN = 30 * 86400  # seconds until a runtime that nothing asks for any more is removed
 
