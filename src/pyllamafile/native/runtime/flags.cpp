@@ -115,6 +115,13 @@ std::string spelled_out(const common_arg & option, const std::string & value) {
     return kilo ? std::to_string(std::stoll(digits) * 1024) : value;
 }
 
+// FNAME, FILE, PATH, DIR, FNAME:SCALE,..., and JINJA_TEMPLATE_FILE.
+bool names_a_file(const common_arg & option) {
+    const std::string hint = option.value_hint != nullptr ? option.value_hint : "";
+    return hint.find("FNAME") != std::string::npos || hint.find("FILE") != std::string::npos ||
+           hint == "PATH" || hint == "DIR";
+}
+
 } // namespace
 
 flag_table::flag_table(const std::map<std::string, size_t> & ours) {
@@ -130,6 +137,8 @@ flag_table::flag_table(const std::map<std::string, size_t> & ours) {
                 for (const char * name : names) {
                     known[name].values = values;
                     known[name].tools.insert(tool);
+                    known[name].file = names_a_file(option);
+                    known[name].variable = option.env != nullptr ? option.env : "";
                 }
             }
         }
@@ -147,6 +156,21 @@ const flag_table::flag * flag_table::look_up(const std::string & name) const {
 size_t flag_table::values(const std::string & name) const {
     const flag * found = look_up(name);
     return found == nullptr ? 0 : found->values;
+}
+
+bool flag_table::names_file(const std::string & name) const {
+    const flag * found = look_up(name);
+    return found != nullptr && found->file;
+}
+
+std::map<std::string, std::string> flag_table::variables_for_files() const {
+    std::map<std::string, std::string> out;
+    for (const auto & [name, flag] : known) {
+        if (flag.file && !flag.variable.empty()) {
+            out[name] = flag.variable;
+        }
+    }
+    return out;
 }
 
 bool flag_table::knows(int tool, const std::string & name) const {

@@ -35,11 +35,17 @@ class flag_table {
     bool knows(int tool, const std::string & name) const;
     // How many values a flag takes; 0 for what is none.
     size_t values(const std::string & name) const;
+    // Whether its value is the name of a file or a folder, or several.
+    bool names_file(const std::string & name) const;
+    // Those flags that a variable may stand for, with its name.
+    std::map<std::string, std::string> variables_for_files() const;
 
   private:
     struct flag {
         size_t values;
         std::set<int> tools; // llama_example; empty for ours
+        bool file = false;   // its value is the name of one
+        std::string variable = {};
     };
     const flag * look_up(const std::string & name) const;
     std::map<std::string, flag> known;

@@ -17,10 +17,9 @@ struct former {
 
 // Out of the manuals llamafile(1) and llamafiler(1).
 const former FORMER[] = {
-    // what looks and sandboxes nobody misses
+    // what looks nobody misses
     { "--nologo", 0, {}, how::SILENTLY },
     { "--ascii", 0, {}, how::SILENTLY },
-    { "--unsecure", 0, {}, how::SILENTLY },
     { "--v2", 0, {}, how::SILENTLY },
     { "--log-enable", 0, {}, how::SILENTLY },
     { "--no-penalize-nl", 0, {}, how::SILENTLY }, // is so anyway

@@ -8,6 +8,7 @@
 #include "former.h"
 #include "inputs.h"
 #include "llama.h"
+#include "named.h"
 #include "router.h"
 #include "system/cpu.h"
 #include "system/threads.h"
@@ -82,6 +83,8 @@ std::map<std::string, size_t> our_flags() {
                  { "--version", 0 },
                  { "--licenses", 0 },
                  { "--nobrowser", 0 },
+                 { "--unsafe-no-sandbox", 0 },
+                 { "--unsecure", 0 },
                  { "--allow-host", 1 },
                  { "--allow-origin", 1 },
                  { "--no-api-key", 0 } });
@@ -98,6 +101,7 @@ const names TEXT = { "-p", "--prompt", "-f", "--file", "-bf", "--binary-file" };
 const names COMPARISON = { "--kl-divergence" }; // its text is in the file of logits
 const names LOGITS = { "--kl-divergence-base", "--save-all-logits" };
 const names ACCESS = { "--allow-host", "--allow-origin", "--no-api-key" };
+const names NO_SANDBOX = { "--unsafe-no-sandbox", "--unsecure" };
 const names TEMPLATE = { "--chat-template", "--chat-template-file" };
 const names HTTPS = { "-hf", "-hfr", "--hf-repo", "-dr", "--docker-repo" };
 const names ELSEWHERE = { "-mu", "--model-url", "--models-dir", "--models-preset",
@@ -342,6 +346,16 @@ bool wants_log(const arguments & args, const flag_table & flags) {
            getenv("LLAMA_ARG_LOG_VERBOSITY") != nullptr;
 }
 
+// Whoever made the file has no say in it: it is there against them.
+void settle_sandbox(arguments & args, const flag_table & flags, invocation & out) {
+    if (flags.take(args, NO_SANDBOX, origin::file)) {
+        fputs("note: .args of this file ask for no sandbox; only whoever runs it may\n", stderr);
+    }
+    const size_t at = flags.find(args, NO_SANDBOX);
+    out.no_sandbox = at < args.size() ? args[at] : asks_for_no_sandbox(args, flags);
+    flags.take(args, NO_SANDBOX);
+}
+
 } // namespace
 
 void check_own(const arguments & own) {
@@ -377,9 +391,11 @@ invocation read_invocation(const arguments & own, const arguments & user) {
     const auto & chosen = mode.chosen;
     out.tool = chosen.tool;
     out.serves = chosen.tool == llama_server;
+    out.own_flags = chosen.flags == NO_COMMON_FLAGS;
     if (out.serves && flags.take(args, TEXT, origin::user)) {
         fputs("note: the server completes no -p or -f; leave --server out for that\n", stderr);
     }
+    settle_sandbox(args, flags, out);
     settle_partners(args, flags);
     leave_out_for(mode, args, flags);
 
@@ -416,6 +432,7 @@ invocation read_invocation(const arguments & own, const arguments & user) {
     } else if (chosen.model) {
         out.model = choose_weights(args, flags, chosen);
     }
+    out.routes = out.serves && !flags.has(args, MODEL) && getenv("LLAMA_ARG_MODEL") == nullptr;
     if (chosen.model && chosen.tool != llama_tokenize_main) {
         choose_threads(args, flags);
     }
@@ -438,7 +455,8 @@ invocation read_invocation(const arguments & own, const arguments & user) {
             first.insert(first.end(), { "--no-jinja", "--chat-template", "chatml" });
         }
     }
-    if (wants_log(args, flags)) {
+    out.logs = wants_log(args, flags);
+    if (out.logs) {
         fprintf(stderr, "pyllamafile %s for %s, CPU level %s\n", RUNTIME_VERSION, RUNTIME_TARGET,
                 cpu_level());
     } else if (chosen.quiet) {

@@ -15,9 +15,14 @@ struct invocation {
 
     bool serves = false;   // the tool is the server
     bool several = false;  // which offers the models of this file side by side
+    bool routes = false;   // it starts a process for each model, of this file or of others
     bool browser = true;   // and opens one
     bool scripted = false; // standard output is the text and nothing else
     std::string model;     // what to call the weights
+
+    bool logs = false;      // all that happens
+    bool own_flags = false; // of the tool, which llama.cpp's table doesn't have
+    std::string no_sandbox; // why there is none; empty if there is
 };
 
 // Reads both command lines; what is behind a flag of ours is looked for and checked. Throws

@@ -2,16 +2,19 @@
 // work.
 
 #include "build-info.h"
+#include "chat/conversation.h"
 #include "common.h"
 #include "container.h"
 #include "invocation.h"
 #include "llama.h"
 #include "log.h"
 #include "manual.h"
+#include "named.h"
 #include "router.h"
 #include "serve.h"
 #include "system/cache.h"
 #include "system/cpu.h"
+#include "system/sandbox.h"
 #include "system/system.h"
 #include "text.h"
 #include "web/guard.h"
@@ -26,7 +29,8 @@
 #include "system/handover.h"
 #endif
 
-int llama_server(int argc, char ** argv); // upstream's
+int llama_quantize(int argc, char ** argv); // upstream's
+int llama_server(int argc, char ** argv);
 
 extern container own_container;     // for invocation.cpp, router.cpp and ui.cpp
 extern bool completion_is_scripted; // for completion-output.h
@@ -60,8 +64,8 @@ int call(int (*tool)(int, char **), const char * program, const arguments & args
 }
 
 int print_version() {
-    printf("pyllamafile %s\nllama.cpp %s (%s)\n%s, CPU level %s\n", RUNTIME_VERSION,
-           llama_version(), llama_commit(), RUNTIME_TARGET, cpu_level());
+    printf("pyllamafile %s\nllama.cpp %s (%s)\n%s, CPU level %s\n%s\n", RUNTIME_VERSION,
+           llama_version(), llama_commit(), RUNTIME_TARGET, cpu_level(), sandbox_line().c_str());
     return 0;
 }
 
@@ -88,8 +92,38 @@ int print_manual() {
     return 0;
 }
 
+void allow_what_is_named(const invocation & asked) {
+    if (!asked.no_sandbox.empty()) {
+        sandbox_is_off(asked.no_sandbox, asked.logs);
+        return;
+    }
+    named names = files_named(asked.args, asked.flags, asked.own_flags);
+    if (asked.tool == llama_quantize) {
+        name_output_of_quantize(asked.args, names);
+    }
+    names.program = own_program;
+    sandbox_names(names, asked.logs);
+}
+
+// What the router's own sandbox allows still holds as well.
+void confine_routers_child(const arguments & args) {
+    if (sandbox_was_off()) {
+        return;
+    }
+    const flag_table flags{ {} };
+    sandbox_names(files_named(args, flags, false), false);
+    const size_t port = flags.find(args, { "--port" });
+    enter_sandbox(duty::SERVES, { port + 1 < args.size() ? atoi(args[port + 1].c_str()) : 0 });
+}
+
 int run(const char * program, const arguments & user) {
     const invocation asked = read_invocation(arguments_in(own_container), user);
+    allow_what_is_named(asked);
+    if (asked.wanted != invocation::WORK) {
+        enter_sandbox(duty::PRINTS);
+    } else if (!asked.serves && asked.tool != chat) {
+        enter_sandbox(duty::COMPUTES); // the others when they know their ports
+    }
     switch (asked.wanted) {
     case invocation::VERSION:
         return print_version();
@@ -108,7 +142,8 @@ int run(const char * program, const arguments & user) {
     const auto start = [&](const arguments & args) {
         return call(asked.tool, asked.several ? own_program.c_str() : program, args);
     };
-    return asked.serves ? serve(asked.args, asked.flags, asked.model, asked.browser, start)
+    return asked.serves ? serve(asked.args, asked.flags, asked.model, asked.browser,
+                                asked.routes, start)
                         : start(asked.args);
 }
 
@@ -159,6 +194,7 @@ int main(int argc, char ** argv) {
     }
     if (is_routers_child(user)) {
         web_take_over_policy();
+        confine_routers_child(user);
         return call(llama_server, argv[0], user);
     }
     // The launch script says which file this is the runtime of.

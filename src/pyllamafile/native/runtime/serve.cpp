@@ -1,6 +1,8 @@
 #include "serve.h"
 
+#include "seams/ready.h"
 #include "seams/ui.h"
+#include "system/sandbox.h"
 #include "system/system.h"
 #include "web/addresses.h"
 #include "web/guard.h"
@@ -12,10 +14,13 @@
 #include <atomic>
 #include <cerrno>
 #include <chrono>
+#include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
+#include <mutex>
+#include <set>
 #include <signal.h>
 #include <thread>
 
@@ -183,15 +188,20 @@ void open_browser(const std::string & url) {
 #endif
 }
 
+bool is_local_socket(const std::string & host) {
+    return host.size() > 5 && host.compare(host.size() - 5, 5, ".sock") == 0;
+}
+
 struct address {
     std::string host; // as a client reaches it; the path of a Unix socket if it ends in .sock
     int port;
     std::string prefix; // empty, or /…
     std::string key;    // one that was made, for the address to open; or empty
     bool everywhere;    // other machines reach it, too
+    std::vector<std::string> others = {}; // where they do
 
     bool is_socket() const {
-        return host.size() > 5 && host.compare(host.size() - 5, 5, ".sock") == 0;
+        return is_local_socket(host);
     }
 
     std::string url() const {
@@ -266,67 +276,150 @@ void pause_ms(int milliseconds) {
     std::this_thread::sleep_for(std::chrono::milliseconds(milliseconds));
 }
 
-// Stands beside the server, which has no call for "ready", and sees to its end.
+// Does what the server may not do once it is in the sandbox: opens the browser, and removes the
+// files that it leaves. Elsewhere than on Windows it is a process that was split off before, and
+// waits: for a byte, which says that the server is ready, and for the server's end.
+class attendant {
+  public:
+    attendant(const address & at, bool browser) : url(browser ? at.url() : "") {
+        way_wanted = browser && !at.key.empty();
+        socket = at.is_socket() ? at.host : "";
+#ifndef _WIN32
+        int ends[2];
+        if ((url.empty() && socket.empty()) || pipe(ends) != 0) {
+            return;
+        }
+        // who starts programs later must not keep the server's end open
+        fcntl(ends[0], F_SETFD, FD_CLOEXEC);
+        fcntl(ends[1], F_SETFD, FD_CLOEXEC);
+        fflush(stdout);
+        const pid_t child = fork();
+        if (child == 0) {
+            close(ends[1]);
+            wait_upon(ends[0]);
+        }
+        close(ends[0]);
+        to_it = ends[1];
+#endif
+    }
+
+    void ready() {
+#ifdef _WIN32
+        show();
+#else
+        (void)!write(to_it, "", 1);
+#endif
+    }
+
+    void done() {
+#ifdef _WIN32
+        clean_up();
+#else
+        close(to_it);
+#endif
+    }
+
+  private:
+    void show() {
+        if (!url.empty()) {
+            way = way_wanted ? write_way(url) : "";
+            open_browser(way.empty() ? url : way);
+        }
+    }
+
+    void clean_up() const {
+        for (const std::string & path : { socket, way }) {
+            if (!path.empty()) {
+                remove(path.c_str());
+            }
+        }
+    }
+
+#ifndef _WIN32
+    [[noreturn]] void wait_upon(int server) {
+        for (const int number : { SIGINT, SIGTERM, SIGHUP }) {
+            signal(number, SIG_IGN); // they are the server's, whose end is waited for
+        }
+        signal(SIGCHLD, SIG_IGN);
+        const int nothing = open("/dev/null", O_RDWR);
+        for (int stream = 0; stream < 3; stream++) {
+            dup2(nothing, stream);
+        }
+        char byte;
+        if (read(server, &byte, 1) == 1) {
+            show();
+            (void)!read(server, &byte, 1);
+        }
+        clean_up();
+        _exit(0);
+    }
+
+    int to_it = -1;
+#endif
+    const std::string url; // for the browser
+    bool way_wanted;
+    std::string way;    // the page that leads it there
+    std::string socket; // that the server listened on
+};
+
+// What the server says when it is ready, in server.cpp.
+std::mutex mutex;
+std::condition_variable changed;
+bool is_ready = false;
+bool has_companion = false;
+
+// Stands beside the server, and sees to its end.
 class companion {
   public:
-    companion(const address & at, const std::string & model, bool browser)
-        : at(at), model(model), browser(browser), thread([this] { run(); }) {}
+    companion(const address & at, const std::string & model, attendant & helper)
+        : at(at), model(model), helper(helper), thread([this] { run(); }) {}
 
     ~companion() {
-        ended = true;
+        {
+            const std::lock_guard<std::mutex> lock(mutex);
+            ended = true;
+        }
+        changed.notify_all();
         thread.join();
         clean_up();
     }
 
   private:
-    bool is_ready() {
-        httplib::Client client(at.host, at.port);
-        if (at.is_socket()) {
-            client.set_address_family(AF_UNIX);
-        }
-        client.set_connection_timeout(1, 0);
-        const auto answer = client.Get(at.prefix + "/health");
-        return answer && answer->status != 503; // which says that the model is being loaded
-    }
-
     void clean_up() {
-        if (at.is_socket()) {
-            remove(at.host.c_str());
-        }
-        if (!way.empty()) {
-            remove(way.c_str());
-        }
+        helper.done();
         fflush(stdout);
     }
 
-    void run() {
-        for (int tries = 0; !ended && !is_ready(); tries++) {
-            if (tries == 40) { // two seconds
-                printf("loading %s ...\n", model.c_str());
-                fflush(stdout);
-            }
-            pause_ms(50);
+    void wait_until_ready() {
+        std::unique_lock<std::mutex> lock(mutex);
+        const auto over = [this] { return is_ready || ended; };
+        if (!changed.wait_for(lock, std::chrono::seconds(2), over)) {
+            printf("loading %s ...\n", model.c_str());
+            fflush(stdout);
+            changed.wait(lock, over);
         }
+    }
+
+    void run() {
+        wait_until_ready();
         if (ended) {
             return;
         }
         while (!ended && !take_over_signals()) {
             pause_ms(1);
         }
+        helper.ready();
+        tighten_sandbox();
         printf("%s is ready: %s (Ctrl-C ends it)\n", model.c_str(), at.url().c_str());
         if (at.everywhere) {
-            for (const std::string & address : machine_addresses()) {
+            for (const std::string & address : at.others) {
                 printf("  from other machines: %s\n", at.url_at(address).c_str());
             }
-            if (is_terminal() && !machine_addresses().empty()) {
-                fputs(qr_code(at.url_at(machine_addresses().front())).c_str(), stdout);
+            if (is_terminal() && !at.others.empty()) {
+                fputs(qr_code(at.url_at(at.others.front())).c_str(), stdout);
             }
         }
         fflush(stdout);
-        if (browser && !at.is_socket() && has_desktop()) {
-            way = at.key.empty() ? "" : write_way(at.url());
-            open_browser(way.empty() ? at.url() : way);
-        }
         while (!ended && !interrupted) {
             pause_ms(50);
         }
@@ -341,13 +434,64 @@ class companion {
 
     const address at;
     const std::string model;
-    const bool browser;
-    std::string way; // the page that leads the browser here
+    attendant & helper;
     std::atomic<bool> ended{ false };
     std::thread thread; // last, so that all it uses is there
 };
 
+// Ports for the models of the router, which has to know them before it is confined.
+const size_t MOST_MODELS = 64; // that are loaded at once
+std::vector<int> models_ports;
+
+std::vector<int> free_ports(size_t count) {
+    std::vector<int> out;
+    std::vector<socket_t> held;
+    while (held.size() < count) {
+        sockaddr_in name = {};
+        socklen_t size = sizeof(name);
+        name.sin_family = AF_INET;
+        name.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+        const socket_t socket = ::socket(AF_INET, SOCK_STREAM, 0);
+        if (socket == INVALID_SOCKET) {
+            break;
+        }
+        held.push_back(socket);
+        if (bind(socket, (const sockaddr *)&name, size) == 0 &&
+            getsockname(socket, (sockaddr *)&name, &size) == 0) {
+            out.push_back(ntohs(name.sin_port));
+        }
+    }
+    for (const socket_t socket : held) {
+        httplib::detail::close_socket(socket);
+    }
+    return out;
+}
+
 } // namespace
+
+void server_is_ready() {
+    if (!has_companion) {
+        tighten_sandbox();
+        return;
+    }
+    {
+        const std::lock_guard<std::mutex> lock(mutex);
+        is_ready = true;
+    }
+    changed.notify_all();
+}
+
+// In turn, so that one that was just given back is not given away at once.
+int port_for_model(int (*upstreams)()) {
+    static size_t next = 0;
+    for (size_t tries = 0; tries < models_ports.size(); tries++) {
+        int port = models_ports[next++ % models_ports.size()];
+        if (listen_error("127.0.0.1", port) == 0) {
+            return port;
+        }
+    }
+    return upstreams();
+}
 
 #ifdef _WIN32
 void take_over_ctrl_c(PHANDLER_ROUTINE upstreams) {
@@ -357,7 +501,7 @@ void take_over_ctrl_c(PHANDLER_ROUTINE upstreams) {
 #endif
 
 int serve(arguments args, const flag_table & flags, const std::string & model, bool browser,
-          const std::function<int(const arguments &)> & run) {
+          bool several, const std::function<int(const arguments &)> & run) {
     const std::string hosts =
         value_of(args, flags, { "--host" }, "LLAMA_ARG_HOST", "127.0.0.1") + ",";
     std::vector<std::string> listens;
@@ -405,9 +549,24 @@ int serve(arguments args, const flag_table & flags, const std::string & model, b
     if (at.host == "0.0.0.0" || at.host == "::") {
         at.host = "127.0.0.1";
         at.everywhere = true;
+        at.others = machine_addresses();
     }
     const bool gui =
         !flags.has(args, { "--no-ui", "--no-webui" }) && !llama_ui_get_assets().empty();
-    const companion beside(at, gui ? model : model + " (API alone)", browser && gui);
+    attendant helper(at, browser && gui && !at.is_socket() && has_desktop());
+    std::vector<int> ports = { at.port };
+    std::vector<std::string> sockets;
+    for (const std::string & host : listens) {
+        if (is_local_socket(host)) {
+            sockets.push_back(host);
+        }
+    }
+    if (several) {
+        models_ports = free_ports(MOST_MODELS);
+        ports.insert(ports.end(), models_ports.begin(), models_ports.end());
+    }
+    enter_sandbox(several ? duty::ROUTES : duty::SERVES, ports, sockets);
+    has_companion = true;
+    const companion beside(at, gui ? model : model + " (API alone)", helper);
     return run(args);
 }

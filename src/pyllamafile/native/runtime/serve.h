@@ -7,6 +7,7 @@
 #include <string>
 
 // Chooses a free port unless one was asked for, says where the server listens as soon as it
-// does, and opens the browser there. `run` is upstream's server and blocks until it ends.
+// does, and opens the browser there. `several`: it is the router. `run` is upstream's server and
+// blocks until it ends.
 int serve(arguments args, const flag_table & flags, const std::string & model, bool browser,
-          const std::function<int(const arguments &)> & run);
+          bool several, const std::function<int(const arguments &)> & run);

@@ -7,6 +7,7 @@
 #include "console.h"
 #include "llama.h"
 #include "log.h"
+#include "system/sandbox.h"
 #include "system/system.h"
 #include "text.h"
 
@@ -33,8 +34,11 @@
 
 #include <io.h>
 #else
+#include <fcntl.h>
 #include <pthread.h>
+#include <sys/wait.h>
 #include <termios.h>
+#include <thread>
 #include <unistd.h>
 #endif
 
@@ -684,6 +688,111 @@ int talk(cli_client & server, const common_params & params) {
     }
 }
 
+// The server that has the model. Of its process nobody types the names of files, and it speaks with
+// this one alone: two that may do little, instead of one that may do all.
+#ifdef _WIN32
+
+class model_server : public cli_server {
+  public:
+    bool split_off(int, char **) {
+        return true;
+    }
+    std::vector<int> ports() const {
+        return {};
+    }
+    void run(const common_params & params) {
+        common_params with = params;
+        start(with);
+    }
+};
+
+#else
+
+bool read_options(int argc, char ** argv, common_params & params);
+
+class model_server {
+  public:
+    // Before anything else has started a thread.
+    bool split_off(int argc, char ** argv) {
+        int ends[2];
+        port = common_http_get_free_port();
+        if (port <= 0 || pipe(ends) != 0) {
+            return false;
+        }
+        child = fork();
+        if (child == 0) {
+            close(ends[1]);
+            serve(argc, argv, ends[0]);
+        }
+        close(ends[0]);
+        fcntl(ends[1], F_SETFD, FD_CLOEXEC);
+        return child > 0;
+    }
+
+    std::vector<int> ports() const {
+        return { port };
+    }
+
+    void run(const common_params &) {}
+
+    std::string address() const {
+        return "http://127.0.0.1:" + std::to_string(port);
+    }
+
+    // False if it has ended instead, and said why.
+    bool wait_ready(const std::function<bool()> &) const {
+        cli_client client;
+        client.server_base = address();
+        while (waitpid(child, nullptr, WNOHANG) == 0) {
+            try {
+                client.get("/health");
+                return true;
+            } catch (const std::exception &) { // it does not listen yet, or loads
+                std::this_thread::sleep_for(std::chrono::milliseconds(20));
+            }
+        }
+        return false;
+    }
+
+  private:
+    // Ends with the process that it was split off from, whatever happens to that.
+    [[noreturn]] void serve(int argc, char ** argv, int parent) const {
+        signal(SIGINT, SIG_IGN);
+        enter_sandbox(duty::SERVES, { port });
+        std::thread([parent] {
+            char byte;
+            (void)!read(parent, &byte, 1);
+            _exit(0);
+        }).detach();
+        common_params params;
+        if (!read_options(argc, argv, params)) {
+            _exit(1);
+        }
+        params.port = port;
+        params.sampling.grammar = {}; // it would hold the prompt against a JSON schema
+        const int code = llama_server(params, 0, nullptr);
+        common_log_flush(common_log_main());
+        _exit(code);
+    }
+
+    int port = -1;
+    pid_t child = -1;
+};
+
+#endif
+
+bool read_options(int argc, char ** argv, common_params & params) {
+    params.verbosity = LOG_LEVEL_ERROR;
+    common_init();
+    if (!common_params_parse(argc, argv, params, LLAMA_EXAMPLE_CLI)) {
+        return false;
+    }
+    llama_backend_init();
+    llama_numa_init(params.numa);
+    params.sse_ping_interval = 1; // how soon Ctrl-C is heard while a long prompt is read
+    return true;
+}
+
 } // namespace
 
 int chat(int argc, char ** argv) {
@@ -692,28 +801,31 @@ int chat(int argc, char ** argv) {
 #else
     at_terminal = isatty(STDIN_FILENO) && isatty(STDOUT_FILENO);
 #endif
-    common_params params;
-    params.verbosity = LOG_LEVEL_ERROR;
-    common_init();
-    if (!common_params_parse(argc, argv, params, LLAMA_EXAMPLE_CLI)) {
+    const bool elsewhere = std::any_of(argv, argv + argc, [](const char * word) {
+        return strcmp(word, "--server-base") == 0;
+    });
+    static model_server server;
+    if (!elsewhere && !server.split_off(argc, argv)) {
+        fprintf(stderr, "error: the model gets no process of its own: %s\n", strerror(errno));
         return 1;
     }
-    llama_backend_init();
-    llama_numa_init(params.numa);
+    enter_sandbox(elsewhere ? duty::ASKS : duty::CONVERSES, server.ports());
+    common_params params;
+    if (!read_options(argc, argv, params)) {
+        return 1;
+    }
     catch_interrupts();
-    params.sse_ping_interval = 1; // how soon Ctrl-C is heard while a long prompt is read
     console::init(params.simple_io || !at_terminal, params.use_color && at_terminal);
     console::set_completion_callback(complete);
     console::spinner::start();
-    static cli_server server;
     cli_client client;
-    if (params.server_base.empty()) {
+    if (elsewhere) {
+        client.server_base = params.server_base;
+    } else {
         common_params without = params;
         without.sampling.grammar = {}; // its server would hold the prompt against a JSON schema
-        server.start(without);
+        server.run(without);
         client.server_base = server.wait_ready([] { return false; }) ? server.address() : "";
-    } else {
-        client.server_base = params.server_base;
     }
     console::spinner::stop();
     if (client.server_base.empty()) {

@@ -1,0 +1,10 @@
+// What each system does for sandbox.cpp: a file beside this one for each of them.
+#pragma once
+
+#include "system/sandbox.h"
+
+// Confines this process; returns by what, and what is missing.
+std::string confine(const permissions & may, const named & names);
+
+// Called of several threads, holds for all of them: no new sockets, and no new names for them.
+void confine_further(const named & names);
