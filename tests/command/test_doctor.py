@@ -30,7 +30,7 @@ def machine(tmp_path: Path) -> Machine:
     write(root / "proc/cpuinfo", "flags\t\t: fpu sse2 ssse3 sse4_1 sse4_2 popcnt avx\n")
     write(root / "proc/meminfo", "MemTotal:       16000000 kB\n")
     environment = {"PATH": "/usr/bin:/bin", "HOME": str(home), "SHELL": "/bin/bash"}
-    return Machine(HERE, environment, root)
+    return Machine(HERE, environment, root, landlock=lambda: 7)
 
 
 def write(path: Path, text: str) -> None:
@@ -77,6 +77,27 @@ def test_a_sound_file_on_a_sound_machine(file: Path, machine: Machine) -> None:
 
 def test_this_very_machine_can_be_looked_at(file: Path) -> None:
     assert [finding for finding in examine(file) if "damage" in finding.what] == []
+
+
+@pytest.mark.parametrize(
+    ("abi", "status", "lacks"),
+    [
+        (0, "Seccomp:\t0\n", "Landlock, so any file that you may read can be read"),
+        (3, "Seccomp:\t0\n", "Landlock of ABI 4 (it has 3), so ports are not confined"),
+        (4, "NoNewPrivs:\t0\n", "seccomp, so system calls are not confined"),
+    ],
+)
+def test_a_kernel_that_has_less_for_the_sandbox(
+    file: Path, machine: Machine, abi: int, status: str, lacks: str
+) -> None:
+    write(machine.root / "proc/self/status", f"Name:\tpython\n{status}")
+    finding = only(examine(file, dataclasses.replace(machine, landlock=lambda: abi)))
+    assert (finding.what, finding.fatal) == (f"the sandbox lacks {lacks}", False)
+
+
+def test_a_system_that_has_nothing_for_a_sandbox(machine: Machine) -> None:
+    netbsd = dataclasses.replace(machine, target=TARGETS["netbsd-amd64"])
+    assert only(examine(None, netbsd)).what == "NetBSD has nothing for a sandbox"
 
 
 def test_damage(file: Path, machine: Machine) -> None:

@@ -280,7 +280,7 @@ def test_ctrl_c_as_the_prompt_appears(llamafile: Path) -> None:
 
 
 def test_ctrl_c_while_it_loads(llamafile: Path) -> None:
-    for pause in (0.1, 0.2, 0.4):
+    for pause in (0.05, 0.1, 0.2):
         with terminal(llamafile, "--chat") as at:
             time.sleep(pause)
             at.type("\x03")

@@ -8,13 +8,14 @@ is asked. What they don't go by, such as the manifest, keeps no file from starti
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import os
 import platform
 import shutil
 import stat
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -37,6 +38,15 @@ LOWEST = {"amd64": ("ssse3", "sse4_1", "sse4_2", "popcnt")}
 """What the lowest level of the kernels takes, as /proc/cpuinfo calls it."""
 
 
+def _landlock() -> int:
+    """The ABI of this kernel's Landlock; 0 where there is none."""
+    create_ruleset, version = 444, 1  # landlock_create_ruleset(2), the same on all processors
+    call = ctypes.CDLL(None).syscall
+    call.restype = ctypes.c_long
+    arguments = (ctypes.c_long(create_ruleset), None, ctypes.c_size_t(0), ctypes.c_uint(version))
+    return max(0, int(call(*arguments)))
+
+
 @dataclass(frozen=True)
 class Machine:
     """What a file would be started on.
@@ -45,11 +55,13 @@ class Machine:
         target: The row of the table that it is, or None.
         environment: The variables of whoever starts the file.
         root: Where ``proc`` and ``sys`` are.
+        landlock: Says which ABI of Landlock Linux has, 0 for none.
     """
 
     target: Target | None = field(default_factory=host)
     environment: Mapping[str, str] = field(default_factory=lambda: os.environ)
     root: Path = Path("/")
+    landlock: Callable[[], int] = _landlock
 
 
 @dataclass(frozen=True)
@@ -81,7 +93,13 @@ def examine(
     """
     here = machine or Machine()
     if path is None:
-        return [*_processor(here), *_tools(here), *_handlers(here), *_cache(here, 0)]
+        return [
+            *_processor(here),
+            *_sandbox(here),
+            *_tools(here),
+            *_handlers(here),
+            *_cache(here, 0),
+        ]
     file = path_of(path)
     found = llamafile.read(file)
     begins = _range(file, 0, 4)
@@ -94,6 +112,7 @@ def examine(
         *_permission(file),
         *_place(file),
         *_processor(here),
+        *_sandbox(here),
         *(_tools(here) if not elf else ()),
         *(_handlers(here) if of_windows else ()),
         *(_shell(file, here) if of_windows else ()),
@@ -342,6 +361,29 @@ def _processor(here: Machine) -> Iterator[Finding]:
             f"the processor lacks {', '.join(lacking)}",
             "it is older than what the programs are made for (SSE4.2, 2008); there is no remedy",
         )
+
+
+def _sandbox(here: Machine) -> Iterator[Finding]:
+    """What the runtime would confine itself with, and this system lacks."""
+    system = here.target.os if here.target else None
+    if system == "netbsd":
+        remedy = "nothing, to start it; as a user of its own it can do less harm"
+        yield Finding("NetBSD has nothing for a sandbox", remedy, fatal=False)
+    if system != "linux":
+        return
+    abi = here.landlock()
+    try:
+        seccomp = "\nSeccomp:" in (here.root / "proc/self/status").read_text()
+    except OSError:
+        seccomp = True  # nobody knows
+    lacking = [
+        *(["Landlock, so any file that you may read can be read"] if abi < 1 else []),
+        *([f"Landlock of ABI 4 (it has {abi}), so ports are not confined"] if 0 < abi < 4 else []),
+        *([] if seccomp else ["seccomp, so system calls are not confined"]),
+    ]
+    if lacking:
+        newer = "a kernel from 6.7 on has all of it, unless it was built or started without"
+        yield Finding(f"the sandbox lacks {'; and '.join(lacking)}", newer, fatal=False)
 
 
 def _tools(here: Machine) -> Iterator[Finding]:

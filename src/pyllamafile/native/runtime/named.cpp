@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <filesystem>
 #include <fstream>
 
 extern container own_container; // main.cpp
@@ -14,10 +15,18 @@ namespace {
 
 // Behind these is a file or a folder that is written.
 const flag_table::names WRITES = {
-    "--log-file",   "--log-prompts-dir",       "--slot-save-path",
-    "--prompt-cache", "--lookup-cache-dynamic", "-lcd",
-    "--save-all-logits", "--kl-divergence-base", "--logits-output-dir",
-    "-o",           "--output",                "--output-file",
+    "--log-file",
+    "--log-prompts-dir",
+    "--slot-save-path",
+    "--prompt-cache",
+    "--lookup-cache-dynamic",
+    "-lcd",
+    "--save-all-logits",
+    "--kl-divergence-base",
+    "--logits-output-dir",
+    "-o",
+    "--output",
+    "--output-file",
 };
 
 struct opener {
@@ -40,9 +49,9 @@ const opener OPENERS[] = {
 
 // Options of llama-quantize that take a value.
 const char * const QUANTIZER_VALUES[] = {
-    "--imatrix",         "--include-weights",     "--exclude-weights",
-    "--override-kv",     "--output-tensor-type",  "--prune-layers",
-    "--tensor-type",     "--tensor-type-file",    "--token-embedding-type",
+    "--imatrix",     "--include-weights",    "--exclude-weights",
+    "--override-kv", "--output-tensor-type", "--prune-layers",
+    "--tensor-type", "--tensor-type-file",   "--token-embedding-type",
 };
 
 bool exists(const std::string & path) {
@@ -92,17 +101,38 @@ void add_names(const std::string & value, std::vector<std::string> & out) {
     }
 }
 
+// A folder of models often has links to where they are.
+void add_links(const std::string & folder, std::vector<std::string> & out) {
+    namespace fs = std::filesystem;
+    std::error_code error;
+    fs::recursive_directory_iterator entry(fs::u8path(folder), error);
+    for (const fs::recursive_directory_iterator end; !error && entry != end;
+         entry.increment(error)) {
+        if (entry->is_symlink(error) && entry.depth() < 8) {
+            out.push_back(entry->path().u8string());
+        }
+    }
+}
+
 // The models of a list for the router: whatever is the name of a file in there.
 void add_preset(const std::string & path, std::vector<std::string> & out) {
     std::ifstream file(path);
     for (std::string line; std::getline(file, line);) {
         const size_t equals = line.find('=');
-        const size_t start = equals == std::string::npos
-                                 ? equals
-                                 : line.find_first_not_of(" \t\"", equals + 1);
+        const size_t start =
+            equals == std::string::npos ? equals : line.find_first_not_of(" \t\"", equals + 1);
         if (start != std::string::npos) {
             add_names(line.substr(start, line.find_last_not_of(" \t\r\"") + 1 - start), out);
         }
+    }
+}
+
+void add_listed(const std::string & flag, const std::string & value,
+                std::vector<std::string> & out) {
+    if (flag == "--models-preset") {
+        add_preset(value, out);
+    } else if (flag == "--models-dir") {
+        add_links(value, out);
     }
 }
 
@@ -132,9 +162,7 @@ named files_named(const arguments & args, const flag_table & flags, bool own_fla
                         args[i + 1].c_str(), args[i].c_str());
             }
             add_names(args[i + 1], out.reads);
-            if (args[i] == "--models-preset") {
-                add_preset(args[i + 1], out.reads);
-            }
+            add_listed(args[i], args[i + 1], out.reads);
         }
         i += values;
     }
@@ -149,9 +177,7 @@ named files_named(const arguments & args, const flag_table & flags, bool own_fla
         } else {
             add_names(value, out.reads);
         }
-        if (flag == "--models-preset") {
-            add_preset(value, out.reads);
-        }
+        add_listed(flag, value, out.reads);
     }
     return out;
 }
@@ -168,7 +194,8 @@ void name_output_of_quantize(const arguments & args, named & names) {
     const auto is_number = [](const std::string & text) {
         return !text.empty() && text.find_first_not_of("0123456789") == std::string::npos;
     };
-    const bool has_output = at + 2 < args.size() && !(at + 3 == args.size() && is_number(args[at + 2]));
+    const bool has_output =
+        at + 2 < args.size() && !(at + 3 == args.size() && is_number(args[at + 2]));
     if (at < args.size()) {
         names.writes.push_back(folder_of(args[has_output ? at + 1 : at]));
     }

@@ -195,9 +195,9 @@ bool is_local_socket(const std::string & host) {
 struct address {
     std::string host; // as a client reaches it; the path of a Unix socket if it ends in .sock
     int port;
-    std::string prefix; // empty, or /…
-    std::string key;    // one that was made, for the address to open; or empty
-    bool everywhere;    // other machines reach it, too
+    std::string prefix;                   // empty, or /…
+    std::string key;                      // one that was made, for the address to open; or empty
+    bool everywhere;                      // other machines reach it, too
     std::vector<std::string> others = {}; // where they do
 
     bool is_socket() const {

@@ -765,7 +765,13 @@ class model_server {
             _exit(0);
         }).detach();
         common_params params;
-        if (!read_options(argc, argv, params)) {
+        const int errors = dup(STDERR_FILENO), nowhere = open("/dev/null", O_WRONLY);
+        dup2(nowhere, STDERR_FILENO); // the other process says what is wrong with them
+        const bool fine = read_options(argc, argv, params);
+        dup2(errors, STDERR_FILENO);
+        close(errors);
+        close(nowhere);
+        if (!fine) {
             _exit(1);
         }
         params.port = port;
@@ -801,9 +807,8 @@ int chat(int argc, char ** argv) {
 #else
     at_terminal = isatty(STDIN_FILENO) && isatty(STDOUT_FILENO);
 #endif
-    const bool elsewhere = std::any_of(argv, argv + argc, [](const char * word) {
-        return strcmp(word, "--server-base") == 0;
-    });
+    const bool elsewhere = std::any_of(
+        argv, argv + argc, [](const char * word) { return strcmp(word, "--server-base") == 0; });
     static model_server server;
     if (!elsewhere && !server.split_off(argc, argv)) {
         fprintf(stderr, "error: the model gets no process of its own: %s\n", strerror(errno));

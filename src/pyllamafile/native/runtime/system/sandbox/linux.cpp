@@ -1,5 +1,5 @@
-// Linux: Landlock (landlock(7)) for files and TCP, seccomp (seccomp(2)) for all else. Neither can be
-// taken back, and both pass on to threads and processes that are started from here on.
+// Linux: Landlock (landlock(7)) for files and TCP, seccomp (seccomp(2)) for all else. Neither can
+// be taken back, and both pass on to threads and processes that are started from here on.
 
 #include "system/sandbox/system.h"
 
@@ -46,14 +46,10 @@ rights file_rights(int abi) {
 
 // What the C library, llama.cpp and the files beside this one look at.
 const char * const SYSTEM[] = {
-    "/dev/full",         "/dev/random",
-    "/dev/urandom",      "/dev/zero",
-    "/etc/hosts",        "/etc/localtime",
-    "/etc/resolv.conf",  "/etc/services",
-    "/proc/cpuinfo",     "/proc/meminfo",
-    "/proc/self",        "/proc/sys/kernel",
-    "/sys/fs/cgroup",    "/sys/devices/system",
-    "/usr/share/locale", "/usr/share/zoneinfo",
+    "/dev/full",      "/dev/random",         "/dev/urandom",      "/dev/zero",
+    "/etc/hosts",     "/etc/localtime",      "/etc/resolv.conf",  "/etc/services",
+    "/proc/cpuinfo",  "/proc/meminfo",       "/proc/self",        "/proc/sys/kernel",
+    "/sys/fs/cgroup", "/sys/devices/system", "/usr/share/locale", "/usr/share/zoneinfo",
 };
 const char * const DEVICES[] = { "/dev/null", "/dev/tty" };
 
@@ -168,42 +164,107 @@ const uint32_t ARCHITECTURE = AUDIT_ARCH_AARCH64;
 // Nobody in here has a use for them: other processes, the kernel's own programs, other namespaces,
 // the machine, files that have no name, more rights, and memory that is shared with strangers.
 const std::vector<int> NEVER = {
-    SYS_ptrace, SYS_process_vm_readv, SYS_process_vm_writev, SYS_kcmp, SYS_pidfd_open,
-    SYS_pidfd_getfd, SYS_pidfd_send_signal, SYS_rt_sigqueueinfo, SYS_rt_tgsigqueueinfo, SYS_bpf,
-    SYS_perf_event_open, SYS_userfaultfd, SYS_io_uring_setup, SYS_io_uring_enter,
-    SYS_io_uring_register, SYS_add_key, SYS_request_key, SYS_keyctl, SYS_unshare, SYS_setns,
-    SYS_mount, SYS_umount2, SYS_move_mount, SYS_open_tree, SYS_fsopen, SYS_fsconfig, SYS_fsmount,
-    SYS_fspick, SYS_pivot_root, SYS_chroot, SYS_init_module, SYS_finit_module, SYS_delete_module,
-    SYS_kexec_load, SYS_reboot, SYS_swapon, SYS_swapoff, SYS_acct, SYS_quotactl, SYS_syslog,
-    SYS_vhangup, SYS_sethostname, SYS_setdomainname, SYS_settimeofday, SYS_clock_settime,
-    SYS_clock_adjtime, SYS_adjtimex, SYS_personality, SYS_open_by_handle_at,
-    SYS_name_to_handle_at, SYS_fanotify_init, SYS_memfd_create, SYS_setuid, SYS_setgid,
-    SYS_setreuid, SYS_setregid, SYS_setresuid, SYS_setresgid, SYS_setgroups, SYS_setfsuid,
-    SYS_setfsgid, SYS_capset, SYS_shmget, SYS_shmat, SYS_semget, SYS_msgget, SYS_mq_open,
-    SYS_mknodat, SYS_execveat, SYS_socketpair,
+    SYS_ptrace,
+    SYS_process_vm_readv,
+    SYS_process_vm_writev,
+    SYS_kcmp,
+    SYS_pidfd_open,
+    SYS_pidfd_getfd,
+    SYS_pidfd_send_signal,
+    SYS_rt_sigqueueinfo,
+    SYS_rt_tgsigqueueinfo,
+    SYS_bpf,
+    SYS_perf_event_open,
+    SYS_userfaultfd,
+    SYS_io_uring_setup,
+    SYS_io_uring_enter,
+    SYS_io_uring_register,
+    SYS_add_key,
+    SYS_request_key,
+    SYS_keyctl,
+    SYS_unshare,
+    SYS_setns,
+    SYS_mount,
+    SYS_umount2,
+    SYS_move_mount,
+    SYS_open_tree,
+    SYS_fsopen,
+    SYS_fsconfig,
+    SYS_fsmount,
+    SYS_fspick,
+    SYS_pivot_root,
+    SYS_chroot,
+    SYS_init_module,
+    SYS_finit_module,
+    SYS_delete_module,
+    SYS_kexec_load,
+    SYS_reboot,
+    SYS_swapon,
+    SYS_swapoff,
+    SYS_acct,
+    SYS_quotactl,
+    SYS_syslog,
+    SYS_vhangup,
+    SYS_sethostname,
+    SYS_setdomainname,
+    SYS_settimeofday,
+    SYS_clock_settime,
+    SYS_clock_adjtime,
+    SYS_adjtimex,
+    SYS_personality,
+    SYS_open_by_handle_at,
+    SYS_name_to_handle_at,
+    SYS_fanotify_init,
+    SYS_memfd_create,
+    SYS_setuid,
+    SYS_setgid,
+    SYS_setreuid,
+    SYS_setregid,
+    SYS_setresuid,
+    SYS_setresgid,
+    SYS_setgroups,
+    SYS_setfsuid,
+    SYS_setfsgid,
+    SYS_capset,
+    SYS_shmget,
+    SYS_shmat,
+    SYS_semget,
+    SYS_msgget,
+    SYS_mq_open,
+    SYS_mknodat,
+    SYS_execveat,
+    SYS_socketpair,
 #if defined(__x86_64__)
-    SYS_mknod, SYS_iopl, SYS_ioperm, SYS_modify_ldt, SYS_uselib, SYS_kexec_file_load,
+    SYS_mknod,
+    SYS_iopl,
+    SYS_ioperm,
+    SYS_modify_ldt,
+    SYS_uselib,
+    SYS_kexec_file_load,
 #endif
 };
 
 // Landlock leaves these to everybody.
 const std::vector<int> ATTRIBUTES = {
-    SYS_fchmod, SYS_fchmodat, SYS_fchown, SYS_fchownat, SYS_utimensat, SYS_setxattr,
-    SYS_lsetxattr, SYS_fsetxattr, SYS_removexattr, SYS_lremovexattr, SYS_fremovexattr,
+    SYS_fchmod,      SYS_fchmodat,     SYS_fchown,       SYS_fchownat,
+    SYS_utimensat,   SYS_setxattr,     SYS_lsetxattr,    SYS_fsetxattr,
+    SYS_removexattr, SYS_lremovexattr, SYS_fremovexattr,
 #if defined(__x86_64__)
-    SYS_chmod, SYS_chown, SYS_lchown, SYS_utime, SYS_utimes, SYS_futimesat,
+    SYS_chmod,       SYS_chown,        SYS_lchown,       SYS_utime,
+    SYS_utimes,      SYS_futimesat,
 #endif
 };
 
 // The same as Landlock's rules, coarser, for who writes nothing at all.
 const std::vector<int> CHANGES = {
-    SYS_unlinkat, SYS_renameat2, SYS_mkdirat, SYS_linkat, SYS_symlinkat, SYS_truncate,
-    SYS_fallocate,
+    SYS_unlinkat,  SYS_renameat2, SYS_mkdirat,   SYS_linkat,
+    SYS_symlinkat, SYS_truncate,  SYS_fallocate,
 #ifdef SYS_renameat
     SYS_renameat,
 #endif
 #if defined(__x86_64__)
-    SYS_creat, SYS_unlink, SYS_rename, SYS_mkdir, SYS_rmdir, SYS_link, SYS_symlink,
+    SYS_creat,     SYS_unlink,    SYS_rename,    SYS_mkdir,
+    SYS_rmdir,     SYS_link,      SYS_symlink,
 #endif
 };
 
@@ -254,8 +315,7 @@ class filter {
     }
 
     // Refuses the call unless the argument, an int, is one of these, in the bits of the mask.
-    void refuse_unless(int call, int argument, std::vector<uint32_t> allowed,
-                       uint32_t mask = ~0u) {
+    void refuse_unless(int call, int argument, std::vector<uint32_t> allowed, uint32_t mask = ~0u) {
         const auto count = (uint8_t)allowed.size();
         test(BPF_JEQ, (uint32_t)call, 0, (uint8_t)(count + 4));
         load_argument(argument, 0);
@@ -282,8 +342,8 @@ class filter {
     bool install() {
         add(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
         const sock_fprog program = { (unsigned short)code.size(), code.data() };
-        return syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_TSYNC,
-                       &program) == 0;
+        return syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_TSYNC, &program) ==
+               0;
     }
 
   private:
