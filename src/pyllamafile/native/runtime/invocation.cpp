@@ -348,6 +348,7 @@ bool wants_log(const arguments & args, const flag_table & flags) {
 
 // Whoever made the file has no say in it: it is there against them.
 void settle_sandbox(arguments & args, const flag_table & flags, invocation & out) {
+    flags.take(args, { "--unsecure" }, origin::file); // of older files many have it
     if (flags.take(args, NO_SANDBOX, origin::file)) {
         fputs("note: .args of this file ask for no sandbox; only whoever runs it may\n", stderr);
     }

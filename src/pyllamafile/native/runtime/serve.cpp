@@ -561,6 +561,9 @@ int serve(arguments args, const flag_table & flags, const std::string & model, b
             sockets.push_back(host);
         }
     }
+    if (const char * vertex = getenv("AIP_HTTP_PORT")) {
+        ports.push_back(atoi(vertex)); // where upstream listens instead in Google's cloud
+    }
     if (several) {
         models_ports = free_ports(MOST_MODELS);
         ports.insert(ports.end(), models_ports.begin(), models_ports.end());

@@ -1,4 +1,4 @@
-// In front of server.cpp and server-models.cpp: serve.cpp has ours.
+// In front of server-queue.cpp, server.cpp and server-models.cpp: serve.cpp has ours.
 #pragma once
 
 // The weights are loaded, and the server listens.
