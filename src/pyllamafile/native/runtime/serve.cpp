@@ -33,6 +33,7 @@
 #include <spawn.h>
 #include <sys/stat.h>
 #include <sys/un.h>
+#include <sys/wait.h>
 #include <unistd.h>
 extern char ** environ;
 #endif
@@ -293,7 +294,7 @@ class attendant {
         fcntl(ends[0], F_SETFD, FD_CLOEXEC);
         fcntl(ends[1], F_SETFD, FD_CLOEXEC);
         fflush(stdout);
-        const pid_t child = fork();
+        child = fork();
         if (child == 0) {
             close(ends[1]);
             wait_upon(ends[0]);
@@ -307,7 +308,7 @@ class attendant {
 #ifdef _WIN32
         show();
 #else
-        (void)!write(to_it, "", 1);
+        (void)!write(to_it, "", 1); // fails where nobody waits
 #endif
     }
 
@@ -315,7 +316,11 @@ class attendant {
 #ifdef _WIN32
         clean_up();
 #else
-        close(to_it);
+        if (to_it >= 0) {
+            close(to_it);
+            waitpid(child, nullptr, 0);
+            to_it = -1;
+        }
 #endif
     }
 
@@ -354,6 +359,7 @@ class attendant {
         _exit(0);
     }
 
+    pid_t child = -1;
     int to_it = -1;
 #endif
     const std::string url; // for the browser

@@ -704,6 +704,7 @@ class model_server : public cli_server {
         common_params with = params;
         start(with);
     }
+    void end() const {}
 };
 
 #else
@@ -725,8 +726,15 @@ class model_server {
             serve(argc, argv, ends[0]);
         }
         close(ends[0]);
-        fcntl(ends[1], F_SETFD, FD_CLOEXEC);
+        to_it = ends[1];
+        fcntl(to_it, F_SETFD, FD_CLOEXEC);
         return child > 0;
+    }
+
+    // It would end anyway, but maybe after whoever waits for this process has gone on.
+    void end() const {
+        close(to_it);
+        waitpid(child, nullptr, 0);
     }
 
     std::vector<int> ports() const {
@@ -782,6 +790,7 @@ class model_server {
     }
 
     int port = -1;
+    int to_it = -1; // is closed when this process ends
     pid_t child = -1;
 };
 
@@ -833,14 +842,14 @@ int chat(int argc, char ** argv) {
         client.server_base = server.wait_ready([] { return false; }) ? server.address() : "";
     }
     console::spinner::stop();
-    if (client.server_base.empty()) {
-        leave(1);
-    }
     int code = 1;
     try {
-        code = talk(client, params);
+        code = client.server_base.empty() ? 1 : talk(client, params);
     } catch (const std::exception & problem) {
         fprintf(stderr, "error: %s\n", problem.what());
+    }
+    if (!elsewhere) {
+        server.end();
     }
     leave(code);
 }

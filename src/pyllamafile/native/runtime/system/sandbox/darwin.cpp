@@ -45,10 +45,9 @@ std::string folder_of(const std::string & path) {
 
 std::string profile(const permissions & may, const named & names) {
     std::string out = "(version 1)(allow default)(deny lsopen)(deny appleevent-send)"
-                      "(deny signal)(allow signal (target self))"
                       "(deny process-exec*)";
     if (may.starts) {
-        out += "(allow process-exec*" + place(names.program) + ")(allow signal (target children))";
+        out += "(allow process-exec*" + place(names.program) + ")";
     } else {
         out += "(deny process-fork)";
     }

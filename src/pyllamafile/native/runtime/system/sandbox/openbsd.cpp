@@ -45,6 +45,7 @@ bool show(const permissions & may, const named & names) {
     }
     if (may.starts) {
         add(names.program, "rx");
+        add("/usr/libexec/ld.so", "r"); // the kernel reads it for a program that starts
     }
     return unveil(nullptr, nullptr) == 0 && fine;
 }
