@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 import signal
 import socket
@@ -409,6 +410,27 @@ def test_seam_the_router_may_start_only_itself(
         router.send_signal(signal.SIGINT)
         router.wait(timeout=30)
         router.stdout.close()
+
+
+def test_the_browser_is_opened_outside_and_is_not_confined(llamafile: Path, tmp_path: Path) -> None:
+    browser, log = tmp_path / "xdg-open", tmp_path / "log"
+    facts = "grep -E 'Seccomp:|NoNewPrivs|SigIgn' /proc/self/status"
+    browser.write_text(
+        f"#!/bin/sh\necho $1 >{log}.draft\n{facts} >>{log}.draft\nmv {log}.draft {log}\n"
+    )
+    browser.chmod(0o755)
+    env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "DISPLAY": ":99"}
+    with started("sh", llamafile, "--port", "0", env=env) as server:
+        assert is_confined(server.pid, 2)
+        deadline = time.monotonic() + 10
+        while not log.exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+    url, *rows = log.read_text().splitlines()
+    assert url.startswith("http://127.0.0.1:")
+    values = dict(row.split(":\t") for row in rows)
+    signals = sum(1 << number - 1 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+    assert (values["NoNewPrivs"], values["Seccomp"]) == ("0", "0")
+    assert int(values["SigIgn"], 16) & signals == 0
 
 
 def test_a_local_socket_goes_with_the_server(llamafile: Path, tmp_path: Path) -> None:

@@ -342,10 +342,11 @@ class attendant {
 
 #ifndef _WIN32
     [[noreturn]] void wait_upon(int server) {
+        // They are the server's, whose end is waited for. Handlers, because the browser would go on
+        // to ignore what is ignored here.
         for (const int number : { SIGINT, SIGTERM, SIGHUP }) {
-            signal(number, SIG_IGN); // they are the server's, whose end is waited for
+            signal(number, [](int) {});
         }
-        signal(SIGCHLD, SIG_IGN);
         const int nothing = open("/dev/null", O_RDWR);
         for (int stream = 0; stream < 3; stream++) {
             dup2(nothing, stream);
@@ -363,12 +364,12 @@ class attendant {
     int to_it = -1;
 #endif
     const std::string url; // for the browser
-    bool way_wanted;
-    std::string way;    // the page that leads it there
-    std::string socket; // that the server listened on
+    bool way_wanted;       // it is not to be seen among the arguments of a program
+    std::string way;       // the page that leads the browser there
+    std::string socket;    // that the server listened on
 };
 
-// What the server says when it is ready, in server.cpp.
+// What the server says when it is ready, through ready.h.
 std::mutex mutex;
 std::condition_variable changed;
 bool is_ready = false;
