@@ -171,6 +171,7 @@ int main(int argc, char ** argv) {
                    : read(file, &first, 1) == 1 ? closed(file)
                                                 : (errno = EPERM, -1L);
         });
+        attempt("type for the shell", [] { return ioctl(0, TIOCSTI, "x"); });
         attempt("clone3", [] { return syscall(SYS_clone3, nullptr, 0); });
         attempt("io_uring", [] { return syscall(SYS_io_uring_setup, 1, nullptr); });
         attempt("memfd", [] { return closed((int)syscall(SYS_memfd_create, "x", 0)); });

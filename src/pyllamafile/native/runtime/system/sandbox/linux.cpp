@@ -273,6 +273,14 @@ class filter {
         load(offsetof(seccomp_data, nr));
     }
 
+    void refuse_value(int call, int argument, uint32_t value) {
+        test(BPF_JEQ, (uint32_t)call, 0, 4);
+        load_argument(argument, 0);
+        test(BPF_JEQ, value, 0, 1);
+        answer(EPERM);
+        load(offsetof(seccomp_data, nr));
+    }
+
     // Refuses the call unless the argument, a pointer, is null.
     void refuse_unless_null(int call, int argument) {
         test(BPF_JEQ, (uint32_t)call, 0, 6);
@@ -386,6 +394,9 @@ bool enter_seccomp(const permissions & may, const named & names) {
     refuse_memory(out);
     refuse_changes(out, may, names);
     out.refuse_unless(SYS_prlimit64, 0, { 0 }); // the limits of others
+    // What is typed for the shell that started it, and what is selected on a console.
+    out.refuse_value(SYS_ioctl, 1, TIOCSTI);
+    out.refuse_value(SYS_ioctl, 1, TIOCLINUX);
     return out.install();
 }
 
