@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-HELPERS = ("fixtures", "hostile", "judging", "launching", "running", "strange")
+HELPERS = ("fixtures", "hostile", "judging", "launching", "oci", "running", "strange")
 pytest.register_assert_rewrite(*HELPERS)
 
 import strange

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from pyllamafile.ops.build import Adapter, Built, build
     from pyllamafile.ops.doctor import Finding, examine
     from pyllamafile.ops.edit import add, remove
+    from pyllamafile.ops.export import Exported, Layer, export
     from pyllamafile.ops.extract import extract
     from pyllamafile.ops.inspect import EntryFacts, ModelFacts, Report, inspect
     from pyllamafile.ops.sign import SignatureCheck, Signed, sign, signed_by
@@ -57,6 +58,7 @@ _MODULES = {
     "ops.build": ("Adapter", "Built", "build"),
     "ops.doctor": ("Finding", "examine"),
     "ops.edit": ("add", "remove"),
+    "ops.export": ("Exported", "Layer", "export"),
     "ops.extract": ("extract",),
     "ops.inspect": ("EntryFacts", "ModelFacts", "Report", "inspect"),
     "ops.sign": ("SignatureCheck", "Signed", "sign", "signed_by"),
@@ -74,7 +76,9 @@ __all__ = [
     "DamagedError",
     "EntryFacts",
     "ExistsError",
+    "Exported",
     "Finding",
+    "Layer",
     "Memory",
     "ModelFacts",
     "NotFoundError",
@@ -94,6 +98,7 @@ __all__ = [
     "advise",
     "build",
     "examine",
+    "export",
     "extract",
     "inspect",
     "remove",

@@ -767,7 +767,7 @@ def commands(group: Lazy = program) -> Iterator[tuple[Lazy, str, click.Command]]
 
 def test_the_table_of_commands_says_what_they_say():
     found = list(commands())
-    assert len(found) == 15
+    assert len(found) == 16
     for group, name, command in found:
         summary = group.table[name][1]
         assert inspection.cleandoc(command.help).split("\n")[0] == summary

@@ -63,6 +63,10 @@ GRAPH = {
     "ops.extract": {
         "appearing", "copying", "errors", "llamafile", "paths", "progress", "zipalign",
     },
+    "ops.export": {
+        "appearing", "arguments", "copying", "engine", "errors", "llamafile", "models.gguf",
+        "ops.verify", "paths", "plan", "progress", "targets", "zipalign",
+    },
     "ops.edit": {
         "arguments", "engine", "errors", "llamafile", "models.fit", "models.gguf", "models.source",
         "paths", "plan", "progress", "zipalign",
@@ -92,7 +96,8 @@ GRAPH = {
     },
     "": {
         "errors", "models.forecast", "ops.advise", "ops.build", "ops.doctor", "ops.edit",
-        "ops.extract", "ops.inspect", "ops.sign", "ops.upgrade", "ops.verify", "progress",
+        "ops.export", "ops.extract", "ops.inspect", "ops.sign", "ops.upgrade", "ops.verify",
+        "progress",
     },
     "cli": {"cli.program", "cli.screen", "errors"},
     "cli.program": {""},
@@ -106,6 +111,7 @@ GRAPH = {
     },
     "cli.look": {"", "cli.options", "cli.screen", "errors", "llamafile", "models.fit"},
     "cli.sign": {"", "cli.options", "cli.screen"},
+    "cli.export": {"", "cli.options", "cli.screen"},
     "cli.manual": {"", "cli.man", "cli.program"},
     "cli.runtimes": {"cli.options", "cli.screen", "errors", "native", "runtimes", "targets"},
     "cli.bar": {"cli.screen", "progress"},

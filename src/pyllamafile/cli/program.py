@@ -60,6 +60,7 @@ class Lazy(click.Group):
         "advise": (".advise:advise", "Say which format to quantize a model to."),
         "build": (".build:build", "Pack weights and everything that runs them into one file."),
         "doctor": (".look:doctor", "Say why a llamafile doesn't start here, and what helps."),
+        "export": (".export:export", "Write a llamafile as an image for containers."),
         "extract": (".look:extract", "Take entries out of a llamafile or any zip, as files."),
         "inspect": (".look:inspect", "Say what is in a llamafile, a GGUF, or any zip."),
         "man": (".manual:man_page", "Print the manual page."),
