@@ -264,6 +264,6 @@ def test_the_second_opinion_is_the_same(text: bytes) -> None:
     named = [name.name for name in missing(text, WEIGHTS)]
     faults = list(_args_faults(text, WEIGHTS))
     assert bool(faults) == (fault(text, WEIGHTS) is not None)
-    said = [re.search(r" @(.*): there are no such", what) for what in faults]
+    said = [re.search(r" @(.*): there are no such", what, re.DOTALL) for what in faults]
     if all(said):
         assert [match[1] for match in said if match] == named
