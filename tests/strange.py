@@ -537,6 +537,12 @@ ROWS: dict[str, Row] = {
     "a signature cut inside of its armor": Row(
         "ill-signed", signed_with(edit=lambda text: b"\n".join(text.split(b"\n")[::2]))
     ),
+    "a signature that lacks a line": Row(
+        "ill-signed",
+        signed_with(
+            edit=lambda text: b"".join(text.splitlines(True)[:2] + text.splitlines(True)[3:])
+        ),
+    ),
     "two signatures in one": Row("ill-signed", signed_with(edit=lambda text: text * 2)),
     "a signature of 10 MB": Row(
         "ill-signed", signed_with(edit=lambda text: text + b"\n" * 10_000_000)

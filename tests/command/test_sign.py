@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -272,6 +273,29 @@ def test_signatures_that_are_none(run, signed, text, why):
     assert done.code == 5
     assert re.fullmatch(f"error: {FILE}: (1 problem, )?signed, but changed: {why}\n", done.err)
     assert run("inspect", FILE).code == 0
+
+
+def test_the_second_opinion_on_signatures_is_the_same(signed, rng):
+    """verify shares no code with what reads them otherwise."""
+    armor = contents(FILE)[SIGNATURE]
+    raw = base64.b64decode(b"".join(armor.splitlines()[1:-1]))
+    texts, agreed = [armor, armor.replace(b"\n", b"\r\n"), armor + b" \n", b" " + armor], set()
+    for _ in range(60):
+        for source in (armor, raw):
+            text = bytearray(source)
+            for _ in range(rng.randrange(1, 3)):
+                at = rng.randrange(len(text))
+                text[at : at + rng.randrange(3)] = rng.randbytes(rng.randrange(3))
+            if source is raw:
+                text = base64.encodebytes(text)
+                text = b"-----BEGIN SSH SIGNATURE-----\n%b-----END SSH SIGNATURE-----\n" % text
+            texts.append(bytes(text))
+    for text in texts:
+        zipalign.add(signed, [Entry(SIGNATURE, text)])
+        problem = pyllamafile.inspect(FILE).signature_problem
+        assert bool(pyllamafile.verify(FILE, contents=False)) == bool(problem), text
+        agreed.add(bool(problem))
+    assert agreed == {False, True}
 
 
 def test_two_signatures(run, signed):

@@ -895,8 +895,28 @@ def _check_signature(file: BinaryIO, entries: Sequence[_Entry], report: _Report)
         raw = base64.b64decode(b"".join(text[1].split()), validate=True) if text else b""
     except (_PartError, ValueError):
         raw = b""
-    if not raw.startswith(b"SSHSIG\0\0\0\1"):
+    if not _is_signature(raw):
         report(entry.where, "it is no signature of OpenSSH's")
+
+
+def _is_signature(raw: bytes) -> bool:
+    """Whether these bytes are one: a number, and strings, each behind its length."""
+    parts = []
+    at = 10
+    while at + 4 <= len(raw):
+        (size,) = struct.unpack_from(">I", raw, at)
+        parts.append(raw[at + 4 : at + 4 + size])
+        at += 4 + size
+    if raw[:10] != b"SSHSIG\0\0\0\1" or at != len(raw) or len(parts) != 5:
+        return False
+    key, namespace, *_ = parts
+    size = int.from_bytes(key[:4], "big")
+    kind = re.fullmatch(rb"[a-z][a-z0-9.@-]{2,99}", key[4 : 4 + size])
+    try:
+        namespace.decode()
+    except UnicodeDecodeError:
+        return False
+    return bool(kind) and len(key) >= 4 + size
 
 
 # The default arguments: launcher/FORMAT.md, section 5
