@@ -33,7 +33,8 @@ function(seam_copy name target file)
     list(INSERT sources ${source_place} ${EDITED}/${file})
     set_property(TARGET ${target} PROPERTY SOURCES ${sources})
     cmake_path(GET file PARENT_PATH folder)
-    seam_set(${name} ${target} ${file} INCLUDE_DIRECTORIES ${LLAMA_SOURCE}/${folder})
+    # -iquote, for jinja has a string.h
+    seam_set(${name} ${target} ${file} COMPILE_OPTIONS "-iquote;${LLAMA_SOURCE}/${folder}")
 endfunction()
 
 function(seam_rename name target file pair)
