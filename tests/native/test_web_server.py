@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import functools
+import http.client
 import http.server
 import json
 import os
 import re
+import signal
 import subprocess
 import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
-from running import browsing, children, free_port, need, serving
+from running import browsing, children, free_port, need, ready, serving
 
 import pyllamafile
 
@@ -209,7 +211,113 @@ def test_the_browser_is_not_given_the_key_in_its_command(llamafile: Path, tmp_pa
     assert not way.exists()
 
 
+# What the server can do to the machine
+
+
+OPEN = ("tools", "cors-proxy?url=http://127.0.0.1:9/")
+
+
+def test_the_machine_is_closed_by_default(server: str) -> None:
+    for path in OPEN:
+        assert ask(server + path)[0] == 403
+        assert ask(server + path, {"tool": "exec_shell_command"})[0] == 403
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--tools", "all"),
+        ("--agent",),
+        ("--ui-mcp-proxy",),
+        ("--mcp-servers-json", '{"mcpServers": {"x": {"command": "touch", "args": ["started"]}}}'),
+    ],
+)
+def test_a_file_does_not_open_the_machine(
+    flags: tuple[str, ...], smollm2: Path, runtime: Path, tmp_path: Path
+) -> None:
+    """.args are of whoever made the file; who starts it can say the same."""
+    file = tmp_path / "stranger.llamafile"
+    words = ("--server", "--nobrowser", "--port", "0")
+    pyllamafile.build(
+        smollm2, file, args=(*words, *flags, "..."), targets=["linux-amd64"], gui=False
+    )
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen([file], stdout=subprocess.PIPE, stderr=log, cwd=tmp_path)
+    url = ready(process)
+    assert [ask(url + path)[0] for path in OPEN] == [403, 403]
+    process.send_signal(signal.SIGINT)
+    process.wait(timeout=30)
+    process.stdout.close()
+    assert f"note: {flags[0]} in .args has no effect" in (tmp_path / "log").read_text()
+    assert not (tmp_path / "started").exists()
+
+
+def test_whoever_starts_it_opens_the_machine(llamafile: Path) -> None:
+    with serving(llamafile, "--nobrowser", "--port", "0", "--tools", "get_info") as url:
+        status, _, text = ask(url + "tools")
+        assert status == 200
+        assert "get_info" in text
+        assert "exec_shell_command" not in text
+        origin = {"Origin": "http://evil.example"}
+        assert ask(url + "tools", {"tool": "get_info"}, **origin)[0] == 403
+
+
 # A browser
+
+
+class Proxy(http.server.BaseHTTPRequestHandler):
+    """Hands on what comes for /llm/, as a server in front would: by another name and port."""
+
+    protocol_version = "HTTP/1.1"
+    behind = ""  # HOST:PORT
+    answered: ClassVar[list[tuple[str, int]]] = []
+
+    def hand_on(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        headers = {key: value for key, value in self.headers.items() if key.lower() != "host"}
+        with closing(http.client.HTTPConnection(self.behind, timeout=60)) as there:
+            there.request(self.command, self.path, body, headers)
+            with there.getresponse() as answer:
+                content = answer.read()
+        self.answered.append((self.path, answer.status))
+        self.send_response(answer.status)
+        for key, value in answer.getheaders():
+            if key.lower() not in ("transfer-encoding", "content-length", "connection"):
+                self.send_header(key, value)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        with suppress(ConnectionError):  # the browser may be gone
+            self.wfile.write(content)
+
+    do_GET = do_POST = do_DELETE = hand_on  # noqa: N815
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.browser
+def test_the_gui_through_a_proxy(llamafile: Path) -> None:
+    """Under another name, below a path: its page, its requests and their answers."""
+    words = ("--nobrowser", "--temp", "0", "--port", "0", "--api-prefix", "/llm")
+    with serving(llamafile, *words, "--allow-host", "chat.localhost") as url:
+        Proxy.behind = url.split("/")[2]
+        Proxy.answered.clear()
+        proxy = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Proxy)
+        threading.Thread(target=proxy.serve_forever).start()
+        try:
+            with browsing(f"http://chat.localhost:{proxy.server_port}/llm/") as page:
+                box = page.get_by_role("textbox").first
+                box.fill("Name three colors.")
+                box.press("Enter")
+                page.get_by_text("Blue").first.wait_for(timeout=60_000)
+        finally:
+            proxy.shutdown()
+            proxy.server_close()
+    paths = {path.split("?")[0] for path, _ in Proxy.answered}
+    assert {"/llm/", "/llm/props", "/llm/v1/chat/completions"} <= paths
+    assert all(path.startswith("/llm/") for path in paths)
+    faults = [(path, status) for path, status in Proxy.answered if status >= 400]
+    assert set(faults) <= {("/llm/tools", 403)}  # which the page asks for, and are off
 
 
 @pytest.mark.browser

@@ -102,6 +102,14 @@ const names COMPARISON = { "--kl-divergence" }; // its text is in the file of lo
 const names LOGITS = { "--kl-divergence-base", "--save-all-logits" };
 const names ACCESS = { "--allow-host", "--allow-origin", "--no-api-key" };
 const names NO_SANDBOX = { "--unsafe-no-sandbox", "--unsecure" };
+const names MACHINE = { "--tools",
+                        "--tools-runtime",
+                        "--mcp-servers-config",
+                        "--mcp-servers-json",
+                        "--ui-mcp-proxy",
+                        "--webui-mcp-proxy",
+                        "-ag",
+                        "--agent" };
 const names TEMPLATE = { "--chat-template", "--chat-template-file" };
 const names HTTPS = { "-hf", "-hfr", "--hf-repo", "-dr", "--docker-repo" };
 const names ELSEWHERE = { "-mu", "--model-url", "--models-dir", "--models-preset",
@@ -214,6 +222,19 @@ void leave_out_for(const choice & mode, arguments & args, const flag_table & fla
     const size_t other = flags.find(args, MODEL, origin::user);
     if (other + 1 < args.size() && args[other + 1].rfind('@', 0) != 0) {
         flags.take(args, TEMPLATE, origin::file);
+    }
+}
+
+// A file may come from a stranger. Whoever starts it says whether the server may run programs,
+// touch files and fetch what a page asks for.
+void leave_out_machine(arguments & args, const flag_table & flags) {
+    for (size_t at; (at = flags.find(args, MACHINE, origin::file)) < args.size();) {
+        const std::string flag = args[at];
+        fprintf(stderr,
+                "note: %s in .args has no effect, for it lets the server use this machine; to turn "
+                "it on, say it yourself when you start the file\n",
+                flag.c_str());
+        flags.take(args, { flag.c_str() }, origin::file);
     }
 }
 
@@ -410,6 +431,7 @@ invocation read_invocation(const arguments & own, const arguments & user) {
         return out;
     }
     leave_out_gpu(args, flags);
+    leave_out_machine(args, flags);
     translate_former(args, flags, chosen.flags);
     if (chosen.flags != NO_COMMON_FLAGS) {
         flags.check(args, chosen.flags);
