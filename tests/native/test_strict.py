@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import struct
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -192,6 +193,22 @@ def test_seam_strict_schemas_are_kept_to_or_refused(keyword: dict[str, Json], se
     schema = {"type": "object", "properties": {"not": inner}, "required": ["not"]}
     refused(asked(server, schema), f"#/properties/not/{next(iter(keyword))} isn't supported")
     assert asked(server, schema, strict=False)[0] == 200
+
+
+# weights
+
+
+def test_rows_of_no_whole_blocks_are_refused(llamafile: Path, tmp_path: Path) -> None:
+    """scripts/fuzz found it: 33 numbers of a type that has them by 32."""
+    name, architecture = b"general.architecture", b"llama"
+    value = struct.pack("<Q", len(name)) + name + struct.pack("<IQ", 8, 5) + architecture
+    tensor = struct.pack("<Q", 1) + b"t" + struct.pack("<IQIQ", 1, 33, 8, 0)
+    file = tmp_path / "odd.gguf"
+    file.write_bytes(struct.pack("<4sIQQ", b"GGUF", 3, 1, 1) + value + tensor + bytes(256))
+    done = run(llamafile, "-m", file, "-p", "x")
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert b"the rows of tensor t are no whole blocks" in done.stderr
+    assert done.stderr.count(b"\n") == 1
 
 
 # what has no end

@@ -322,6 +322,9 @@ std::string check_header(range_reader & in, weights & out) {
             return "made for a newer llama.cpp: tensor " + name + " has type " +
                    std::to_string(type);
         }
+        if (shape[0] % (uint64_t)ggml_blck_size((ggml_type)type) != 0) {
+            return "damaged: the rows of tensor " + name + " are no whole blocks";
+        }
         uint64_t rows = 1;
         bool fits = shape[0] <= size * 64; // 64 elements a byte is denser than any type
         for (int d = 1; d < GGML_MAX_DIMS; d++) {
