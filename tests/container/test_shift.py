@@ -22,6 +22,7 @@ import gguf
 import pytest
 from fixtures import NEW, PROGRAM, put_runtime, tiny_gguf
 from judging import contents, runs
+from running import need
 
 import pyllamafile
 from pyllamafile import PyllamafileError, llamafile, shift, zipalign
@@ -317,6 +318,27 @@ def test_killed_behind_each_step_it_starts_and_the_next_time_is_whole(
     assert contents(old) == expected
     assert pyllamafile.verify(old) == []
     assert runs(old)
+
+
+@pytest.mark.parametrize("count", range(7))
+def test_killed_behind_each_step_nothing_is_signed_that_was_not(
+    old: Path, tmp_path: Path, count: int
+) -> None:
+    key = tmp_path / "key"
+    command = [need("ssh-keygen", "openssh-client"), "-q", "-t", "ed25519", "-N", "", "-f", key]
+    subprocess.run(command, check=True)
+    pyllamafile.sign(old, key=key)
+    for step in exchange(old).steps()[:count]:
+        step()
+    who = key.with_suffix(".pub")
+    found = pyllamafile.signed_by(old, who)
+    assert count or not found.problems
+    # Until the new engine counts it is the old file, maybe with more in it than was signed.
+    before = "changed" if found.problems else "signed"
+    assert found.verdict == (before if count < 4 else "unsigned")
+    assert pyllamafile.upgrade(old).shifted
+    found = pyllamafile.signed_by(old, who)
+    assert (found.verdict, found.problems) == ("unsigned", ())
 
 
 def test_what_is_dead_is_left_to_the_old_file(

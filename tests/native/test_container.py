@@ -65,7 +65,7 @@ def low_level(program: str, *options: str) -> Callable[[Path, Path], Runner]:
 def by_podman(image: Path, place: Path) -> Runner:
     need("podman")
     store = ["podman", "--root", str(place / "root"), "--runroot", str(place / "run")]
-    store += ["--storage-driver", "vfs", "--cgroup-manager", "cgroupfs"]
+    store += ["--storage-driver", "vfs", "--cgroup-manager", "cgroupfs", "--log-level", "error"]
     store += ["--runtime", need("runc")]  # crun wants control groups of one kind
     pull = [*store, "pull", "-q", f"oci:{image}"]
     pulled = subprocess.run(pull, check=True, capture_output=True, text=True).stdout.strip()
