@@ -754,6 +754,7 @@ class model_server {
         while (waitpid(child, nullptr, WNOHANG) == 0) {
             try {
                 client.get("/health");
+                (void)!write(to_it, "", 1);
                 return true;
             } catch (const std::exception &) { // it does not listen yet, or loads
                 std::this_thread::sleep_for(std::chrono::milliseconds(20));
@@ -769,7 +770,11 @@ class model_server {
         enter_sandbox(duty::SERVES, { port });
         std::thread([parent] {
             char byte;
-            (void)!read(parent, &byte, 1);
+            while (read(parent, &byte, 1) == 1) { // from here on, its answers say what is wrong
+                if (common_log_get_verbosity_thold() == LOG_LEVEL_ERROR) {
+                    common_log_set_verbosity_thold(LOG_LEVEL_OUTPUT);
+                }
+            }
             _exit(0);
         }).detach();
         common_params params;
