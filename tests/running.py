@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import pytest
@@ -59,6 +60,11 @@ def needs(package: str, extra: str = "runtimes") -> pytest.MarkDecorator:
     """A skip, where a Python package is missing, that names the extra that has it."""
     missing = importlib.util.find_spec(package) is None
     return pytest.mark.skipif(missing, reason=f"{package} is missing: pip install '.[{extra}]'")
+
+
+def package(name: str) -> ModuleType:
+    """A client's package, or a skip that says how to have it."""
+    return pytest.importorskip(name, reason=f"{name} is missing: pip install '.[clients]'")
 
 
 def run(

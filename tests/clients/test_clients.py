@@ -5,43 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
-from running import serving
-
-from pyllamafile import native
+from running import package
 
 pytestmark = pytest.mark.clients
 
 COLORS = "Name three colors."
 PROMPT = "The capital of France is"
 ALIKE = ["a cat", "a kitten", "the stock market"]  # the second is more like the first
-# What a ChatML model such as SmolLM2 needs to know of tools: its own template says nothing of them.
-KNOWS_TOOLS = "models/templates/NousResearch-Hermes-3-Llama-3.1-8B-tool_use.jinja"
-
-
-def package(name: str) -> ModuleType:
-    return pytest.importorskip(name, reason=f"{name} is missing: pip install '.[clients]'")
-
-
 httpx, pydantic = package("httpx"), package("pydantic")
-
-
-@pytest.fixture(scope="module")
-def base(server: str) -> str:
-    """The address as most people write it; a slash more is another address to some clients."""
-    return server.rstrip("/")
-
-
-@pytest.fixture(scope="module")
-def equipped(llamafile: Path) -> Iterator[str]:
-    """A server that was started for embeddings and tools."""
-    template = native.llama_source() / KNOWS_TOOLS
-    flags = ("--nobrowser", "--temp", "0", "--port", "0", "--embeddings", "--pooling", "mean")
-    with serving(llamafile, *flags, "--chat-template-file", template) as url:
-        yield url.rstrip("/")
 
 
 def likeness(a: list[float], b: list[float]) -> float:
@@ -347,16 +321,3 @@ def test_embeddings_of_older_llamafiles_are_those_of_today(
     assert one == made(ALIKE[0])
     assert [*made(ALIKE)] == ["results"]
     assert "must be a string" in made(None)["error"]["message"]
-
-
-# Ollama
-
-
-def test_ollama_is_another_api(base: str) -> None:
-    """This llama.cpp has nothing under /api."""
-    ollama = package("ollama")
-    client = ollama.Client(host=base)
-    for ask in (client.list, lambda: client.chat(model="any", messages=[said(COLORS)])):
-        with pytest.raises(ollama.ResponseError) as caught:
-            ask()
-        assert caught.value.status_code == 404
