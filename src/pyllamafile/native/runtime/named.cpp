@@ -108,8 +108,11 @@ void add_links(const std::string & folder, std::vector<std::string> & out) {
     fs::recursive_directory_iterator entry(fs::u8path(folder), error);
     for (const fs::recursive_directory_iterator end; !error && entry != end;
          entry.increment(error)) {
-        if (entry->is_symlink(error) && entry.depth() < 8) {
+        if (entry->is_symlink(error)) {
             out.push_back(entry->path().u8string());
+        }
+        if (entry.depth() > 0) { // the router looks no deeper
+            entry.disable_recursion_pending();
         }
     }
 }

@@ -766,6 +766,7 @@ class model_server {
   private:
     // Ends with the process that it was split off from, whatever happens to that.
     [[noreturn]] void serve(int argc, char ** argv, int parent) const {
+        const int errors = dup(STDERR_FILENO), nowhere = open("/dev/null", O_WRONLY);
         signal(SIGINT, SIG_IGN);
         enter_sandbox(duty::SERVES, { port });
         std::thread([parent] {
@@ -778,7 +779,6 @@ class model_server {
             _exit(0);
         }).detach();
         common_params params;
-        const int errors = dup(STDERR_FILENO), nowhere = open("/dev/null", O_WRONLY);
         dup2(nowhere, STDERR_FILENO); // the other process says what is wrong with them
         const bool fine = read_options(argc, argv, params);
         dup2(errors, STDERR_FILENO);
