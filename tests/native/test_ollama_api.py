@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import http.client
 import json
 import urllib.error
 import urllib.request
@@ -78,6 +79,20 @@ def test_a_chat_streams_a_line_for_each_piece(server: str) -> None:
     assert "blue" in whole["message"].pop("content").lower()
     assert whole["message"] == {"role": "assistant"}
     assert (whole["model"], whole["done_reason"]) == ("any", "stop")
+
+
+def test_seam_a_connection_is_kept_after_a_stream(server: str) -> None:
+    connection = http.client.HTTPConnection(server.split("/")[2], timeout=60)
+    asked = {"messages": [COLORS], "stream": True, "max_tokens": 2, "options": GREEDY}
+    sockets = set()
+    for path in ("/v1/chat/completions", "/api/chat", "/v1/models"):
+        body = None if path == "/v1/models" else json.dumps(asked)
+        connection.request("POST" if body else "GET", path, body)
+        sockets.add(connection.sock)
+        with connection.getresponse() as answer:
+            assert (answer.status, len(answer.read()) > 99) == (200, True)
+    connection.close()
+    assert len(sockets) == 1
 
 
 def test_options_are_followed(server: str) -> None:
