@@ -6,6 +6,7 @@ import base64
 import http.client
 import json
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -171,7 +172,8 @@ def test_the_guards_hold_for_ollama_too(server: str, llamafile: Path) -> None:
 def several(smollm2: Path, phi3: Path, runtime: Path, tmp_path_factory: Any) -> Iterator[str]:
     file = tmp_path_factory.mktemp("ollama") / "several.llamafile"
     pyllamafile.build([smollm2, phi3], file)
-    with serving(file, "--nobrowser", "--port", "0", "-c", "512", "--temp", "0") as url:
+    flags = ("--nobrowser", "--port", "0", "-c", "512", "--temp", "0", "--metrics")
+    with serving(file, *flags) as url:
         assert children(file) == []
         yield url
 
@@ -226,3 +228,24 @@ def test_think_reaches_the_template(llamafile: Path) -> None:
             return one(url, "/api/chat", {**body, "think": think})["prompt_eval_count"]
 
         assert count(False) < count(True) == count("high")
+
+
+def test_health_and_metrics_of_several(several: str, smollm2: Path) -> None:
+    assert one(several, "/health") == {"status": "ok"}
+    url = f"{several}metrics?model={urllib.parse.quote(smollm2.stem)}"
+    with urllib.request.urlopen(url, timeout=60) as answer:
+        assert "llamacpp:prompt_tokens_total" in answer.read().decode()
+    status, [answer] = ask(several, "/metrics")
+    assert (status, "model name is missing" in answer["error"]["message"]) == (400, True)
+
+
+def test_health_and_metrics_of_one(server: str, llamafile: Path) -> None:
+    assert one(server, "/health") == {"status": "ok"}
+    status, [answer] = ask(server, "/metrics")
+    assert (status, "--metrics" in answer["error"]["message"]) == (501, True)
+    with serving(llamafile, "--nobrowser", "--port", "0", "--metrics", "--api-key", "k") as url:
+        assert one(url, "/health") == {"status": "ok"}
+        assert ask(url, "/metrics")[0] == 401
+        request = urllib.request.Request(f"{url}metrics", headers={"Authorization": "Bearer k"})
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            assert "llamacpp:tokens_predicted_total" in answer.read().decode()
