@@ -483,6 +483,31 @@ def test_seam_what_models_say_is_no_output(several: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.native
+def test_seam_a_page_of_the_router_reaches_its_models(several: Path) -> None:
+    def status(url: str, origin: str) -> int:
+        body = json.dumps(
+            {"model": "phi3", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
+        ).encode()
+        headers = {"Content-Type": "application/json", "Origin": origin, "Sec-Fetch-Site": "x"}
+        try:
+            request = urllib.request.Request(url + "v1/chat/completions", body, headers)
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return answer.status
+        except urllib.error.HTTPError as error:
+            return error.code
+
+    allowed = "http://page.example"
+    command = [several, "--nobrowser", "-c", "512", "--allow-origin", allowed]
+    with serving(*command) as url:
+        assert [status(url, page) for page in (url[:-1], allowed)] == [200, 200]
+        assert status(url, "http://evil.example") == 403
+        (child,) = children(several)
+        port = re.search(r"--port\x00(\d+)", child)
+        assert port
+        assert status(f"http://127.0.0.1:{port[1]}/", url[:-1]) in (401, 403)
+
+
+@pytest.mark.native
 @pytest.mark.browser
 def test_the_gui_offers_all_models(several: Path) -> None:
     def loaded() -> list[str]:
