@@ -179,6 +179,28 @@ def test_the_workflow_makes_the_table(tmp_path: Path) -> None:
     assert "executed by a report of 2030-01-02" in (tmp_path / "summary").read_text()
 
 
+def test_a_release_has_digests_and_notes(tmp_path: Path) -> None:
+    version = re.search(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text(), re.M)[1]
+    for name in ("pyproject.toml", "CHANGELOG.md"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    wheel = f"pyllamafile-{version}-py3-none-any.whl"
+    for name in ("dist", "reports"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "dist" / wheel).write_bytes(b"wheel")
+    report(tmp_path / "reports", "linux-amd64", "2030-01-02")
+    named = {step.get("name"): step.get("run") for at, step in steps() if "release.yml" in at}
+    tag, digests = named["The tag is the version"], named["Digests, reports and notes"]
+    for ref, code in ((f"v{version}", 0), ("v9.9.9", 1)):
+        env = {"GITHUB_REF_NAME": ref, "PATH": "/usr/bin:/bin"}
+        done = subprocess.run(["bash", "-e", "-c", tag], cwd=tmp_path, env=env, capture_output=True)
+        assert done.returncode == code
+    subprocess.run(["bash", "-e", "-c", digests], cwd=tmp_path, check=True)
+    subprocess.run(["sha256sum", "-c", "SHA256SUMS"], cwd=tmp_path / "dist", check=True)
+    sums = (tmp_path / "dist" / "SHA256SUMS").read_text().splitlines()
+    assert [line.split()[1] for line in sums] == [wheel, "reports.tar"]
+    assert (tmp_path / "notes.md").read_text().startswith(f"## {version}")
+
+
 def test_first_commands_report_what_fails(tmp_path: Path) -> None:
     file = tmp_path / "f"
     file.write_text('case $1 in --version) echo "linux-amd64, CPU level v2" ;; *) exit 3 ;; esac\n')
