@@ -35,6 +35,21 @@ const long LEAST_CONTEXT = 256; // tokens
 // Below this no context of a model that fits itself has ever been too large, and a look costs time.
 const long WORTH_A_LOOK = 16384; // tokens
 
+// By default, the conversations of a server share a pool of at most so many tokens, if -c allows.
+const long POOL = 8192;
+const long MOST_SLOTS = 4;
+
+const names SLOTS = { "-np",
+                      "--parallel",
+                      "-kvu",
+                      "--kv-unified",
+                      "-no-kvu",
+                      "--no-kv-unified",
+                      "--kv-unified-per-slot" };
+const char * const SLOT_VARIABLES[] = { "LLAMA_ARG_N_PARALLEL", "LLAMA_ARG_KV_UNIFIED",
+                                        "LLAMA_ARG_NO_KV_UNIFIED",
+                                        "LLAMA_ARG_KV_UNIFIED_PER_SLOT" };
+
 std::string gib(double bytes) {
     char text[40];
     snprintf(text, sizeof(text), "%.1f GiB", bytes / (1 << 30));
@@ -89,6 +104,22 @@ void bound_threads(arguments & args, const flag_table & flags) {
     }
 }
 
+// Upstream promises the whole of -c to each of four slots, and ends all answers when their sum is
+// more. Here -c is what each conversation has: there is a pool for several where they are small,
+// and one slot where they are large. One client always has all of it, and others wait.
+static void bound_slots(arguments & args, const flag_table & flags, long tokens) {
+    bool chosen = flags.has(args, SLOTS);
+    for (const char * variable : SLOT_VARIABLES) {
+        chosen = chosen || getenv(variable) != nullptr;
+    }
+    if (tokens > 0 && !chosen) {
+        const long slots = std::max(1L, std::min(MOST_SLOTS, POOL / tokens));
+        const std::string pool = std::to_string(slots * tokens);
+        args.insert(args.end(), { "-c", pool, "-np", std::to_string(slots), "--kv-unified",
+                                  "--kv-unified-per-slot", std::to_string(tokens) });
+    }
+}
+
 void bound_context(arguments & args, const flag_table & flags, int tool) {
     const size_t at = flags.find(args, CONTEXT);
     const char * variable = getenv(CONTEXT_VARIABLE);
@@ -98,6 +129,9 @@ void bound_context(arguments & args, const flag_table & flags, int tool) {
     const bool in_batches = tool == LLAMA_EXAMPLE_COMPLETION || tool == LLAMA_EXAMPLE_MTMD;
     if (in_batches && tokens > 0 && tokens < LEAST_CONTEXT) {
         args.insert(args.end(), { "-c", std::to_string(LEAST_CONTEXT) });
+    }
+    if (tool == LLAMA_EXAMPLE_SERVER) {
+        bound_slots(args, flags, tokens);
     }
     common_params params;
     if (tokens < WORTH_A_LOOK || !parse(args, flags, tool, params)) {

@@ -322,6 +322,17 @@ std::string choose_weights(arguments & args, const flag_table & flags, const mod
     return called;
 }
 
+// Upstream tokenizes a request in the thread that received it, with nothing to keep the model from
+// being freed meanwhile: a request at the moment of falling asleep uses freed memory
+// (CVE-2026-43631).
+void refuse_sleep(const arguments & args, const flag_table & flags) {
+    const size_t at = flags.find(args, { "--sleep-idle-seconds" });
+    if (at + 1 < args.size() && args[at + 1] != "-1") {
+        refuse(args[at], args[at] + ": a request that comes while the model is unloaded can end "
+                                    "the server (CVE-2026-43631); leave the option out");
+    }
+}
+
 void choose_threads(arguments & args, const flag_table & flags) {
     const int upstreams = common_cpu_get_num_math();
     const int ours = threads_to_use(upstreams);
@@ -445,6 +456,7 @@ invocation read_invocation(const arguments & own, const arguments & user) {
     }
     if (out.serves) {
         check_keys(args, flags);
+        refuse_sleep(args, flags);
     } else {
         flags.take(args, ACCESS);
     }
