@@ -828,6 +828,36 @@ def test_seam_interrupt_ends_the_server_while_it_answers(llamafile: Path) -> Non
     process.stdout.close()
 
 
+@pytest.mark.parametrize(("grace", "whole"), [(30, True), (1, False)])
+def test_term_lets_answers_end(llamafile: Path, grace: int, whole: bool) -> None:
+    process = subprocess.Popen(
+        [llamafile, "--nobrowser", "--port", str(free_port()), "--grace", str(grace)],
+        stdout=subprocess.PIPE,
+    )
+    url = ready(process)
+    words = 300 if whole else 100000
+    body = json.dumps({"prompt": "Once", "n_predict": words, "ignore_eos": True, "stream": True})
+    request = urllib.request.Request(url + "completion", data=body.encode())
+    with urllib.request.urlopen(request, timeout=60) as stream:
+        assert stream.readline()
+        process.send_signal(signal.SIGTERM)
+        if whole:
+            time.sleep(0.2)  # until it has heard
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                urllib.request.urlopen(url + "health", timeout=30)
+            refused.value.close()
+            assert refused.value.code == 503
+            assert b'"stop":true' in stream.read()
+        assert process.wait(timeout=10) == 0
+    process.stdout.close()
+
+
+def test_a_grace_that_is_no_time_is_refused(llamafile: Path) -> None:
+    done = run(llamafile, "--nobrowser", "--grace", "soon")
+    assert done.returncode == 1
+    assert b"--grace soon: not a whole number" in done.stderr
+
+
 # Phi-3
 
 

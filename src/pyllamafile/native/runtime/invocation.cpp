@@ -83,6 +83,7 @@ std::map<std::string, size_t> our_flags() {
                  { "--version", 0 },
                  { "--licenses", 0 },
                  { "--nobrowser", 0 },
+                 { "--grace", 1 },
                  { "--unsafe-no-sandbox", 0 },
                  { "--unsecure", 0 },
                  { "--allow-host", 1 },

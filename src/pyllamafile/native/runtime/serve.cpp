@@ -220,6 +220,11 @@ struct address {
 // it wants that, so the program ends shortly after, clients or not.
 const int GRACE_MS = 500;
 
+// SIGTERM comes from what runs services. Until it loses patience (Docker does so after 10 seconds),
+// those who have asked before have their answers. In seconds: --grace.
+const int PATIENCE = 8;
+const int MOST_PATIENCE = 24 * 60 * 60;
+
 #ifdef _WIN32
 
 PHANDLER_ROUTINE upstreams_handler = nullptr;
@@ -243,9 +248,14 @@ bool take_over_signals() {
 void (*upstreams_handler)(int) = nullptr;
 volatile sig_atomic_t interrupted = 0;
 
+// After SIGTERM upstream hears of it when no request is running.
 void on_interrupt(int signal) {
-    interrupted = signal;
-    upstreams_handler(signal);
+    if (interrupted != SIGINT) {
+        interrupted = signal;
+    }
+    if (signal != SIGTERM) {
+        upstreams_handler(signal);
+    }
 }
 
 // Upstream sets its handler at about the time when it is ready, and on both signals at once.
@@ -378,8 +388,8 @@ bool has_companion = false;
 // Stands beside the server, and sees to its end.
 class companion {
   public:
-    companion(const address & at, const std::string & model, attendant & helper)
-        : at(at), model(model), helper(helper), thread([this] { run(); }) {}
+    companion(const address & at, const std::string & model, attendant & helper, int patience)
+        : at(at), model(model), helper(helper), patience(patience), thread([this] { run(); }) {}
 
     ~companion() {
         {
@@ -430,18 +440,36 @@ class companion {
         while (!ended && !interrupted) {
             pause_ms(50);
         }
+        if (interrupted == SIGTERM) {
+            finish_requests();
+        }
         for (int waited = 0; !ended && waited < GRACE_MS; waited += 10) {
             pause_ms(10);
         }
         if (!ended) {
             clean_up();
-            _exit(128 + interrupted);
+            _exit(interrupted == SIGTERM ? 0 : 128 + interrupted);
+        }
+    }
+
+    // Takes no new requests, and ends the server once those that are running have their answers,
+    // or patience has.
+    void finish_requests() {
+        const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(patience);
+        web_close();
+        while (interrupted == SIGTERM && web_running() > 0 &&
+               std::chrono::steady_clock::now() < end) {
+            pause_ms(10);
+        }
+        if (interrupted == SIGTERM) {
+            upstreams_handler(SIGTERM);
         }
     }
 
     const address at;
     const std::string model;
     attendant & helper;
+    const int patience; // in seconds
     std::atomic<bool> ended{ false };
     std::thread thread; // last, so that all it uses is there
 };
@@ -516,6 +544,19 @@ int serve(arguments args, const flag_table & flags, const std::string & model, b
          start = end + 1) {
         listens.push_back(hosts.substr(start, end - start));
     }
+    int patience = PATIENCE;
+    for (size_t i; (i = flags.find(args, { "--grace" })) + 1 < args.size();) {
+        const std::string seconds = args[i + 1];
+        char * rest = nullptr;
+        const long number = strtol(seconds.c_str(), &rest, 10);
+        if (seconds.empty() || *rest != 0 || number < 0 || number > MOST_PATIENCE) {
+            fprintf(stderr, "error: --grace %s: not a whole number of seconds, from 0 to %d\n",
+                    seconds.c_str(), MOST_PATIENCE);
+            return 1;
+        }
+        patience = (int)number;
+        args.erase(args.begin() + (long)i, args.begin() + (long)i + 2);
+    }
     address at = { listens.front(), FIRST_PORT,
                    value_of(args, flags, { "--api-prefix" }, "LLAMA_ARG_API_PREFIX", ""),
                    web_settle(args, flags, listens), false };
@@ -577,6 +618,6 @@ int serve(arguments args, const flag_table & flags, const std::string & model, b
     }
     enter_sandbox(several ? duty::ROUTES : duty::SERVES, ports, sockets);
     has_companion = true;
-    const companion beside(at, gui ? model : model + " (API alone)", helper);
+    const companion beside(at, gui ? model : model + " (API alone)", helper, patience);
     return run(args);
 }

@@ -5,12 +5,30 @@
 #include "../seams/web-guard.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
+#include <memory>
 #include <random>
 
 namespace {
 
 web_policy policy;
+
+std::atomic<int> running{ 0 };
+std::atomic<bool> closed{ false };
+
+// A request is running for as long as there is its response. The router's page listens for news at
+// one path until it is closed, and nobody waits for that.
+void count(const httplib::Request & request, httplib::Response & response) {
+    const std::string news = "/models/sse";
+    const std::string & path = request.path;
+    if (path.size() < news.size() ||
+        path.compare(path.size() - news.size(), news.size(), news) != 0) {
+        running++;
+        response.user_data.set("running",
+                               std::shared_ptr<void>(nullptr, [](void *) { running--; }));
+    }
+}
 
 // The router's processes get the headers of whoever asked the router, and so need its rules.
 const char * const HANDED_DOWN = "PYLLAMAFILE_WEB";
@@ -116,7 +134,24 @@ void web_take_over_policy() {
     }
 }
 
+int web_running() {
+    return running;
+}
+
+void web_close() {
+    closed = true;
+}
+
 bool web_answered(const httplib::Request & request, httplib::Response & response) {
+    count(request, response); // first, so that whoever closes sees each that was let in
+    if (closed) {
+        response.status = 503;
+        response.set_header("Connection", "close");
+        response.set_content("{\"error\":{\"code\":503,\"message\":\"the server is ending\","
+                             "\"type\":\"unavailable_error\"}}",
+                             "application/json; charset=utf-8");
+        return true;
+    }
     const web_request from = { request.get_header_value("Host"), request.get_header_value("Origin"),
                                request.get_header_value("Sec-Fetch-Site"),
                                request.get_header_value("Sec-Fetch-Mode"),

@@ -9,5 +9,10 @@
 std::string web_settle(arguments & args, const flag_table & flags,
                        const std::vector<std::string> & listens);
 
+// How many requests have not had the last byte of their answers yet. From web_close on, each new
+// one is answered with the status 503.
+int web_running();
+void web_close();
+
 // The rules of the server that started this process, one of the router's.
 void web_take_over_policy();
