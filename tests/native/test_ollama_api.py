@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import http.client
 import json
+import signal
+import subprocess
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -14,7 +16,7 @@ from typing import Any
 
 import pytest
 from fixtures import png, tiny_projector
-from running import children, serving
+from running import children, ready, serving
 
 import pyllamafile
 
@@ -249,3 +251,22 @@ def test_health_and_metrics_of_one(server: str, llamafile: Path) -> None:
         request = urllib.request.Request(f"{url}metrics", headers={"Authorization": "Bearer k"})
         with urllib.request.urlopen(request, timeout=60) as answer:
             assert "llamacpp:tokens_predicted_total" in answer.read().decode()
+
+
+def test_term_lets_answers_of_several_end(smollm2: Path, runtime: Path, tmp_path: Path) -> None:
+    twin = tmp_path / "twin.gguf"
+    twin.symlink_to(smollm2)
+    file = tmp_path / "both.llamafile"
+    pyllamafile.build([smollm2, twin], file, targets=["linux-amd64"])
+    process = subprocess.Popen(
+        [file, "--nobrowser", "--port", "0", "--grace", "30"], stdout=subprocess.PIPE
+    )
+    url = ready(process)
+    body = {"model": "twin", "prompt": "Once", "n_predict": 300, "ignore_eos": True, "stream": True}
+    request = urllib.request.Request(url + "completion", json.dumps(body).encode())
+    with urllib.request.urlopen(request, timeout=60) as stream:
+        assert stream.readline()
+        process.send_signal(signal.SIGTERM)
+        assert b'"stop":true' in stream.read()
+        assert process.wait(timeout=20) == 0
+    process.stdout.close()
