@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +14,15 @@ from pyllamafile import native
 
 # What a ChatML model such as SmolLM2 needs to know of tools: its own template says nothing of them.
 KNOWS_TOOLS = "models/templates/NousResearch-Hermes-3-Llama-3.1-8B-tool_use.jinja"
+
+
+@pytest.fixture(autouse=True)
+def closed() -> Iterator[None]:
+    """Connections that a client leaves to the garbage collector end with its test."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from running import package
 
-pytestmark = pytest.mark.clients
+pytestmark = [pytest.mark.clients, pytest.mark.filterwarnings("ignore:unclosed")]
 
 COLORS = "Name three colors."
 PROMPT = "The capital of France is"

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from running import need, package
 
-pytestmark = pytest.mark.clients
+pytestmark = [pytest.mark.clients, pytest.mark.filterwarnings("ignore:unclosed")]
 
 COLORS = "Name three colors."
 GREEDY = {"temperature": 0, "num_predict": 60}

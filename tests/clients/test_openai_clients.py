@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from running import need, package
 
-pytestmark = pytest.mark.clients
+pytestmark = [pytest.mark.clients, pytest.mark.filterwarnings("ignore:unclosed")]
 
 COLORS = "Name three colors."
 CITY = {

@@ -403,12 +403,13 @@ def test_a_prompt_is_stronger_than_a_server_in_args(
 def test_what_is_wrong_in_args_is_said_to_be_there(
     smollm2: Path, runtime: Path, tmp_path: Path
 ) -> None:
-    file = with_args(smollm2, tmp_path / "a.llamafile", "--temp hot")
-    done = run(file, "-p", PROMPT)
+    file = with_args(smollm2, tmp_path / "a.llamafile", "--temp $HOT")
+    env = {**os.environ, "HOT": "hot"}  # without a variable no such file is built
+    done = run(file, "-p", PROMPT, env=env)
     assert done.returncode == 1
     assert done.stderr.startswith(b"error: .args of this file: --temp hot: ")
-    assert run(file, "-p", PROMPT, "-n", "x").stderr.startswith(b"error: .args")
-    assert run(file, "--temp", "warm", "-p", PROMPT).stderr.startswith(b"error: .args")
+    for more in (["-n", "x"], ["--temp", "warm"]):
+        assert run(file, *more, "-p", PROMPT, env=env).stderr.startswith(b"error: .args")
 
 
 def test_args_place_what_the_user_gives(

@@ -244,7 +244,7 @@ def test_health_and_metrics_of_several(several: str, smollm2: Path) -> None:
 def test_health_and_metrics_of_one(server: str, llamafile: Path) -> None:
     assert one(server, "/health") == {"status": "ok"}
     status, [answer] = ask(server, "/metrics")
-    assert (status, "--metrics" in answer["error"]["message"]) == (501, True)
+    assert (status, "--metrics" in answer["error"]["message"]) == (400, True)
     with serving(llamafile, "--nobrowser", "--port", "0", "--metrics", "--api-key", "k") as url:
         assert one(url, "/health") == {"status": "ok"}
         assert ask(url, "/metrics")[0] == 401

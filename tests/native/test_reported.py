@@ -543,6 +543,33 @@ def test_a_broken_template_stops_no_completion(
     assert (done.returncode, done.stdout, done.stderr) == (0, answer, b"")
 
 
+@pytest.mark.parametrize("template", ["{% for %}", "{{ raise_exception('no') }}", "{{"])
+def test_seam_a_broken_template_stops_conversations_alone(
+    template: str, llamafile: Path, smollm2: Path, tmp_path: Path
+) -> None:
+    file = rewritten(smollm2, tmp_path / "a.gguf", template=template)
+
+    def asked(url: str, path: str, body: object) -> tuple[int, str]:
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(url + path, json.dumps(body).encode(), headers)
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+
+    with serving(llamafile, *SERVER, "-m", file) as url:
+        assert asked(url, "completion", {"prompt": PROMPT, "n_predict": 1})[0] == 200
+        hi = {"messages": [{"role": "user", "content": "Hi"}]}
+        status, said = asked(url, "v1/chat/completions", hi)
+        assert (status, "chat template of these weights" in said) == (400, True), said
+        assert asked(url, "completion", {"prompt": PROMPT, "n_predict": 1})[0] == 200
+    done = run(llamafile, "-m", file, "--chat", *GREEDY, stdin=b"Hi\n")
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert b"chat template of these weights" in done.stderr
+
+
 def test_a_base_model_is_said_to_be_none_for_chats(
     llamafile: Path, smollm2: Path, tmp_path: Path
 ) -> None:
