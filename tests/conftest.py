@@ -10,6 +10,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import zipfile
@@ -42,6 +43,9 @@ REAL = {"llamafile", "phi3", "runtime", "runtime_arm64", "server", "smollm2", "w
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     """One seed for all that is done at random, in whatever process."""
+    # A shell that starts this in the background has it, and all that it starts, ignore Ctrl-C.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.option.hypothesis_seed = os.environ.setdefault(SEED, str(random.randrange(1 << 32)))
     # Else every command that is started compiles all of the package, for nothing.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
