@@ -173,7 +173,7 @@ def test_the_guards_hold_for_ollama_too(server: str, llamafile: Path) -> None:
 @pytest.fixture(scope="module")
 def several(smollm2: Path, phi3: Path, runtime: Path, tmp_path_factory: Any) -> Iterator[str]:
     file = tmp_path_factory.mktemp("ollama") / "several.llamafile"
-    pyllamafile.build([smollm2, phi3], file)
+    pyllamafile.build([smollm2, phi3], file, targets=["linux-amd64"])
     flags = ("--nobrowser", "--port", "0", "-c", "512", "--temp", "0", "--metrics")
     with serving(file, *flags) as url:
         assert children(file) == []
@@ -202,7 +202,8 @@ def test_seam_each_model_of_several_is_had_by_its_name(several: str, smollm2: Pa
 
 def test_pictures_are_seen(smollm2: Path, runtime: Path, tmp_path: Path) -> None:
     eye = tiny_projector(tmp_path / "eye.gguf", width=576)
-    file = pyllamafile.build(smollm2, tmp_path / "seeing.llamafile", mmproj=eye).path
+    path = tmp_path / "seeing.llamafile"
+    file = pyllamafile.build(smollm2, path, mmproj=eye, targets=["linux-amd64"]).path
     with serving(file, "--nobrowser", "--port", "0") as url:
         assert "vision" in one(url, "/api/show", {"model": "any"})["capabilities"]
 
