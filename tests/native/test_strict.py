@@ -198,16 +198,26 @@ def test_seam_strict_schemas_are_kept_to_or_refused(keyword: dict[str, Json], se
 # weights
 
 
-def test_rows_of_no_whole_blocks_are_refused(llamafile: Path, tmp_path: Path) -> None:
-    """scripts/fuzz found it: 33 numbers of a type that has them by 32."""
+@pytest.mark.parametrize(
+    ("kind", "shape", "reason"),
+    [
+        (8, (33,), b"the rows of tensor t are no whole blocks"),
+        (0, (32, 0, 1 << 62), b"tensor t reaches past its end"),
+    ],
+)
+def test_headers_that_libfuzzer_found(
+    kind: int, shape: tuple[int, ...], reason: bytes, llamafile: Path, tmp_path: Path
+) -> None:
+    """Numbers of a type that has them by 32; sizes that ggml multiplies, though one is zero."""
     name, architecture = b"general.architecture", b"llama"
     value = struct.pack("<Q", len(name)) + name + struct.pack("<IQ", 8, 5) + architecture
-    tensor = struct.pack("<Q", 1) + b"t" + struct.pack("<IQIQ", 1, 33, 8, 0)
+    sizes = struct.pack(f"<I{len(shape)}Q", len(shape), *shape)
+    tensor = struct.pack("<Q", 1) + b"t" + sizes + struct.pack("<IQ", kind, 0)
     file = tmp_path / "odd.gguf"
     file.write_bytes(struct.pack("<4sIQQ", b"GGUF", 3, 1, 1) + value + tensor + bytes(256))
     done = run(llamafile, "-m", file, "-p", "x")
     assert (done.returncode, done.stdout) == (1, b"")
-    assert b"the rows of tensor t are no whole blocks" in done.stderr
+    assert reason in done.stderr
     assert done.stderr.count(b"\n") == 1
 
 

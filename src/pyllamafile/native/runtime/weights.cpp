@@ -325,10 +325,12 @@ std::string check_header(range_reader & in, weights & out) {
         if (shape[0] % (uint64_t)ggml_blck_size((ggml_type)type) != 0) {
             return "damaged: the rows of tensor " + name + " are no whole blocks";
         }
-        uint64_t rows = 1;
+        // ggml multiplies all sizes but zero, and aborts where that overflows.
+        uint64_t rows = 1, extent = 1;
         bool fits = shape[0] <= size * 64; // 64 elements a byte is denser than any type
         for (int d = 1; d < GGML_MAX_DIMS; d++) {
-            fits = fits && (shape[d] == 0 || rows <= size / shape[d]);
+            fits = fits && (shape[d] == 0 || extent <= size / shape[d]);
+            extent *= fits && shape[d] != 0 ? shape[d] : 1;
             rows *= fits ? shape[d] : 1;
         }
         const uint64_t row = fits ? ggml_row_size((ggml_type)type, (int64_t)shape[0]) : 0;
