@@ -405,6 +405,7 @@ def test_without_any_runtime_it_says_what_takes_so_long(run, here, monkeypatch, 
         raise pyllamafile.PyllamafileError("no compiler", "get one")
 
     monkeypatch.setattr(native, "PREBUILT", tmp_path / "nothing")
+    monkeypatch.setattr(native, "check_tools", lambda: None)
     monkeypatch.setattr(native, "prepare", lambda **options: None)
     monkeypatch.setattr(native, "build", refuse)
     monkeypatch.setattr(native, "build_gui", lambda **options: tmp_path / "ui.zip")
@@ -473,6 +474,7 @@ def test_it_says_what_is_not_at_hand(
         put_runtime(prebuilt, target=target.name)
         return native.find(target)
 
+    monkeypatch.setattr(native, "check_tools", lambda: None)
     monkeypatch.setattr(native, "prepare", lambda **options: None)
     monkeypatch.setattr(native, "build", build)
     monkeypatch.setattr(
