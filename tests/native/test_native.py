@@ -244,7 +244,7 @@ def test_every_option_in_the_manual_exists(llamafile: Path) -> None:
         text = run(llamafile, *mode, "--help-all").stdout.decode()
         known |= set(re.findall(r"(?<!\S)(--?[a-z][a-z0-9-]*)", text))
     ours = {"--nobrowser", "--url-prefix", "--help-all", "--chat"}
-    ours |= {"--allow-origin", "--allow-host", "--no-api-key", "--unsafe-no-sandbox"}
+    ours |= {"--allow-origin", "--allow-host", "--no-api-key", "--unsafe-no-sandbox", "--grace"}
     assert named - known == ours & named
 
 

@@ -321,4 +321,4 @@ def test_seam_properties_get_to_the_compiler(
     assert entry["file"] == str((edited if copied else source) / "a.cpp")
     assert ("-Df=g" in entry["command"]) == ("seam_rename" in commands)
     assert ("-include /seams/two.h" in entry["command"]) == copied
-    assert (f"-I{source}" in entry["command"]) == copied
+    assert (f"-iquote {source}" in entry["command"]) == copied
