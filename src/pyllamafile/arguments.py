@@ -22,14 +22,14 @@ MOST: Final = 1 << 20
 PLACEHOLDER: Final = "..."
 """The word that the user's own arguments take the place of."""
 
-WEIGHTS_OPTIONS: Final = frozenset(
-    {
-        *("-m", "--model"),
-        *("--lora", "--lora-scaled"),
-        *("-mm", "--mmproj"),
-        *("-md", "--model-draft", "--spec-draft-model"),
-    }
-)
+DRAFT_OPTIONS: Final = frozenset({"-md", "--model-draft", "--spec-draft-model"})
+"""The options behind which a model drafts for another one."""
+
+WEIGHTS_OPTIONS: Final = DRAFT_OPTIONS | {
+    *("-m", "--model"),
+    *("--lora", "--lora-scaled"),
+    *("-mm", "--mmproj"),
+}
 """The options behind which ``@NAME`` means weights in the same file."""
 
 _LISTS: Final = frozenset({"--lora", "--lora-scaled"})  # commas separate their values

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import codecs
 import hashlib
 import re
 import struct
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from pyllamafile.arguments import decoded
 from pyllamafile.errors import AccessError, DamagedError, NotFoundError, RefusedError
 
 NAMESPACE: Final = "llamafile"
@@ -30,8 +30,6 @@ _ARMOR: Final = re.compile(
     rb"-----BEGIN SSH SIGNATURE-----\r?\n([A-Za-z0-9+/=\r\n]+)-----END SSH SIGNATURE-----\s*"
 )
 _KEY: Final = re.compile(r"(?<!\S)((?:ssh|ecdsa|sk)-[\w.@-]+)[ \t]+([A-Za-z0-9+/]+=*)(?!\S)")
-_BOMS: Final = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16-le"}
-_BOMS[codecs.BOM_UTF16_BE] = "utf-16-be"
 
 
 @dataclass(frozen=True)
@@ -170,8 +168,10 @@ def _text(path: Path) -> str:
         raise AccessError(f"{path}: {error.strerror}", path=path) from error
     if len(raw) > _MOST_KEYS:
         raise RefusedError(f"{path}: is too long for a file of keys", path=path)
-    encodings = (encoding for mark, encoding in _BOMS.items() if raw.startswith(mark))
-    return raw.decode(next(encodings, "utf-8"), errors="replace").lstrip("\ufeff")
+    try:
+        return decoded(raw)
+    except UnicodeDecodeError:
+        return raw.decode(errors="replace")  # a comment of somebody's may be in any encoding
 
 
 def lines_of(found: list[Signer], signature: Signature) -> Iterator[Signer]:

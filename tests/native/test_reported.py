@@ -234,6 +234,8 @@ WRONG = {
     ("--temp", "0", "-p", "a", "--top-k", "many"): "--top-k many: not a number",
     ("--api-key", ""): "--api-key: the key is empty",
     ("--gpu", "nvidia"): "--gpu nvidia: this runtime computes on the processor only",
+    ("--grace", "soon"): "--grace soon: not a whole number of seconds",
+    ("--sleep-idle-seconds", "5"): "--sleep-idle-seconds: a request that comes while",
 }
 
 
@@ -265,11 +267,22 @@ def test_no_file_gets_arguments_that_it_would_not_start_with(
         ("--fast", "--silent-prompt", "--lora_scaled", "a.gguf:0.5"),
         ("--bench", "-p", "512,1024", "-r", "2"),
         ("-p", "--nonsense"),
+        ("--grace", "30"),
     ],
     ids=" ".join,
 )
 def test_but_others(words: tuple[str, ...], smollm2: Path, runtime: Path, tmp_path: Path) -> None:
     with_args(smollm2, tmp_path / "a.llamafile", *words)
+
+
+def test_what_the_server_alone_takes_stops_nobody_else(
+    smollm2: Path, runtime: Path, answer: bytes, tmp_path: Path
+) -> None:
+    file = with_args(smollm2, tmp_path / "a.llamafile", "--grace", "30", "--no-api-key", "...")
+    done = run(file, "-p", PROMPT, *GREEDY)
+    assert (done.returncode, done.stdout, done.stderr) == (0, answer, b"")
+    done = run(file, "--chat", *GREEDY, stdin=b"Hi\n")
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_nor_what_a_variable_stands_for(

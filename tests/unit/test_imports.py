@@ -25,7 +25,7 @@ GRAPH = {
     "copying": {"errors", "progress"},
     "zipalign": {"appearing", "copying", "errors", "progress"},
     "shift": set(),
-    "signature": {"errors"},
+    "signature": {"arguments", "errors"},
     "llamafile": {"arguments", "copying", "errors", "progress", "signature", "zipalign"},
     "launcher": {"errors", "launcher.pe", "runtimes", "targets"},
     "launcher.pe": {"errors"},
@@ -104,7 +104,8 @@ GRAPH = {
     "cli.options": {"errors", "targets", "zipalign"},
     "cli.advise": {"", "cli.options", "cli.screen"},
     "cli.build": {
-        "", "arguments", "cli", "cli.options", "cli.screen", "models.forecast", "targets",
+        "", "arguments", "cli", "cli.options", "cli.screen", "models.forecast", "models.gguf",
+        "targets",
     },
     "cli.change": {
         "", "cli.options", "cli.screen", "errors", "llamafile", "ops.edit", "zipalign",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from pyllamafile.cli import screen
 from pyllamafile.cli.options import PATH, complete_files, named_file, target_option
 from pyllamafile.cli.screen import amount, bold, say, shown, warn
 from pyllamafile.models.forecast import FORMATS
+from pyllamafile.models.gguf import part_of
 from pyllamafile.targets import TARGETS
 
 if TYPE_CHECKING:
@@ -259,5 +259,5 @@ def _choice(models: Sequence[str]) -> str:
     """The -m that such a file can't do without; the later parts of a model are not for it."""
     if not models:
         return " -m MODEL.gguf"
-    whole = [m for m in models if not re.search(r"-(?!00001)[0-9]{5}-of-[0-9]{5}\.gguf$", m)]
+    whole = [m for m in models if (part_of(m) or ("", 1, 1))[1] == 1]
     return f" -m {shlex.quote('@' + whole[0].removesuffix('.gguf'))}" if len(whole) > 1 else ""

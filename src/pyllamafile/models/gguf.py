@@ -384,6 +384,20 @@ def parse(file: BinaryIO, size: int, name: str) -> Weights:
     return _parse(_Cursor(file, 0, size, name), 0)
 
 
+def part_of(name: str) -> tuple[str, int, int] | None:
+    """What the name of a part of a split model says, by llama.cpp's SPLIT_PATH_FORMAT.
+
+    Args:
+        name: For example ``phi3-00002-of-00003.gguf``.
+
+    Returns:
+        What is in front of the numbers, which part it is (from 1), and how many there are; None if
+        it is no name of a part.
+    """
+    match = re.fullmatch(r"(.*)-([0-9]{5})-of-([0-9]{5})\.gguf", name, re.DOTALL)
+    return (match[1], int(match[2]), int(match[3])) if match else None
+
+
 def shards(path: Path) -> tuple[Path, ...]:
     """Find the files that a model is split into, by their names.
 
@@ -398,10 +412,10 @@ def shards(path: Path) -> tuple[Path, ...]:
         PyllamafileError: If one of them is missing, is no sound GGUF, or calls itself another
             part than its name does.
     """
-    match = re.fullmatch(r"(.*)-([0-9]{5})-of-([0-9]{5})\.gguf", path.name, re.DOTALL)
-    if not match:
+    found = part_of(path.name)
+    if not found:
         return (path,)
-    stem, number, count = match[1], int(match[2]), int(match[3])
+    stem, number, count = found
     if not 1 <= number <= count:
         raise NotFoundError(f"{path}: there is no part {number} of {count}", path=path)
     parts = [path.with_name(f"{stem}-{i + 1:05}-of-{count:05}.gguf") for i in range(count)]
@@ -412,11 +426,11 @@ def shards(path: Path) -> tuple[Path, ...]:
             "put all of them into the same directory",
             path=lacking[0],
         )
-    for index, part in enumerate(parts):
-        split = read(part).split
+    for index, file in enumerate(parts):
+        split = read(file).split
         if split != (index, count) and not (split is None and count == 1):
             inside = f"part {split[0] + 1} of {split[1]}" if split else "a model in one file"
-            raise DamagedError(f"{part}: its header says that it is {inside}", path=part)
+            raise DamagedError(f"{file}: its header says that it is {inside}", path=file)
     return tuple(parts)
 
 

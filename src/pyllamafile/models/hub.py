@@ -98,9 +98,9 @@ def choose(model: str, sizes: Mapping[str, int], wanted: str) -> list[str]:
 
 def _whole(model: str, files: Sequence[str]) -> list[str]:
     """The parts in order, if none is missing."""
-    split = re.search(r"-\d{5}-of-(\d{5})\.gguf$", files[0])
-    if split and len(files) != int(split[1]):
-        raise NotFoundError(f"{model} has {len(files)} of {int(split[1])} parts of {files[0]}")
+    part = gguf.part_of(files[0])
+    if part and len(files) != part[2]:
+        raise NotFoundError(f"{model} has {len(files)} of {part[2]} parts of {files[0]}")
     return list(files)
 
 

@@ -29,7 +29,7 @@ from pyllamafile.models.fit import (
     partner_args,
     unmappable,
 )
-from pyllamafile.models.gguf import Weights, read, shards
+from pyllamafile.models.gguf import Weights, part_of, read, shards
 from pyllamafile.models.source import PathLike, Source, gguf_name
 from pyllamafile.ops import in_place as conversion
 from pyllamafile.output import check_written, companion_path, write, write_companion
@@ -306,7 +306,8 @@ class _Asked:
         name = self.models[0].name
         if format:
             name = convert.quantized_name(name, format)
-        return re.sub(r"-[0-9]{5}-of-[0-9]{5}$", "", name.removesuffix(".gguf"))
+        part = part_of(name)
+        return part[0] if part else name.removesuffix(".gguf")
 
 
 def _found(given: PathLike) -> Source:

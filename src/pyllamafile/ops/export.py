@@ -44,7 +44,6 @@ _BLOCK: Final = 4096  # bytes that weights are aligned to, so that file systems 
 _TAR_END: Final = bytes(1024)
 _OCI: Final = "application/vnd.oci.image."
 _LAYOUT: Final = "oci-layout"
-_DRAFTS: Final = frozenset({"-md", "--model-draft", "--spec-draft-model"})
 
 
 @dataclass(frozen=True)
@@ -234,13 +233,13 @@ def _model(found: Llamafile, text: bytes, spellings: Mapping[str, str]) -> Seque
     drafts = {
         spellings.get(value)
         for option, value in pairwise(words)
-        if arguments.spelled(option) in _DRAFTS
+        if arguments.spelled(option) in arguments.DRAFT_OPTIONS
     }
     models = []
     for member in found.weights:
         place = f"/{MODELS}/{member.name}"
-        part = re.search(r"-([0-9]{5})-of-[0-9]{5}\.gguf$", place)
-        if (part and part[1] != "00001") or place in drafts:
+        part = gguf.part_of(member.name)
+        if (part and part[1] != 1) or place in drafts:
             continue
         if gguf.read(found.path, member.data_offset, member.size).kind == "model":
             models.append(place)

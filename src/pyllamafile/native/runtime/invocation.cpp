@@ -103,14 +103,6 @@ const names COMPARISON = { "--kl-divergence" }; // its text is in the file of lo
 const names LOGITS = { "--kl-divergence-base", "--save-all-logits" };
 const names ACCESS = { "--allow-host", "--allow-origin", "--no-api-key" };
 const names NO_SANDBOX = { "--unsafe-no-sandbox", "--unsecure" };
-const names MACHINE = { "--tools",
-                        "--tools-runtime",
-                        "--mcp-servers-config",
-                        "--mcp-servers-json",
-                        "--ui-mcp-proxy",
-                        "--webui-mcp-proxy",
-                        "-ag",
-                        "--agent" };
 const names TEMPLATE = { "--chat-template", "--chat-template-file" };
 const names HTTPS = { "-hf", "-hfr", "--hf-repo", "-dr", "--docker-repo" };
 const names ELSEWHERE = { "-mu", "--model-url", "--models-dir", "--models-preset",
@@ -226,19 +218,6 @@ void leave_out_for(const choice & mode, arguments & args, const flag_table & fla
     }
 }
 
-// A file may come from a stranger. Whoever starts it says whether the server may run programs,
-// touch files and fetch what a page asks for.
-void leave_out_machine(arguments & args, const flag_table & flags) {
-    for (size_t at; (at = flags.find(args, MACHINE, origin::file)) < args.size();) {
-        const std::string flag = args[at];
-        fprintf(stderr,
-                "note: %s in .args has no effect, for it lets the server use this machine; to turn "
-                "it on, say it yourself when you start the file\n",
-                flag.c_str());
-        flags.take(args, { flag.c_str() }, origin::file);
-    }
-}
-
 bool is_set(const char * variable) {
     return getenv(variable) != nullptr;
 }
@@ -334,6 +313,27 @@ void refuse_sleep(const arguments & args, const flag_table & flags) {
     }
 }
 
+// SIGTERM comes from what runs services. Until it loses patience (Docker does so after 10 seconds),
+// those who have asked before have their answers.
+const long GRACE = 8; // seconds
+const long MOST_GRACE = 24 * 60 * 60;
+
+int take_grace(arguments & args, const flag_table & flags) {
+    const size_t at = flags.find(args, { "--grace" });
+    if (at >= args.size()) {
+        return GRACE;
+    }
+    const std::string value = at + 1 < args.size() ? args[at + 1] : "";
+    char * rest = nullptr;
+    const long seconds = strtol(value.c_str(), &rest, 10);
+    if (value.empty() || *rest != 0 || seconds < 0 || seconds > MOST_GRACE) {
+        refuse(args[at], "--grace " + value + ": not a whole number of seconds, from 0 to " +
+                             std::to_string(MOST_GRACE));
+    }
+    flags.take(args, { "--grace" });
+    return (int)seconds;
+}
+
 void choose_threads(arguments & args, const flag_table & flags) {
     const int upstreams = common_cpu_get_num_math();
     const int ours = threads_to_use(upstreams);
@@ -401,6 +401,8 @@ void check_own(const arguments & own) {
         return;
     }
     check_keys(all, flags);
+    refuse_sleep(all, flags);
+    take_grace(all, flags);
     for (const mode & each : MODES) {
         if (each.flags != NO_COMMON_FLAGS) {
             arguments args = all;
@@ -443,7 +445,6 @@ invocation read_invocation(const arguments & own, const arguments & user) {
         return out;
     }
     leave_out_gpu(args, flags);
-    leave_out_machine(args, flags);
     translate_former(args, flags, chosen.flags);
     if (chosen.flags != NO_COMMON_FLAGS) {
         flags.check(args, chosen.flags);
@@ -455,6 +456,7 @@ invocation read_invocation(const arguments & own, const arguments & user) {
     if (chosen.flags != NO_COMMON_FLAGS) {
         read_inputs(args, flags, chosen.flags);
     }
+    out.grace = take_grace(args, flags);
     if (out.serves) {
         check_keys(args, flags);
         refuse_sleep(args, flags);

@@ -142,9 +142,7 @@ int run(const char * program, const arguments & user) {
     const auto start = [&](const arguments & args) {
         return call(asked.tool, asked.several ? own_program.c_str() : program, args);
     };
-    return asked.serves
-               ? serve(asked.args, asked.flags, asked.model, asked.browser, asked.routes, start)
-               : start(asked.args);
+    return asked.serves ? serve(asked, start) : start(asked.args);
 }
 
 // Where no script starts the program, its own file is the llamafile, or one beside it on Windows,

@@ -34,7 +34,7 @@ struct opener {
     const char * variable;
 };
 
-// The model's tools, other servers that the GUI uses, and ffmpeg.
+// The model's tools, and other servers that the GUI uses.
 const opener OPENERS[] = {
     { "--tools", "LLAMA_ARG_TOOLS" },
     { "--tools-runtime", "LLAMA_ARG_TOOLS_RUNTIME" },
@@ -44,8 +44,9 @@ const opener OPENERS[] = {
     { "--mcp-servers-json", "LLAMA_ARG_MCP_SERVERS_JSON" },
     { "--ui-mcp-proxy", "LLAMA_ARG_UI_MCP_PROXY" },
     { "--webui-mcp-proxy", nullptr },
-    { "--video", nullptr },
 };
+
+const char * const VIDEO = "--video"; // starts ffmpeg
 
 // Options of llama-quantize that take a value.
 const char * const QUANTIZER_VALUES[] = {
@@ -204,20 +205,31 @@ void name_output_of_quantize(const arguments & args, named & names) {
     }
 }
 
-std::string asks_for_no_sandbox(const arguments & args, const flag_table & flags) {
+std::string asks_for_no_sandbox(arguments & args, const flag_table & flags) {
+    std::string asks;
     for (const opener & each : OPENERS) {
-        const char * value = each.variable != nullptr ? getenv(each.variable) : nullptr;
-        const std::string set = value != nullptr ? value : "";
-        if (flags.has(args, { each.flag }, origin::user) ||
-            (!set.empty() && set != "0" && set != "false" && set != "off" && set != "disabled")) {
-            return each.flag;
-        }
-        if (flags.has(args, { each.flag }, origin::file)) {
+        if (flags.take(args, { each.flag }, origin::file)) {
             fprintf(stderr,
-                    "note: .args of this file have %s, which the sandbox does not let work; to "
-                    "allow it, give it yourself\n",
+                    "note: %s in .args has no effect, for it lets the server use this machine; to "
+                    "turn it on, say it yourself when you start the file\n",
                     each.flag);
         }
+        const char * value = each.variable != nullptr ? getenv(each.variable) : nullptr;
+        const std::string set = value != nullptr ? value : "";
+        if (asks.empty() &&
+            (flags.has(args, { each.flag }) ||
+             (!set.empty() && set != "0" && set != "false" && set != "off" && set != "disabled"))) {
+            asks = each.flag;
+        }
     }
-    return {};
+    if (flags.has(args, { VIDEO }, origin::user)) {
+        return asks.empty() ? VIDEO : asks;
+    }
+    if (flags.has(args, { VIDEO })) {
+        fprintf(stderr,
+                "note: .args of this file have %s, which the sandbox does not let work; to allow "
+                "it, give it yourself\n",
+                VIDEO);
+    }
+    return asks;
 }

@@ -12,5 +12,6 @@ named files_named(const arguments & args, const flag_table & flags, bool own_fla
 void name_output_of_quantize(const arguments & args, named & names);
 
 // The flag that asks for what the sandbox is against, if whoever runs the file has given one:
-// programs, files or servers that nobody has named.
-std::string asks_for_no_sandbox(const arguments & args, const flag_table & flags);
+// programs, files or servers that nobody has named. In `.args` they have no effect: what opens the
+// server to the machine is taken out, with a line.
+std::string asks_for_no_sandbox(arguments & args, const flag_table & flags);

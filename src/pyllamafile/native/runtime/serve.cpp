@@ -220,11 +220,6 @@ struct address {
 // it wants that, so the program ends shortly after, clients or not.
 const int GRACE_MS = 500;
 
-// SIGTERM comes from what runs services. Until it loses patience (Docker does so after 10 seconds),
-// those who have asked before have their answers. In seconds: --grace.
-const int PATIENCE = 8;
-const int MOST_PATIENCE = 24 * 60 * 60;
-
 #ifdef _WIN32
 
 PHANDLER_ROUTINE upstreams_handler = nullptr;
@@ -388,8 +383,8 @@ bool has_companion = false;
 // Stands beside the server, and sees to its end.
 class companion {
   public:
-    companion(const address & at, const std::string & model, attendant & helper, int patience)
-        : at(at), model(model), helper(helper), patience(patience), thread([this] { run(); }) {}
+    companion(const address & at, const std::string & model, attendant & helper, int grace)
+        : at(at), model(model), helper(helper), grace(grace), thread([this] { run(); }) {}
 
     ~companion() {
         {
@@ -453,9 +448,9 @@ class companion {
     }
 
     // Takes no new requests, and ends the server once those that are running have their answers,
-    // or patience has.
+    // or had their time.
     void finish_requests() {
-        const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(patience);
+        const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(grace);
         web_close();
         while (interrupted == SIGTERM && web_running() > 0 &&
                std::chrono::steady_clock::now() < end) {
@@ -469,7 +464,7 @@ class companion {
     const address at;
     const std::string model;
     attendant & helper;
-    const int patience; // in seconds
+    const int grace; // seconds
     std::atomic<bool> ended{ false };
     std::thread thread; // last, so that all it uses is there
 };
@@ -535,27 +530,15 @@ void take_over_ctrl_c(PHANDLER_ROUTINE upstreams) {
 }
 #endif
 
-int serve(arguments args, const flag_table & flags, const std::string & model, bool browser,
-          bool several, const std::function<int(const arguments &)> & run) {
+int serve(const invocation & asked, const std::function<int(const arguments &)> & run) {
+    arguments args = asked.args;
+    const flag_table & flags = asked.flags;
     const std::string hosts =
         value_of(args, flags, { "--host" }, "LLAMA_ARG_HOST", "127.0.0.1") + ",";
     std::vector<std::string> listens;
     for (size_t start = 0, end; (end = hosts.find(',', start)) != std::string::npos;
          start = end + 1) {
         listens.push_back(hosts.substr(start, end - start));
-    }
-    int patience = PATIENCE;
-    for (size_t i; (i = flags.find(args, { "--grace" })) + 1 < args.size();) {
-        const std::string seconds = args[i + 1];
-        char * rest = nullptr;
-        const long number = strtol(seconds.c_str(), &rest, 10);
-        if (seconds.empty() || *rest != 0 || number < 0 || number > MOST_PATIENCE) {
-            fprintf(stderr, "error: --grace %s: not a whole number of seconds, from 0 to %d\n",
-                    seconds.c_str(), MOST_PATIENCE);
-            return 1;
-        }
-        patience = (int)number;
-        args.erase(args.begin() + (long)i, args.begin() + (long)i + 2);
     }
     address at = { listens.front(), FIRST_PORT,
                    value_of(args, flags, { "--api-prefix" }, "LLAMA_ARG_API_PREFIX", ""),
@@ -601,7 +584,7 @@ int serve(arguments args, const flag_table & flags, const std::string & model, b
     }
     const bool gui =
         !flags.has(args, { "--no-ui", "--no-webui" }) && !llama_ui_get_assets().empty();
-    attendant helper(at, browser && gui && !at.is_socket() && has_desktop());
+    attendant helper(at, asked.browser && gui && !at.is_socket() && has_desktop());
     std::vector<int> ports = { at.port };
     std::vector<std::string> sockets;
     for (const std::string & host : listens) {
@@ -612,12 +595,13 @@ int serve(arguments args, const flag_table & flags, const std::string & model, b
     if (const char * vertex = getenv("AIP_HTTP_PORT")) {
         ports.push_back(atoi(vertex)); // where upstream listens instead in Google's cloud
     }
-    if (several) {
+    if (asked.routes) {
         models_ports = free_ports(MOST_MODELS);
         ports.insert(ports.end(), models_ports.begin(), models_ports.end());
     }
-    enter_sandbox(several ? duty::ROUTES : duty::SERVES, ports, sockets);
+    enter_sandbox(asked.routes ? duty::ROUTES : duty::SERVES, ports, sockets);
     has_companion = true;
-    const companion beside(at, gui ? model : model + " (API alone)", helper, patience);
+    const companion beside(at, gui ? asked.model : asked.model + " (API alone)", helper,
+                           asked.grace);
     return run(args);
 }

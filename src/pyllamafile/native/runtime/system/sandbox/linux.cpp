@@ -243,21 +243,22 @@ class filter {
         }
     }
 
-    // Refuses the call if one of the bits is set in its argument; below 32 is all that matters.
-    void refuse_bits(int call, int argument, uint32_t bits) {
+    // Refuses the call if a test of its argument holds; below 32 bits is all that matters.
+    void refuse_if(int call, int argument, int relation, uint32_t value) {
         test(BPF_JEQ, (uint32_t)call, 0, 4);
         load_argument(argument, 0);
-        test(BPF_JSET, bits, 0, 1);
+        test(relation, value, 0, 1);
         answer(EPERM);
         load(offsetof(seccomp_data, nr));
     }
 
-    void refuse_without_bits(int call, int argument, uint32_t bits) {
-        test(BPF_JEQ, (uint32_t)call, 0, 4);
-        load_argument(argument, 0);
-        test(BPF_JSET, bits, 1, 0);
-        answer(EPERM);
-        load(offsetof(seccomp_data, nr));
+    // Refuses the call if one of the bits is set in its argument.
+    void refuse_bits(int call, int argument, uint32_t bits) {
+        refuse_if(call, argument, BPF_JSET, bits);
+    }
+
+    void refuse_value(int call, int argument, uint32_t value) {
+        refuse_if(call, argument, BPF_JEQ, value);
     }
 
     // Refuses the call unless the argument, an int, is one of these, in the bits of the mask.
@@ -269,14 +270,6 @@ class filter {
         for (uint8_t i = 0; i < count; i++) {
             test(BPF_JEQ, allowed[i], (uint8_t)(count - i), 0);
         }
-        answer(EPERM);
-        load(offsetof(seccomp_data, nr));
-    }
-
-    void refuse_value(int call, int argument, uint32_t value) {
-        test(BPF_JEQ, (uint32_t)call, 0, 4);
-        load_argument(argument, 0);
-        test(BPF_JEQ, value, 0, 1);
         answer(EPERM);
         load(offsetof(seccomp_data, nr));
     }
@@ -327,7 +320,7 @@ void refuse_programs(filter & out, bool starts) {
     if (starts) {
         return; // which ones, Landlock says
     }
-    out.refuse_without_bits(SYS_clone, 0, CLONE_THREAD);
+    out.refuse_unless(SYS_clone, 0, { CLONE_THREAD }, CLONE_THREAD);
     out.refuse(SYS_execve);
 #if defined(__x86_64__)
     out.refuse(SYS_fork);
