@@ -169,7 +169,7 @@ def _text(path: Path) -> str:
     if len(raw) > _MOST_KEYS:
         raise RefusedError(f"{path}: is too long for a file of keys", path=path)
     try:
-        return decoded(raw)
+        return decoded(raw).lstrip("\ufeff")
     except UnicodeDecodeError:
         return raw.decode(errors="replace")  # a comment of somebody's may be in any encoding
 
