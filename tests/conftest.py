@@ -43,9 +43,12 @@ REAL = {"llamafile", "phi3", "runtime", "runtime_arm64", "server", "smollm2", "w
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     """One seed for all that is done at random, in whatever process."""
-    # A shell that starts this in the background has it, and all that it starts, ignore Ctrl-C.
+    # A shell that starts this in the background has it, and all that it starts, ignore Ctrl-C. So
+    # does nohup with a hangup. What has a handler here is as ever in a program that is started.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda *_: None)
     config.option.hypothesis_seed = os.environ.setdefault(SEED, str(random.randrange(1 << 32)))
     # Else every command that is started compiles all of the package, for nothing.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)

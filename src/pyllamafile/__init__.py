@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from pyllamafile.ops.sign import SignatureCheck, Signed, sign, signed_by
     from pyllamafile.ops.upgrade import Upgraded, upgrade
     from pyllamafile.ops.verify import Problem, verify
+    from pyllamafile.persona import Persona
     from pyllamafile.progress import Progress, Step
 
 _MODULES = {
@@ -64,6 +65,7 @@ _MODULES = {
     "ops.sign": ("SignatureCheck", "Signed", "sign", "signed_by"),
     "ops.upgrade": ("Upgraded", "upgrade"),
     "ops.verify": ("Problem", "verify"),
+    "persona": ("Persona",),
     "progress": ("Progress", "Step"),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
@@ -82,6 +84,7 @@ __all__ = [
     "Memory",
     "ModelFacts",
     "NotFoundError",
+    "Persona",
     "Problem",
     "Progress",
     "PyllamafileError",

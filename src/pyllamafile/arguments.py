@@ -22,6 +22,9 @@ MOST: Final = 1 << 20
 PLACEHOLDER: Final = "..."
 """The word that the user's own arguments take the place of."""
 
+SYSTEM: Final = "-sys"
+"""The option behind which the system prompt stands."""
+
 DRAFT_OPTIONS: Final = frozenset({"-md", "--model-draft", "--spec-draft-model"})
 """The options behind which a model drafts for another one."""
 

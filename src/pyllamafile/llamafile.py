@@ -28,6 +28,7 @@ SIGNATURE: Final = f"{MANIFEST}.sig"
 """Whose file it is: of the manifest, which therefore doesn't list it."""
 
 ARGS: Final = ".args"
+PERSONA: Final = "persona.json"
 GUI: Final = "ui/"
 LICENSES: Final = "LICENSES/"
 GUI_NOTICES: Final = f"{LICENSES}web-gui.txt"

@@ -16,7 +16,7 @@ from pyllamafile import launcher, zipalign
 from pyllamafile.copying import Source
 from pyllamafile.errors import RefusedError
 from pyllamafile.launcher import HeadProgram
-from pyllamafile.llamafile import ARGS, FORMAT, LICENSES, WEIGHTS, manifest_entry
+from pyllamafile.llamafile import ARGS, FORMAT, LICENSES, PERSONA, WEIGHTS, manifest_entry
 from pyllamafile.runtimes import Runtime
 from pyllamafile.zipalign import Entry, Layout, Member
 
@@ -137,6 +137,7 @@ def whole(
     head_program: HeadProgram | None = None,
     extras: Sequence[File] = (),
     args: str | None = None,
+    persona: bytes | None = None,
     gui: Sequence[Entry] = (),
 ) -> Plan:
     """Decide what a llamafile consists of and where each part goes.
@@ -149,6 +150,7 @@ def whole(
         head_program: The program that the file itself is, one of those.
         extras: More files.
         args: The text of `.args`.
+        persona: The text of `persona.json`.
         gui: The web GUI's entries, its notices among them.
 
     Raises:
@@ -159,6 +161,7 @@ def whole(
     entries = [
         *(_entry(file) for file in (*models, *extras)),
         *([Entry(ARGS, args.encode())] if args is not None else []),
+        *([Entry(PERSONA, persona)] if persona is not None else []),
     ]
     return laid_out(runs, entries)
 

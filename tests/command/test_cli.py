@@ -722,6 +722,7 @@ def test_the_help_of_build_has_examples_that_work(run, here, prebuilt):
             put_runtime(prebuilt, PROGRAM, target)
     shutil.copy("m.gguf", "phi3.gguf")
     Path("LICENSE.txt").write_text("free")
+    Path("ada.toml").write_text('name = "Ada"')
     lines = run("build", "--help").out.splitlines()
     examples = [line.split() for line in lines if line.startswith("    pyllamafile build ")]
     # Quantizing takes a real runtime, the hub a server: test_sources.py.
@@ -729,7 +730,8 @@ def test_the_help_of_build_has_examples_that_work(run, here, prebuilt):
     assert len(examples) >= 2
     for _, *arguments in examples:
         assert run(*arguments).code == 0
-        Path("phi3.llamafile").unlink()
+        for made in Path().glob("*.llamafile"):
+            made.unlink()
 
 
 # What help takes

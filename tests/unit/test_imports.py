@@ -20,6 +20,7 @@ GRAPH = {
     "targets": {"errors"},
     "runtimes": {"errors"},
     "arguments": {"errors"},
+    "persona": {"arguments", "errors", "paths"},
     "appearing": {"errors"},
     "machine": set(),
     "copying": {"errors", "progress"},
@@ -53,13 +54,13 @@ GRAPH = {
         "native.trial", "progress",
     },
     "models.hub": {"errors", "models.convert", "models.gguf", "models.source", "progress"},
-    "models.ollama": {"errors", "models.gguf", "models.source", "progress"},
+    "models.ollama": {"arguments", "errors", "models.gguf", "models.source", "progress"},
     "models.sources": {
         "errors", "models.convert", "models.gguf", "models.hub", "models.ollama", "models.source",
     },
     "ops": set(),
     "ops.verify": {"errors", "progress"},
-    "ops.inspect": {"errors", "llamafile", "models.gguf", "paths", "zipalign"},
+    "ops.inspect": {"errors", "llamafile", "models.gguf", "paths", "persona", "zipalign"},
     "ops.extract": {
         "appearing", "copying", "errors", "llamafile", "paths", "progress", "zipalign",
     },
@@ -87,7 +88,7 @@ GRAPH = {
     "ops.build": {
         "", "appearing", "arguments", "engine", "errors", "llamafile", "models.convert",
         "models.fit", "models.forecast", "models.gguf", "models.source", "models.sources",
-        "ops.in_place", "output", "paths", "plan", "progress", "targets", "zipalign",
+        "ops.in_place", "output", "paths", "persona", "plan", "progress", "targets", "zipalign",
     },
     "ops.upgrade": {
         "", "appearing", "arguments", "copying", "engine", "errors", "launcher", "llamafile",
@@ -97,7 +98,7 @@ GRAPH = {
     "": {
         "errors", "models.forecast", "ops.advise", "ops.build", "ops.doctor", "ops.edit",
         "ops.export", "ops.extract", "ops.inspect", "ops.sign", "ops.upgrade", "ops.verify",
-        "progress",
+        "persona", "progress",
     },
     "cli": {"cli.program", "cli.screen", "errors"},
     "cli.program": {""},
@@ -105,7 +106,7 @@ GRAPH = {
     "cli.advise": {"", "cli.options", "cli.screen"},
     "cli.build": {
         "", "arguments", "cli", "cli.options", "cli.screen", "models.forecast", "models.gguf",
-        "targets",
+        "persona", "targets",
     },
     "cli.change": {
         "", "cli.options", "cli.screen", "errors", "llamafile", "ops.edit", "zipalign",

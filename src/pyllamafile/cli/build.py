@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 import pyllamafile
+from pyllamafile import persona
 from pyllamafile.arguments import quote
 from pyllamafile.cli import screen
 from pyllamafile.cli.options import PATH, complete_files, named_file, target_option
@@ -20,7 +22,7 @@ from pyllamafile.models.gguf import part_of
 from pyllamafile.targets import TARGETS
 
 if TYPE_CHECKING:
-    from pyllamafile import Adapter, Built
+    from pyllamafile import Adapter, Built, Persona
 
 
 @click.command()
@@ -60,6 +62,23 @@ if TYPE_CHECKING:
     help="The file to write.  [default: NAME.llamafile]",
 )
 @click.option("--name", metavar="NAME", help="The model's name.  [default: its file's name]")
+@click.option("--system", type=PATH, metavar="FILE", help="The system prompt, in a text file.")
+@click.option("--greeting", metavar="TEXT", help="What the model says before anybody asks.")
+@click.option(
+    "--suggest",
+    multiple=True,
+    metavar="TEXT",
+    help="A question that the web GUI offers as a button. Repeat it for several questions.",
+)
+@click.option("--icon", type=PATH, metavar="FILE.png", help="The web GUI's icon.")
+@click.option("--accent", metavar="COLOUR", help="The web GUI's colour, such as #3b82f6.")
+@click.option(
+    "--persona",
+    "persona_file",
+    type=PATH,
+    metavar="FILE.toml",
+    help="The five options above and the name, in one file.",
+)
 @click.option(
     "--arg",
     multiple=True,
@@ -106,6 +125,12 @@ def build(
     allow_requantize: bool,
     output: Path | None,
     name: str | None,
+    system: Path | None,
+    greeting: str | None,
+    suggest: tuple[str, ...],
+    icon: Path | None,
+    accent: str | None,
+    persona_file: Path | None,
     arg: tuple[str, ...],
     args_file: Path | None,
     add: tuple[str, ...],
@@ -147,6 +172,11 @@ def build(
     A TARGET is a system on a processor such as linux-amd64; `pyllamafile runtimes list` lists
     them. It can also be a group: a system (linux), a processor (arm64), or all.
 
+    --name, --system, --greeting, --suggest, --icon and --accent say who the file is. The web GUI
+    and the mode --chat show it, and --system holds for both. In the FILE.toml of --persona the keys
+    are name, greeting, suggestions (a list), accent, system (a text), system-file and icon (names
+    of files beside it). An option takes the place of the key.
+
     Without a Windows target the file begins with #!/bin/sh, and every program can start it: a
     shell, systemd, a container, another program. With a Windows target the file is a Windows
     program, which a shell runs as a script. A program that is not a shell then has to call sh FILE.
@@ -170,6 +200,7 @@ def build(
       pyllamafile build --gguf phi3-f16.gguf --quantize Q5_K_M
       pyllamafile build --gguf hf:microsoft/Phi-3-mini-4k-instruct-gguf:q4
       pyllamafile build --gguf ollama:phi3
+      pyllamafile build --gguf phi3.gguf --persona ada.toml -o ada.llamafile
     """  # noqa: D301
     if not gguf and output is None and not (lora or mmproj or draft):
         raise click.UsageError("nothing to pack: give --gguf FILE, or -o OUT for an engine alone")
@@ -181,6 +212,7 @@ def build(
             mmproj=mmproj,
             draft=draft,
             name=name,
+            persona=_persona(persona_file, name, system, greeting, suggest, icon, accent),
             targets=targets,
             args=arg,
             args_file=args_file,
@@ -208,6 +240,8 @@ def build(
         say(f"  lacking   {lacking} (pyllamafile runtimes build --all)")
     for model in built.base:
         say(f"  no chat   {shown(model)} has no chat format's tokens: it seems a base model")
+    if built.persona:
+        say(f"  persona   {shown(built.persona)}")
     if built.own_args:
         say(f"  its own   {shown(' '.join(map(quote, built.own_args)))}")
     for remark in built.remarks:
@@ -239,6 +273,28 @@ def _on_windows(built: Built) -> str | None:
     if for_windows and built.path.suffix.lower() != ".exe":
         return "starts it when its name ends in .exe"
     return None
+
+
+def _persona(
+    file: Path | None,
+    name: str | None,
+    system: Path | None,
+    greeting: str | None,
+    suggest: Sequence[str],
+    icon: Path | None,
+    accent: str | None,
+) -> Persona:
+    """What the file says, and in its place what the options say."""
+    given: dict[str, Any] = {
+        "name": name if file else None,  # without it `build` decides
+        "system": persona.read_text(system) if system else None,
+        "greeting": greeting,
+        "suggestions": tuple(suggest) or None,
+        "icon": persona.read_icon(icon) if icon else None,
+        "accent": accent,
+    }
+    said = pyllamafile.Persona.read(file) if file else pyllamafile.Persona()
+    return replace(said, **{key: value for key, value in given.items() if value is not None})
 
 
 def _lora_option(option: str) -> str | Adapter:

@@ -21,7 +21,7 @@ from pyllamafile.errors import PyllamafileError
 from pyllamafile.models.fit import KINDS
 
 if TYPE_CHECKING:
-    from pyllamafile import EntryFacts, ModelFacts, Report, SignatureCheck
+    from pyllamafile import EntryFacts, ModelFacts, Persona, Report, SignatureCheck
 
 
 @click.command()
@@ -91,6 +91,10 @@ def _print_report(report: Report) -> None:
                 for runtime in report.runtimes
             ],
         )
+    if report.persona_problem:
+        say(f"  {'persona':<12}  {shown(report.persona_problem)}")
+    if report.persona:
+        _print_persona(report.persona)
     if report.args_problem:
         say(bold(".args"))
         say(f"  {'problem':<12}  {shown(report.args_problem)}")
@@ -113,6 +117,21 @@ def _print_report(report: Report) -> None:
                 for entry in report.entries
             ],
         )
+
+
+def _print_persona(persona: Persona) -> None:
+    say(bold("persona"))
+    rows = {
+        "name": persona.name,
+        "greeting": persona.greeting,
+        "accent": persona.accent,
+        "icon": f"PNG, {amount(len(persona.icon))}" if persona.icon else None,
+    }
+    for what, value in rows.items():
+        if value:
+            say(f"  {what:<12}  {shown(value)}")
+    for suggestion in persona.suggestions:
+        say(f"  {'suggestion':<12}  {shown(suggestion)}")
 
 
 def _problems(report: Report) -> dict[str, str]:

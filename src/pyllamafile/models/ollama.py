@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from pyllamafile.arguments import SYSTEM
 from pyllamafile.errors import AccessError, DamagedError, NotFoundError, RefusedError
 from pyllamafile.models import gguf
 from pyllamafile.models.source import Source, digest_of, gguf_name
@@ -268,7 +269,7 @@ def _arguments(
                 left_out.append(f"the parameter {key}")
     for digest in layers.get("system", ())[-1:]:
         if text := _text(rest, blobs, digest).strip():
-            args.append(("-sys", text))
+            args.append((SYSTEM, text))
     if "template" in layers or "prompt" in layers:
         left_out.append("the chat template in Go, in place of which the weights' own counts")
     if "messages" in layers:

@@ -9,14 +9,14 @@ import os
 import re
 import stat
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
 import pyllamafile
 from pyllamafile import arguments, engine, plan, zipalign
 from pyllamafile.appearing import appearing, exists, permitted, scratch_folder
-from pyllamafile.arguments import quote
+from pyllamafile.arguments import SYSTEM, quote
 from pyllamafile.engine import Format
 from pyllamafile.errors import AccessError, NotFoundError, RefusedError
 from pyllamafile.llamafile import ARGS, GUI, MANIFEST, SIGNATURE, WEIGHTS
@@ -34,6 +34,7 @@ from pyllamafile.models.source import PathLike, Source, gguf_name
 from pyllamafile.ops import in_place as conversion
 from pyllamafile.output import check_written, companion_path, write, write_companion
 from pyllamafile.paths import named, path_of, several, strings
+from pyllamafile.persona import Persona
 from pyllamafile.plan import File, Plan
 from pyllamafile.progress import Progress, silent
 from pyllamafile.targets import TARGETS, TOO_LARGE, select
@@ -62,6 +63,7 @@ class Built:
             base models, which are none for chats, as far as can be known.
         broken: Names of weights whose chat template can't be parsed, each with the reason;
             nothing is looked for where the package jinja2 is missing.
+        persona: What of a persona went in, such as "name, greeting"; None without one.
         own_args: The arguments that came with the weights and went into `.args`.
         remarks: What else came with the weights and was left out.
     """
@@ -79,6 +81,7 @@ class Built:
     untemplated: tuple[str, ...]
     base: tuple[str, ...] = ()
     broken: tuple[tuple[str, str], ...] = ()
+    persona: str | None = None
     own_args: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
 
@@ -104,6 +107,7 @@ def build(
     mmproj: PathLike | None = None,
     draft: PathLike | None = None,
     name: str | None = None,
+    persona: Persona | None = None,
     targets: str | Sequence[str] = (),
     args: str | Sequence[str] = (),
     args_file: PathLike | None = None,
@@ -130,7 +134,8 @@ def build(
         lora: LoRA adapters that go with the first of them, and are applied to it.
         mmproj: The projector that lets it see or hear.
         draft: A small model of the same vocabulary that drafts for it (speculative decoding).
-        name: What the model is called; by default as its file is.
+        name: What the model is called; by default as the persona, or as its file is.
+        persona: Who the file says it is. One that has no name takes `name`, if that is given.
         targets: Systems to run on, or groups of them such as ``linux``, ``arm64`` and
             ``all``; by default those whose runtimes are at hand.
         args: Default arguments of the file, put into ``.args`` one by one.
@@ -156,7 +161,11 @@ def build(
     tell = progress or silent
     asked = _Asked.of(gguf, lora, mmproj, draft, quantize_to)
     systems = _systems(targets, format)
-    name = name or asked.stem(quantize_to)
+    persona = persona or Persona()
+    stem = asked.stem(quantize_to)
+    if name and name != stem and not persona.name:
+        persona = replace(persona, name=name)
+    name = name or persona.name or stem
     destination = _destination(asked, output, name, quantize_to, in_place)
     with contextlib.ExitStack() as scratch:
         folder = destination.parent
@@ -164,7 +173,9 @@ def build(
             # Now rather than after gigabytes were fetched or written.
             _check_output(destination, asked.paths, force)
             folder = scratch.enter_context(scratch_folder(folder))
-        given = _gathered(asked, add, args, args_file, quantize_to, gui, folder, tell)
+        given = _gathered(
+            asked, add, args, args_file, persona.system, quantize_to, gui, folder, tell
+        )
         _check_output(destination, given.paths, force)
         quantized = _Quantized(quantize_to, requantize, folder) if quantize_to else None
         if quantized:
@@ -182,6 +193,7 @@ def build(
             head_program=program,
             extras=given.extras,
             args=given.args,
+            persona=persona.text,
             gui=engine.gui_entries(tell) if gui else (),
         )
         too_large = bool(program) and format == "portable" and decided.size >= TOO_LARGE
@@ -218,6 +230,7 @@ def build(
             for name, facts in given.facts.items()
             if facts.chat_template and (problem := broken_template(facts.chat_template))
         ),
+        persona=persona.summary or None,
         own_args=tuple(itertools.chain(*asked.args)),
         remarks=tuple(asked.remarks),
     )
@@ -400,6 +413,7 @@ def _gathered(
     add: PathLike | Sequence[PathLike | tuple[PathLike, str]],
     args: str | Sequence[str],
     args_file: PathLike | None,
+    system: str | None,
     format: str | None,
     gui: bool,
     folder: Path,
@@ -433,7 +447,9 @@ def _gathered(
     for each in (*itertools.chain(*models), *weights):
         if problem := unmappable(facts[each.name]):
             raise RefusedError(f"{each.path}: {problem}", path=each.path)
-    lines = [list(pair) for pair in asked.args]
+    lines = [list(pair) for pair in asked.args if not (system and pair[0] == SYSTEM)]
+    if system:
+        lines.append([SYSTEM, system])
     template = chat_template(facts, text)
     if isinstance(template, str):
         lines.append(["--chat-template", template])

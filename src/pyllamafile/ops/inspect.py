@@ -8,12 +8,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pyllamafile import llamafile
+from pyllamafile import llamafile, persona
 from pyllamafile.errors import AccessError, PyllamafileError, RefusedError
-from pyllamafile.llamafile import Llamafile, Maker
+from pyllamafile.llamafile import PERSONA, Llamafile, Maker
 from pyllamafile.models import gguf
 from pyllamafile.models.gguf import Kind, Weights
 from pyllamafile.paths import path_of
+from pyllamafile.persona import Persona
 from pyllamafile.zipalign import BLOCK, DEFLATED, STORED, Member
 
 
@@ -85,6 +86,8 @@ class Report:
         models: The GGUFs.
         runtimes: As in the manifest: target, offset, sizes, digests.
         entries: Everything in the zip, in the order of the file.
+        persona: Who it says it is; its system prompt is in `args`.
+        persona_problem: Why that can't be shown, if it can't.
         args: The text of `.args`; what is not UTF-8 in it is shown as U+FFFD.
     """
 
@@ -101,11 +104,16 @@ class Report:
     models: tuple[ModelFacts, ...] = ()
     runtimes: tuple[dict[str, Any], ...] = ()
     entries: tuple[EntryFacts, ...] = ()
+    persona: Persona | None = None
+    persona_problem: str | None = None
     args: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The same as plain dictionaries and lists, ready for JSON."""
-        return {**asdict(self), "path": str(self.path)}
+        plain = {**asdict(self), "path": str(self.path)}
+        if self.persona and self.persona.icon:
+            plain["persona"]["icon"] = f"{len(self.persona.icon)} bytes"
+        return plain
 
 
 def inspect(path: str | os.PathLike[str]) -> Report:
@@ -121,6 +129,7 @@ def inspect(path: str | os.PathLike[str]) -> Report:
     found = llamafile.read(path)
     args, args_problem = _args(found)
     signed_with, signature_problem = _signature(found)
+    who, persona_problem = _persona(found)
     return Report(
         path=path,
         size=found.archive.size,
@@ -135,6 +144,8 @@ def inspect(path: str | os.PathLike[str]) -> Report:
         models=tuple(_models(found)),
         runtimes=tuple(dict(runtime) for runtime in found.runtimes),
         entries=tuple(_entry(member) for member in found.archive.members),
+        persona=who,
+        persona_problem=persona_problem,
         args=args,
     )
 
@@ -154,6 +165,16 @@ def _signature(found: Llamafile) -> tuple[str | None, str | None]:
     except PyllamafileError as error:
         return None, error.message.removeprefix(f"{found.path}: ")
     return str(made) if made else None, None
+
+
+def _persona(found: Llamafile) -> tuple[Persona | None, str | None]:
+    """Who it says it is, or why that can't be known."""
+    if not found.ours or PERSONA not in found.members:
+        return None, None
+    try:
+        return persona.said_in(found.content(PERSONA, persona.MOST)), None
+    except PyllamafileError as error:
+        return None, error.message.removeprefix(f"{found.path}: ")
 
 
 def _starts_with_gguf(path: Path) -> bool:

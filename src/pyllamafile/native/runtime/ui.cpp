@@ -1,7 +1,9 @@
 #include "seams/ui.h"
 
 #include "container.h"
+#include "persona.h"
 
+#include <algorithm>
 #include <cstdio>
 
 // Set by main.cpp before the server starts; empty when the runtime has no llamafile around it.
@@ -47,17 +49,51 @@ void append_number(std::string & out, uint32_t value) {
     }
 }
 
-// A deflated zip entry is a gzip file but for ten bytes in front and, behind, the checksum
-// and the size that the directory knows (RFC 1952): browsers inflate it, nobody here does.
-std::string as_gzip(const entry & member, const std::string & deflated) {
+std::string etag_of(uint32_t crc) {
+    char etag[16];
+    snprintf(etag, sizeof(etag), "\"%08x\"", (unsigned)crc);
+    return etag;
+}
+
+// Deflated bytes are a gzip file but for ten bytes in front and, behind, the checksum and the size
+// of what they are inflated (RFC 1952). Browsers inflate the pages, nobody here does.
+std::string as_gzip(const std::string & deflated, uint32_t crc, uint64_t size) {
     std::string out("\x1f\x8b\x08\0\0\0\0\0\0\xff", 10);
     out += deflated;
-    append_number(out, member.crc);
-    append_number(out, (uint32_t)member.size);
+    append_number(out, crc);
+    append_number(out, (uint32_t)size);
+    return out;
+}
+
+uint32_t crc_of(const std::string & content) {
+    uint32_t crc = ~0u;
+    for (const unsigned char c : content) {
+        crc ^= c;
+        for (int i = 0; i < 8; i++) {
+            crc = (crc >> 1) ^ (crc & 1 ? 0xedb88320 : 0);
+        }
+    }
+    return ~crc;
+}
+
+// Deflated into no less: in blocks of the bytes as they are (RFC 1951, section 3.2.4).
+std::string as_blocks(const std::string & content) {
+    std::string out;
+    size_t at = 0;
+    do {
+        const size_t size = std::min<size_t>(content.size() - at, 0xffff);
+        const bool last = at + size == content.size();
+        for (const size_t byte : { (size_t)last, size, size >> 8, ~size, ~size >> 8 }) {
+            out += (char)byte;
+        }
+        out.append(content, at, size);
+        at += size;
+    } while (at < content.size());
     return out;
 }
 
 const std::string FOLDER = "ui/";
+const std::string PERSONA = "persona.json"; // page.js asks for it, and for every file there is one
 
 } // namespace
 
@@ -65,17 +101,22 @@ const std::vector<llama_ui_asset> & llama_ui_get_assets() {
     static std::vector<std::string> contents;
     static const std::vector<llama_ui_asset> assets = [] {
         std::vector<llama_ui_asset> out;
-        contents.reserve(own_container.entries.size()); // the assets point into it
+        contents.reserve(own_container.entries.size() + 1); // the assets point into it
         for (const entry & member : own_container.entries) {
             if (member.deflated && member.name.compare(0, FOLDER.size(), FOLDER) == 0) {
-                const std::string & gzip =
-                    contents.emplace_back(as_gzip(member, own_container.read(member)));
+                const std::string & gzip = contents.emplace_back(
+                    as_gzip(own_container.read(member), member.crc, member.size));
                 const std::string name = member.name.substr(FOLDER.size());
-                char etag[16];
-                snprintf(etag, sizeof(etag), "\"%08x\"", (unsigned)member.crc);
-                out.push_back(
-                    { name, (const unsigned char *)gzip.data(), gzip.size(), etag, type_of(name) });
+                out.push_back({ name, (const unsigned char *)gzip.data(), gzip.size(),
+                                etag_of(member.crc), type_of(name) });
             }
+        }
+        if (!out.empty()) {
+            const std::string text = persona_of(own_container).text;
+            const std::string & gzip =
+                contents.emplace_back(as_gzip(as_blocks(text), crc_of(text), text.size()));
+            out.push_back({ PERSONA, (const unsigned char *)gzip.data(), gzip.size(),
+                            etag_of(crc_of(text)), type_of(PERSONA) });
         }
         // Pages need no API key, but upstream forgets the prefix when it looks for their names.
         if (!ui_prefix.empty() && !out.empty()) {
@@ -103,12 +144,12 @@ const llama_ui_asset * llama_ui_find_asset(const std::string & name) {
             continue;
         }
         const entry * member = own_container.find(FOLDER + name);
-        if (!inflate || member == nullptr) {
+        if (!inflate || (member == nullptr && name != PERSONA)) {
             return &asset;
         }
         static thread_local std::string content;
         static thread_local llama_ui_asset inflated;
-        content = own_container.content(*member);
+        content = name == PERSONA ? persona_of(own_container).text : own_container.content(*member);
         inflated = { name, (const unsigned char *)content.data(), content.size(),
                      asset.etag.substr(0, asset.etag.size() - 1) + "-inflated\"", asset.type };
         return &inflated;

@@ -7,6 +7,7 @@
 #include "console.h"
 #include "llama.h"
 #include "log.h"
+#include "persona.h"
 #include "system/sandbox.h"
 #include "system/system.h"
 #include "text.h"
@@ -43,6 +44,8 @@
 #endif
 
 bool console_fed_line = false; // for console-lines.h
+
+extern container own_container; // main.cpp
 
 namespace {
 
@@ -208,8 +211,14 @@ class conversation {
         sees = props.value("modalities", json::object()).value("vision", false);
         const std::string path = props.value("model_path", "");
         const std::string file = path.substr(path.find_last_of("/\\@") + 1);
-        remark(file + ", " + std::to_string(context) +
+        const persona own = persona_of(own_container);
+        remark((own.name.empty() ? file : own.name + " (" + file + ")") + ", " +
+               std::to_string(context) +
                " tokens of context; /help lists the commands, Ctrl-D ends");
+        if (!own.greeting.empty() && at_terminal) {
+            console::log("%s\n", own.greeting.c_str());
+            console::flush();
+        }
         clear("");
     }
 
