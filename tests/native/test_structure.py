@@ -447,13 +447,25 @@ def macho_facts(data: bytes) -> dict[str, object]:
     return facts
 
 
-@pytest.mark.parametrize("witness", WITNESSES, ids=lambda witness: witness.package)
-def test_it_is_as_programs_that_run_there(witness: Witness, tmp_path: Path) -> None:
+def trials() -> list[object]:
+    """Every witness beside the small program, and beside the runtime where that is at hand."""
+    at_hand = {runtime.target for runtime in native.available()}
+    return [
+        pytest.param(witness, what, id=f"{witness.package} {what}")
+        for what in ("small", "runtime")
+        for witness in WITNESSES
+        if what == "small" or witness.target in at_hand
+    ]
+
+
+@pytest.mark.parametrize(("witness", "what"), trials())
+def test_it_is_as_programs_that_run_there(witness: Witness, what: str, tmp_path: Path) -> None:
     target = TARGETS[witness.target]
     read = macho_facts if target.os == "macos" else elf_facts
     (tmp_path / "theirs").mkdir()
     theirs = read(fetched(witness, tmp_path / "theirs"))
-    ours = read(small(target, tmp_path / "ours").read_bytes())
+    own = small if what == "small" else lambda target, folder: unpacked(target.name, folder)
+    ours = read(own(target, tmp_path / "ours").read_bytes())
     common = ours.keys() & theirs.keys()
     assert len(common) >= 8
     differences = {
