@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
 import signal
 import socket
 import subprocess
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from running import childless, children, ready, run, unpacked, windows_path
+from test_chat import terminal
 
 import pyllamafile
 
@@ -267,3 +271,23 @@ def test_a_server_of_two_models_loads_them_on_demand(
         process.kill()
         process.wait()
         process.stdout.close()
+
+
+def test_a_window_of_its_own_stays_open_with_the_error(
+    program: Path, wine: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("WINEPREFIX", "WINEDEBUG", "WINEDLLOVERRIDES"):
+        monkeypatch.setenv(name, wine[name])
+    shutil.copy(program, tmp_path / "f.exe")  # as a file that lost its weights
+    click = tmp_path / "click"
+    click.write_text(f'exec wine "{tmp_path}/f.exe" "$@"\n')
+    with terminal(click) as at:
+        assert "no weights" in at.see("Press Enter to close this window.")
+        while not (ended := os.waitpid(at.child, os.WNOHANG))[0]:
+            at.type("\r")  # until Wine has made the terminal its own, this is no Enter to it
+            time.sleep(0.5)
+        at.child = 0
+        assert os.waitstatus_to_exitcode(ended[1]) == 1
+    with terminal(click, "-m", "none.gguf") as at:  # who gives arguments has a window already
+        assert at.end() == 1
+        assert "Press Enter" not in at.seen

@@ -186,6 +186,9 @@ int main(int argc, char ** argv) {
             return fail(problem.what());
         }
     }
+    if (user.empty() || (user.size() == 2 && user[0] == "--llamafile")) {
+        window_waits();
+    }
     own_program = own_path();
     if (own_program.empty()) {
         own_program = argv[0];

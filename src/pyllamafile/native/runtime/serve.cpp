@@ -603,5 +603,9 @@ int serve(const invocation & asked, const std::function<int(const arguments &)> 
     has_companion = true;
     const companion beside(at, gui ? asked.model : asked.model + " (API alone)", helper,
                            asked.grace);
-    return run(args);
+    const int code = run(args);
+    if (code == 0) {
+        window_may_close(); // somebody ended it
+    }
+    return code;
 }

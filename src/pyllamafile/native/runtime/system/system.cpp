@@ -51,6 +51,26 @@ void prepare_streams() {
     _setmode(_fileno(stderr), _O_BINARY);
 }
 
+static bool waits = false;
+
+void window_waits() {
+    DWORD attached[2];
+    if (GetConsoleProcessList(attached, 2) != 1) {
+        return; // a shell is in it, too, or there is none
+    }
+    waits = true;
+    atexit([] {
+        if (waits && _isatty(_fileno(stdin))) {
+            fputs("\nPress Enter to close this window.\n", stderr);
+            getchar();
+        }
+    });
+}
+
+void window_may_close() {
+    waits = false;
+}
+
 // What main() gets is in the code page of the system where the manifest has no effect.
 arguments command_line(int, char **) {
     arguments out;
@@ -70,6 +90,10 @@ std::string own_path() {
 #else
 
 void prepare_streams() {}
+
+void window_waits() {}
+
+void window_may_close() {}
 
 void end_at_once(int signal) {
     _exit(128 + signal);

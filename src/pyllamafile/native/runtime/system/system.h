@@ -9,6 +9,12 @@
 // Makes the standard streams alike everywhere; called before anything is printed.
 void prepare_streams();
 
+// On Windows a double click opens a window that closes with the program, and with it what the
+// program said last. After the first of these the window waits for Enter, unless the second was
+// called. In a window of somebody else's, and on other systems, neither does anything.
+void window_waits();
+void window_may_close();
+
 // Whether all that was printed got where it should; says so if it didn't.
 bool flushed();
 
