@@ -402,6 +402,20 @@ def unrounded(source: Path, path: Path) -> Path:
     return _written(writer, path)
 
 
+def with_bool(source: Path, path: Path, key: str, value: bool) -> Path:
+    """A copy of a model whose header says one thing more."""
+    reader = gguf.GGUFReader(source)
+    writer = gguf.GGUFWriter(path, str(reader.fields["general.architecture"].contents()))
+    writer.add_bool(key, value)
+    for field in reader.fields.values():
+        if not field.name.startswith("GGUF.") and field.name != "general.architecture":
+            kind, *items = field.types
+            writer.add_key_value(field.name, field.contents(), kind, *items[-1:])
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    return _written(writer, path)
+
+
 def put_runtime(folder: Path, program: bytes = PROGRAM, target: str = "linux-amd64") -> None:
     """What the package would hold had it been built: a runtime and the web GUI."""
     packed = pack(program)

@@ -35,20 +35,8 @@ const long LEAST_CONTEXT = 256; // tokens
 // Below this no context of a model that fits itself has ever been too large, and a look costs time.
 const long WORTH_A_LOOK = 16384; // tokens
 
-// By default, the conversations of a server share a pool of at most so many tokens, if -c allows.
-const long POOL = 8192;
-const long MOST_SLOTS = 4;
-
-const names SLOTS = { "-np",
-                      "--parallel",
-                      "-kvu",
-                      "--kv-unified",
-                      "-no-kvu",
-                      "--no-kv-unified",
-                      "--kv-unified-per-slot" };
-const char * const SLOT_VARIABLES[] = { "LLAMA_ARG_N_PARALLEL", "LLAMA_ARG_KV_UNIFIED",
-                                        "LLAMA_ARG_NO_KV_UNIFIED",
-                                        "LLAMA_ARG_KV_UNIFIED_PER_SLOT" };
+// A batch of a text to embed that any machine has room for.
+const long ANY_BATCH = 8192; // tokens
 
 std::string gib(double bytes) {
     char text[40];
@@ -82,6 +70,48 @@ bool parse(const arguments & args, const flag_table & flags, int tool, common_pa
     return common_params_parse((int)argv.size() - 1, argv.data(), out, (llama_example)tool);
 }
 
+// What contexts and their batches take, beside the weights.
+struct memory_need {
+    double bytes, free; // 0 free ones: unknown
+    uint32_t trained;   // tokens of context
+
+    bool fits() const {
+        return free <= 0 || bytes <= free;
+    }
+};
+
+// What the arguments need, without computing anything; false where upstream doesn't say.
+bool estimate(const arguments & args, const flag_table & flags, int tool, memory_need & out) {
+    common_params params;
+    if (!parse(args, flags, tool, params)) {
+        return false;
+    }
+    if (params.n_parallel < 1) {
+        params.n_parallel = 4; // as the server does
+        params.kv_unified = true;
+    }
+    const auto model = common_model_params_to_llama(params);
+    const auto context = common_context_params_to_llama(params);
+    std::vector<ggml_backend_dev_t> devices;
+    uint32_t layers = 0, experts = 0;
+    common_device_memory_data_vec needs;
+    llama_log_set([](enum ggml_log_level, const char *, void *) {}, nullptr);
+    try {
+        needs = common_get_device_memory_data(params.model.path.c_str(), &model, &context, devices,
+                                              layers, out.trained, experts, GGML_LOG_LEVEL_NONE);
+    } catch (const std::exception &) {
+        // the tool will say why
+    }
+    llama_log_set(nullptr, nullptr);
+    if (needs.empty()) {
+        return false;
+    }
+    const auto & here = needs.back();
+    out.bytes = (double)here.context + (double)here.compute;
+    out.free = available((double)here.free);
+    return true;
+}
+
 } // namespace
 
 void bound_threads(arguments & args, const flag_table & flags) {
@@ -104,19 +134,24 @@ void bound_threads(arguments & args, const flag_table & flags) {
     }
 }
 
-// Upstream promises the whole of -c to each of four slots, and ends all answers when their sum is
-// more. Here -c is what each conversation has: there is a pool for several where they are small,
-// and one slot where they are large. One client always has all of it, and others wait.
-static void bound_slots(arguments & args, const flag_table & flags, long tokens) {
-    bool chosen = flags.has(args, SLOTS);
-    for (const char * variable : SLOT_VARIABLES) {
-        chosen = chosen || getenv(variable) != nullptr;
+void bound_batch(arguments & args, const flag_table & flags, int tool) {
+    const size_t at = flags.find(args, { "-ub", "--ubatch-size" });
+    const size_t other = flags.find(args, { "-b", "--batch-size" });
+    if (at + 1 >= args.size() || other + 1 >= args.size() || args[at].from != origin::runtime) {
+        return;
     }
-    if (tokens > 0 && !chosen) {
-        const long slots = std::max(1L, std::min(MOST_SLOTS, POOL / tokens));
-        const std::string pool = std::to_string(slots * tokens);
-        args.insert(args.end(), { "-c", pool, "-np", std::to_string(slots), "--kv-unified",
-                                  "--kv-unified-per-slot", std::to_string(tokens) });
+    const long context = atol(args[at + 1].c_str());
+    long tokens = context;
+    for (memory_need need = {};
+         tokens > ANY_BATCH && estimate(args, flags, tool, need) && !need.fits();) {
+        tokens = std::max(tokens / 2, ANY_BATCH);
+        args[at + 1] = args[other + 1] = std::to_string(tokens);
+    }
+    if (tokens < context) {
+        fprintf(stderr,
+                "note: the model's context has %ld tokens, but there is memory to embed texts of "
+                "at most %ld\n",
+                context, tokens);
     }
 }
 
@@ -130,41 +165,13 @@ void bound_context(arguments & args, const flag_table & flags, int tool) {
     if (in_batches && tokens > 0 && tokens < LEAST_CONTEXT) {
         args.insert(args.end(), { "-c", std::to_string(LEAST_CONTEXT) });
     }
-    if (tool == LLAMA_EXAMPLE_SERVER) {
-        bound_slots(args, flags, tokens);
-    }
-    common_params params;
-    if (tokens < WORTH_A_LOOK || !parse(args, flags, tool, params)) {
-        return;
-    }
-    if (params.n_parallel < 1) {
-        params.n_parallel = 4; // as the server does
-        params.kv_unified = true;
-    }
-    const auto model = common_model_params_to_llama(params);
-    const auto context = common_context_params_to_llama(params);
-    std::vector<ggml_backend_dev_t> devices;
-    uint32_t layers = 0, trained = 0, experts = 0;
-    common_device_memory_data_vec needs;
-    llama_log_set([](enum ggml_log_level, const char *, void *) {}, nullptr);
-    try {
-        needs = common_get_device_memory_data(params.model.path.c_str(), &model, &context, devices,
-                                              layers, trained, experts, GGML_LOG_LEVEL_NONE);
-    } catch (const std::exception &) {
-        // the tool will say why
-    }
-    llama_log_set(nullptr, nullptr);
-    if (needs.empty()) {
-        return;
-    }
-    const auto & here = needs.back();
-    const double wanted = (double)here.context + (double)here.compute;
-    const double free = available((double)here.free);
-    if (free > 0 && wanted > free) {
-        const std::string what =
-            (given ? args[at] + " " : CONTEXT_VARIABLE + std::string("=")) + asked +
-            ": a context of so many tokens takes " + gib(wanted) + " of memory, and " + gib(free) +
-            " are free" + "; the model was trained on " + std::to_string(trained) + " tokens";
+    memory_need need;
+    if (tokens >= WORTH_A_LOOK && estimate(args, flags, tool, need) && !need.fits()) {
+        const std::string what = (given ? args[at] + " " : CONTEXT_VARIABLE + std::string("=")) +
+                                 asked + ": a context of so many tokens takes " + gib(need.bytes) +
+                                 " of memory, and " + gib(need.free) + " are free" +
+                                 "; the model was trained on " + std::to_string(need.trained) +
+                                 " tokens";
         given ? refuse(args[at], what) : throw std::runtime_error(what);
     }
 }

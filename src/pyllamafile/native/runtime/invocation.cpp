@@ -222,18 +222,31 @@ bool is_set(const char * variable) {
     return getenv(variable) != nullptr;
 }
 
-// A text to embed is computed as a whole: by default, whatever fits the model's context is, up to
-// a size whose matrices any machine has room for.
-void widen_batches(arguments & args, const flag_table & flags, uint32_t trained) {
-    const uint32_t most = 8192; // tokens
+// Those who wait for a batch to end, such as the answers beside a long prompt, wait as shortly as
+// without loss can be: upstream computes so many tokens at once in any case.
+const char BATCH[] = "512";
+
+// A text to embed is computed in parts (seams/embedding-parts.h), or as a whole where tokens attend
+// to those behind them. By default, whatever fits the model's context is; see bound_batch.
+void choose_batches(arguments & args, const flag_table & flags, const weights & model) {
     const bool embeds =
         flags.has(args, { "--embedding", "--embeddings", "--rerank", "--reranking" }) ||
         is_set("LLAMA_ARG_EMBEDDINGS") || is_set("LLAMA_ARG_RERANKING");
     const bool given = flags.has(args, { "-b", "--batch-size", "-ub", "--ubatch-size" }) ||
                        is_set("LLAMA_ARG_BATCH") || is_set("LLAMA_ARG_UBATCH");
-    if (embeds && !given && trained > 512) { // upstream's default
-        const std::string tokens = std::to_string(std::min(trained, most));
+    if (!given && embeds && model.looks_ahead && model.context > 512) {
+        const std::string tokens = std::to_string(model.context);
         args.insert(args.end(), { "-b", tokens, "-ub", tokens });
+    } else if (!given) {
+        args.insert(args.end(), { "-b", BATCH });
+    }
+    if (!flags.has(args, { "-cram", "--cache-ram" }) && !is_set("LLAMA_ARG_CACHE_RAM")) {
+        args.insert(args.end(), { "--cache-ram", "-2" }); // seams/prompt-cache.h
+    }
+    const bool shares = flags.has(args, { "-kvu", "--kv-unified", "-no-kvu", "--no-kv-unified" }) ||
+                        is_set("LLAMA_ARG_KV_UNIFIED") || is_set("LLAMA_ARG_NO_KV_UNIFIED");
+    if (embeds && !model.looks_ahead && !shares) {
+        args.push_back("--kv-unified"); // else -np leaves each text a part of the context
     }
 }
 
@@ -292,7 +305,7 @@ std::string choose_weights(arguments & args, const flag_table & flags, const mod
             stderr);
     }
     if (chosen.tool == llama_server) {
-        widen_batches(args, flags, found.context);
+        choose_batches(args, flags, found);
     }
     std::string called = found.member.empty() ? found.path : found.member;
     called = called.substr(called.rfind('/') + 1);
@@ -300,17 +313,6 @@ std::string choose_weights(arguments & args, const flag_table & flags, const mod
         called.resize(called.size() - 5);
     }
     return called;
-}
-
-// Upstream tokenizes a request in the thread that received it, with nothing to keep the model from
-// being freed meanwhile: a request at the moment of falling asleep uses freed memory
-// (CVE-2026-43631).
-void refuse_sleep(const arguments & args, const flag_table & flags) {
-    const size_t at = flags.find(args, { "--sleep-idle-seconds" });
-    if (at + 1 < args.size() && args[at + 1] != "-1") {
-        refuse(args[at], args[at] + ": a request that comes while the model is unloaded can end "
-                                    "the server (CVE-2026-43631); leave the option out");
-    }
 }
 
 // SIGTERM comes from what runs services. Until it loses patience (Docker does so after 10 seconds),
@@ -401,7 +403,6 @@ void check_own(const arguments & own) {
         return;
     }
     check_keys(all, flags);
-    refuse_sleep(all, flags);
     take_grace(all, flags);
     for (const mode & each : MODES) {
         if (each.flags != NO_COMMON_FLAGS) {
@@ -459,7 +460,6 @@ invocation read_invocation(const arguments & own, const arguments & user) {
     out.grace = take_grace(args, flags);
     if (out.serves) {
         check_keys(args, flags);
-        refuse_sleep(args, flags);
     } else {
         flags.take(args, ACCESS);
     }
@@ -503,6 +503,7 @@ invocation read_invocation(const arguments & own, const arguments & user) {
     args.insert(args.begin(), first.begin(), first.end());
     if (chosen.model && !out.several && chosen.flags != NO_COMMON_FLAGS &&
         chosen.tool != llama_tokenize_main) {
+        bound_batch(args, flags, chosen.flags);
         bound_context(args, flags, chosen.flags);
     }
     return out;

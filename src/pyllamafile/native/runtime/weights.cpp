@@ -94,7 +94,7 @@ const char TRUNCATED[] = "damaged or cut off: its header ends too early";
 
 // Sizes of the value types of GGUF, by number (ggml/include/gguf.h, enum gguf_type).
 const int VALUE_SIZES[] = { 1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8 };
-const uint32_t TYPE_UINT32 = 4, TYPE_STRING = 8, TYPE_ARRAY = 9, TYPE_COUNT = 13;
+const uint32_t TYPE_UINT32 = 4, TYPE_BOOL = 7, TYPE_STRING = 8, TYPE_ARRAY = 9, TYPE_COUNT = 13;
 
 bool skip_string(range_reader & in) {
     uint64_t length;
@@ -252,6 +252,14 @@ std::string locate(const std::string & name, weights & out) {
     return {};
 }
 
+// Architectures that llama.cpp computes that way whatever their header says: it gives them no
+// memory (llama_model::create_memory).
+const char * const LOOK_AHEAD[] = {
+    "bert",     "jina-bert-v2", "jina-bert-v3",     "nomic-bert",  "nomic-bert-moe",
+    "neo-bert", "eurobert",     "wavtokenizer-dec", "modern-bert", "gemma-embedding",
+    "dream",    "llada",        "llada-moe",        "rnd1",        "t5encoder",
+};
+
 // Walks the header of a GGUF (docs/gguf.md of ggml): magic, version, counts, metadata, tensors.
 // Leaves in `out` what kind it is.
 std::string check_header(range_reader & in, weights & out) {
@@ -275,6 +283,7 @@ std::string check_header(range_reader & in, weights & out) {
     out.architecture.clear();
     out.embeds = false;
     out.chats = false;
+    out.looks_ahead = false;
     out.alignment = 32;
     out.context = 0;
     for (uint64_t i = 0; i < values; i++) {
@@ -294,6 +303,12 @@ std::string check_header(range_reader & in, weights & out) {
             if (!in.read(out.context)) {
                 return TRUNCATED;
             }
+        } else if (ends_with(key, ".attention.causal") && type == TYPE_BOOL) {
+            uint8_t causal;
+            if (!in.read(causal)) {
+                return TRUNCATED;
+            }
+            out.looks_ahead = causal == 0;
         } else if (key == "general.type" && type == TYPE_STRING) {
             if (!read_string(in, kind)) {
                 return TRUNCATED;
@@ -307,6 +322,9 @@ std::string check_header(range_reader & in, weights & out) {
         }
     }
     out.kind = kind_of(kind, out.architecture);
+    for (const char * architecture : LOOK_AHEAD) {
+        out.looks_ahead = out.looks_ahead || out.architecture == architecture;
+    }
     uint64_t data = 0; // bytes of tensors, from the start of the data
     for (uint64_t i = 0; i < tensors; i++) {
         std::string name;

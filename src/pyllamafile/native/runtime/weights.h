@@ -21,6 +21,7 @@ struct weights {
     std::string architecture;
     bool embeds;        // a model that is made for embeddings
     bool chats;         // one that says how conversations are written for it
+    bool looks_ahead;   // a token of it attends to those behind it, too
     uint32_t alignment; // of its tensors, bytes
     uint32_t context;   // that it was trained on, tokens; 0 if it doesn't say
 
