@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import http.client
+import json
+import re
+import signal
+import socket
+import ssl
 import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
+from types import TracebackType
+from typing import Any
 
 import pytest
-from running import need
+from running import free_port, need, ready
 
 DEPLOY = Path(__file__).parents[2] / "docs" / "deploy"
+PAGE = (DEPLOY.parent / "scaling.md").read_text()
 PROXIES = ("nginx", "haproxy")
+NAME = "chat.example.com"
+KEY = "a-key-of-mine"
+HELLO = {"messages": [{"role": "user", "content": "Name three colors."}], "temperature": 0}
 
 
 @pytest.fixture(scope="module")
@@ -59,3 +75,293 @@ def test_the_file_is_right(proxy: str, tmp_path: Path, certificate: Path) -> Non
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "warn" not in (done.stdout + done.stderr).lower()
+
+
+class Server:
+    """A llamafile's server as docs/scaling.md starts it; `name` is what it calls its model."""
+
+    def __init__(self, llamafile: Path, name: str, port: int | None = None, *, wait: bool = True):
+        self.name, self.port = name, port or free_port()
+        command = [str(llamafile), "--server", "--nobrowser", "--port", str(self.port)]
+        command += ["--api-key", KEY, "--allow-host", NAME, "--alias", name, "--metrics"]
+        command += ["-np", "2", "--grace", "60"]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL)
+        if wait:
+            ready(self.process)
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+    def get(self, path: str) -> tuple[int, str]:
+        """Status and text, asked for without the proxy."""
+        with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)) as connection:
+            connection.request("GET", path, headers={"Authorization": f"Bearer {KEY}"})
+            with connection.getresponse() as answer:
+                return answer.status, answer.read().decode()
+
+    def health(self) -> int:
+        """What /health answers, or 0 if nobody does."""
+        try:
+            return self.get("/health")[0]
+        except OSError:
+            return 0
+
+    def metrics(self) -> dict[str, float]:
+        text = self.get("/metrics")[1]
+        return {name: float(value) for name, value in re.findall(r"^(\S+) (\S+)$", text, re.M)}
+
+    @contextmanager
+    def slowed(self) -> Iterator[None]:
+        """It runs for one of ten milliseconds."""
+        over = threading.Event()
+
+        def toggle() -> None:
+            while not over.wait(0.01):
+                self.process.send_signal(signal.SIGSTOP)
+                over.wait(0.09)
+                self.process.send_signal(signal.SIGCONT)
+
+        thread = threading.Thread(target=toggle)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+
+class Proxy:
+    """One that runs, in front of two servers."""
+
+    def __init__(self, port: int, certificate: Path) -> None:
+        self.port = port
+        self.trust = ssl.create_default_context(cafile=str(certificate / "fullchain.pem"))
+
+    @contextmanager
+    def request(
+        self, path: str, body: dict[str, Any] | None = None, **headers: str
+    ) -> Iterator[http.client.HTTPResponse]:
+        """An answer as it begins, which must be one."""
+        connection = http.client.HTTPSConnection(
+            "localhost", self.port, timeout=120, context=self.trust
+        )
+        headers = {name.replace("_", "-"): value for name, value in headers.items()}
+        headers |= {"Host": NAME, "Authorization": f"Bearer {KEY}", "Connection": "close"}
+        text = None if body is None else json.dumps(body)
+        with closing(connection):
+            connection.request("GET" if body is None else "POST", path, text, headers)
+            with connection.getresponse() as answer:
+                assert answer.status == 200, (answer.status, answer.read())
+                yield answer
+
+    def listens(self) -> bool:
+        with socket.create_connection(("127.0.0.1", self.port)):
+            return True
+
+    def whose(self, **headers: str) -> str:
+        """The name of the server that a request comes to."""
+        with self.request("/v1/models", **headers) as answer:
+            return json.load(answer)["data"][0]["id"]
+
+    def chat(self, body: dict[str, Any], **headers: str) -> dict[str, Any]:
+        with self.request("/v1/chat/completions", {**HELLO, **body}, **headers) as answer:
+            return json.load(answer)
+
+    def stream(self, tokens: int, **headers: str) -> Iterator[str]:
+        """What stands behind each "data:" of an answer, as it comes."""
+        body = {**HELLO, "stream": True, "max_tokens": tokens, "ignore_eos": True}
+        with self.request("/v1/chat/completions", body, **headers) as answer:
+            for line in answer:
+                if line.startswith(b"data: "):
+                    yield line.removeprefix(b"data: ").strip().decode()
+
+    def sessions(self) -> dict[str, str]:
+        """By the name of each server, a session that comes to it."""
+        found: dict[str, str] = {}
+        for number in range(100):
+            found.setdefault(self.whose(X_Session_Id=f"session {number}"), f"session {number}")
+            if len(found) == 2:
+                return found
+        raise AssertionError(f"all come to {found}")
+
+
+@contextmanager
+def proxied(proxy: str, folder: Path, certificate: Path, *servers: Server) -> Iterator[Proxy]:
+    """A proxy in front of servers that run."""
+    port = free_port()
+    folder.mkdir(exist_ok=True)
+    ports = (servers[0].port, servers[1].port)
+    process = subprocess.Popen(configured(proxy, folder, certificate, port, ports))
+    try:
+        front = Proxy(port, certificate)
+        eventually(front.listens)
+        yield front
+    finally:
+        process.terminate()
+        assert process.wait(timeout=30) in (0, 143, -signal.SIGTERM)
+
+
+def eventually(true: Callable[[], bool], seconds: float = 60) -> None:
+    """Waits until it is true, and nobody refuses to say so."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            if true():
+                return
+        except OSError:
+            pass
+        assert time.monotonic() < deadline, "it doesn't happen"
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def two(llamafile: Path) -> Iterator[tuple[Server, Server]]:
+    """Two servers for all tests that leave them as they are."""
+    with Server(llamafile, "one") as one, Server(llamafile, "two") as two:
+        yield one, two
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("proxy", PROXIES)
+def test_a_stream_comes_as_it_is_made(
+    proxy: str, two: tuple[Server, Server], tmp_path: Path, certificate: Path
+) -> None:
+    with proxied(proxy, tmp_path, certificate, *two) as front:
+        session = front.sessions()["one"]
+        with two[0].slowed():
+            events = front.stream(12, X_Session_Id=session)  # too few to fill any buffer
+            next(events)
+            assert two[0].metrics()["llamacpp:requests_processing"] == 1
+        rest = list(events)
+        assert rest[-1] == "[DONE]"
+        assert len(rest) > 12
+        with pytest.raises(AssertionError, match="404"), front.request("/metrics"):
+            pass
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("proxy", PROXIES)
+def test_a_session_stays_at_its_server(
+    proxy: str, two: tuple[Server, Server], tmp_path: Path, certificate: Path
+) -> None:
+    with proxied(proxy, tmp_path, certificate, *two) as front:
+        sessions = [f"session {number}" for number in range(24)]
+        first = {session: front.whose(X_Session_Id=session) for session in sessions}
+        assert set(first.values()) == {"one", "two"}
+        for _ in range(3):
+            assert {session: front.whose(X_Session_Id=session) for session in sessions} == first
+        # and there the beginning of the conversation is still known
+        for session in list(front.sessions().values()):
+            story = "Once upon a time there was a miller who had three sons. " * 10 + session
+            said = [{"role": "user", "content": story}]
+            answer = front.chat({"messages": said, "max_tokens": 8}, X_Session_Id=session)
+            said += [answer["choices"][0]["message"], {"role": "user", "content": "Go on."}]
+            second = front.chat({"messages": said, "max_tokens": 8}, X_Session_Id=session)
+            assert second["model"] == answer["model"]
+            assert second["timings"]["cache_n"] >= answer["usage"]["prompt_tokens"] - 8
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("proxy", PROXIES)
+def test_a_browser_stays_at_its_server(
+    proxy: str, two: tuple[Server, Server], tmp_path: Path, certificate: Path
+) -> None:
+    with proxied(proxy, tmp_path, certificate, *two) as front:
+        used = set()
+        for _ in range(24):
+            with front.request("/v1/models") as answer:
+                cookie = answer.headers["Set-Cookie"]
+            assert {"httponly", "secure", "samesite=lax"} <= set(cookie.lower().split("; "))
+            came = {front.whose(Cookie=cookie.split(";")[0]) for _ in range(4)}
+            assert len(came) == 1
+            used |= came
+        assert used == {"one", "two"}
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("proxy", PROXIES)
+def test_a_server_dies(proxy: str, llamafile: Path, tmp_path: Path, certificate: Path) -> None:
+    with (
+        Server(llamafile, "one") as one,
+        Server(llamafile, "two") as two,
+        proxied(proxy, tmp_path, certificate, one, two) as front,
+    ):
+        session = front.sessions()["one"]
+        one.process.kill()
+        long = {"max_tokens": 1, "user": "x" * 200_000}  # and a long request, too
+        assert front.chat(long, X_Session_Id=session)["model"] == "two"
+        for number in range(20):
+            assert front.whose(X_Session_Id=f"session {number}") == "two"
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("proxy", PROXIES)
+def test_a_server_that_loads_is_not_asked(
+    proxy: str, two: tuple[Server, Server], llamafile: Path, tmp_path: Path, certificate: Path
+) -> None:
+    with Server(llamafile, "late", wait=False) as late:
+        with late.slowed():
+            eventually(lambda: late.health() == 503)
+            with proxied(proxy, tmp_path, certificate, two[0], late) as front:
+                asked = 0
+                while late.health() == 503:
+                    answer = front.chat({"max_tokens": 1}, X_Session_Id=f"session {asked}")
+                    if answer["model"] == "one":
+                        asked += 1
+                assert asked > 4, "it was loaded too soon to say anything"
+        ready(late.process)
+        with proxied(proxy, tmp_path, certificate, two[0], late) as front:
+            eventually(lambda: set(front.sessions()) == {"one", "late"})
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("proxy", PROXIES)
+def test_servers_are_replaced_and_no_request_is_lost(
+    proxy: str, llamafile: Path, tmp_path: Path, certificate: Path
+) -> None:
+    (pause,) = re.findall(r"^ +sleep (\d+)", PAGE, re.M)
+    over = threading.Event()
+    lost: list[BaseException] = []
+    models: list[str] = []
+
+    def client(front: Proxy, number: int) -> None:
+        session = f"session {number}"
+        try:
+            while not over.is_set():
+                answer = front.chat({"max_tokens": 4}, X_Session_Id=session)
+                assert answer["usage"]["completion_tokens"] == 4
+                models.append(answer["model"])
+                events = list(front.stream(16, X_Session_Id=session))
+                assert events[-1] == "[DONE]"
+                assert len(events) > 16
+        except BaseException as error:
+            lost.append(error)
+
+    servers = [Server(llamafile, "old"), Server(llamafile, "old")]
+    try:
+        with proxied(proxy, tmp_path, certificate, *servers) as front:
+            clients = [threading.Thread(target=client, args=(front, at)) for at in range(6)]
+            for thread in clients:
+                thread.start()
+            for at, server in enumerate(servers):
+                server.process.terminate()
+                assert server.process.wait(timeout=90) == 0
+                server.process.stdout.close()
+                servers[at] = Server(llamafile, "new", server.port)
+                time.sleep(int(pause))
+            before = len(models)
+            eventually(lambda: len(models) > before + 12 or bool(lost))
+            over.set()
+            for thread in clients:
+                thread.join()
+    finally:
+        over.set()
+        for server in servers:
+            server.__exit__()
+    assert lost == []
+    assert set(models[:6]) == {"old"}
+    assert set(models[-6:]) == {"new"}
