@@ -23,12 +23,14 @@ from pyllamafile.llamafile import (
     GUI,
     GUI_NOTICES,
     LICENSES,
+    PROOF,
     RUNTIME,
     Llamafile,
     is_text,
     misfits,
     of_archive,
 )
+from pyllamafile.models import tiny
 from pyllamafile.native import trial
 from pyllamafile.ops.verify import verify
 from pyllamafile.progress import Progress, Step
@@ -51,11 +53,13 @@ class Parts:
     Attributes:
         runtimes: The programs.
         gui: The web GUI's entries, or none.
+        proof: The model of `--prove`.
         label: Where they are from, for messages; empty for what is at hand.
     """
 
     runtimes: Sequence[Runtime]
     gui: Sequence[Entry]
+    proof: Entry
     label: str = ""
 
     def chosen(self, wanted: Sequence[str]) -> list[Runtime]:
@@ -176,6 +180,11 @@ def gui_entries(progress: Progress) -> list[Entry]:
     return plan.gui_entries(native.find_gui() or native.build_gui(progress=progress))
 
 
+def proof_entry() -> Entry:
+    """The entry of the model by which a file proves itself."""
+    return plan.proof_entry(tiny.model())
+
+
 def at_hand(wanted: Sequence[str], build: bool, gui: bool, progress: Progress) -> Parts:
     """What the package or the cache has.
 
@@ -186,7 +195,7 @@ def at_hand(wanted: Sequence[str], build: bool, gui: bool, progress: Progress) -
         progress: Told about every step.
     """
     found = runtimes_for(wanted, gui, progress) if build or not wanted else native.available()
-    return Parts(found, gui_entries(progress) if gui else ())
+    return Parts(found, gui_entries(progress) if gui else (), proof_entry())
 
 
 # The program that the file itself is
@@ -257,9 +266,10 @@ def _from_wheel(path: Path, archive: Archive, folder: Path, gui: bool) -> Parts:
             _taken_out(path, members[f"{target}.gz"], folder)
     pages = members.get("ui.zip")
     if not (gui and pages):
-        return Parts(runtimes, (), str(path))
+        return Parts(runtimes, (), proof_entry(), str(path))
     try:
-        return Parts(runtimes, plan.gui_entries(_taken_out(path, pages, folder)), str(path))
+        entries = plan.gui_entries(_taken_out(path, pages, folder))
+        return Parts(runtimes, entries, proof_entry(), str(path))
     except PyllamafileError as error:
         raise DamagedError(f"{path}: ui.zip can't be understood", path=path) from error
 
@@ -333,7 +343,13 @@ def _from_llamafile(found: Llamafile, folder: Path, gui: bool) -> Parts:
         for name, member in found.members.items()
         if gui and found.has_gui and (name.startswith(GUI) or name == GUI_NOTICES)
     ]
-    return Parts(runtimes, pages, str(found.path))
+    proof = plan.entry(found.path, found.members[PROOF]) if _proves(found) else proof_entry()
+    return Parts(runtimes, pages, proof, str(found.path))
+
+
+def _proves(found: Llamafile) -> bool:
+    """Whether it has the model that its runtimes were recorded with, and nobody exchanged it."""
+    return found.has_proof and PROOF in found.digests
 
 
 def _notice(found: Llamafile, name: str) -> str:

@@ -32,6 +32,9 @@ PERSONA: Final = "persona.json"
 GUI: Final = "ui/"
 LICENSES: Final = "LICENSES/"
 GUI_NOTICES: Final = f"{LICENSES}web-gui.txt"
+PROOF: Final = "proof.model"
+"""A small model, by which a file proves itself: a GGUF, and none of those that it is for."""
+
 WEIGHTS: Final = ".gguf"
 """How the names of entries end that are weights."""
 
@@ -110,10 +113,21 @@ class Llamafile:
         """Whether the web GUI was put in. Files under ``ui/`` without its notices are people's."""
         return GUI_NOTICES in self.members
 
+    @property
+    def has_proof(self) -> bool:
+        """Whether the model of `--prove` was put in. Elsewhere an entry of its name is people's."""
+        return self.manifest.get("proof") is True
+
+    @property
+    def wants_proof(self) -> bool:
+        """Whether another engine brings that model: unless the file was built without it."""
+        return self.manifest.get("proof") is not False
+
     def is_engine(self, name: str) -> bool:
         """Whether an entry of this name belongs to the engine, so that an upgrade replaces it."""
         of_gui = self.has_gui and name.startswith(GUI) and name in self.digests
-        return of_gui or name in (MANIFEST, SIGNATURE, GUI_NOTICES)
+        of_proof = self.has_proof and name == PROOF
+        return of_gui or of_proof or name in (MANIFEST, SIGNATURE, GUI_NOTICES)
 
     @cached_property
     def digests(self) -> Mapping[str, Digest]:

@@ -16,9 +16,20 @@ from pyllamafile import launcher, zipalign
 from pyllamafile.copying import Source
 from pyllamafile.errors import RefusedError
 from pyllamafile.launcher import HeadProgram
-from pyllamafile.llamafile import ARGS, FORMAT, LICENSES, PERSONA, WEIGHTS, manifest_entry
+from pyllamafile.llamafile import (
+    ARGS,
+    FORMAT,
+    LICENSES,
+    PERSONA,
+    PROOF,
+    WEIGHTS,
+    manifest_entry,
+)
 from pyllamafile.runtimes import Runtime
 from pyllamafile.zipalign import Entry, Layout, Member
+
+TENSORS = 32
+"""What tensors in a GGUF are aligned to, in bytes."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +54,7 @@ class Engine:
     Attributes:
         head: The first bytes: the launch script, or a program that may hold it.
         programs: The runtimes behind it and their offsets.
-        entries: Notices and web GUI.
+        entries: Notices, web GUI and the model of `--prove`.
         facts: Everything in the manifest but its ``entries``.
     """
 
@@ -96,6 +107,7 @@ def engine(
     runtimes: Sequence[Runtime],
     head_program: HeadProgram | None = None,
     gui: Sequence[Entry] = (),
+    proof: Entry | None = None,
 ) -> Engine:
     """Decide what a llamafile runs with.
 
@@ -105,6 +117,7 @@ def engine(
         runtimes: The native programs; the launch script picks among them.
         head_program: The program that the file itself is, one of those.
         gui: The web GUI's entries, its notices among them.
+        proof: The model of `--prove`, or None to leave it out.
 
     Raises:
         PyllamafileError: A program can't be the head, or the script has no room for so many.
@@ -118,6 +131,7 @@ def engine(
         "format": FORMAT,
         "name": name,
         "pyllamafile": version,
+        "proof": proof is not None,
         "head": {"size": len(head), "sha256": hashlib.sha256(head).hexdigest()},
         "runtimes": [
             *([_facts(_as_it_stands(head_program.runtime, head))] if head_program else []),
@@ -125,7 +139,7 @@ def engine(
         ],
     }
     notices = _licenses([head_program.runtime, *behind] if head_program else behind)
-    return Engine(head, programs, (*notices, *gui), facts)
+    return Engine(head, programs, (*notices, *gui, *([proof] if proof else [])), facts)
 
 
 def whole(
@@ -139,6 +153,7 @@ def whole(
     args: str | None = None,
     persona: bytes | None = None,
     gui: Sequence[Entry] = (),
+    proof: Entry | None = None,
 ) -> Plan:
     """Decide what a llamafile consists of and where each part goes.
 
@@ -152,12 +167,20 @@ def whole(
         args: The text of `.args`.
         persona: The text of `persona.json`.
         gui: The web GUI's entries, its notices among them.
+        proof: The model of `--prove`, or None to leave it out.
 
     Raises:
         PyllamafileError: Two entries of one name, a name that isn't portable, or a program that
             can't be the head.
     """
-    runs = engine(name=name, version=version, runtimes=runtimes, head_program=head_program, gui=gui)
+    runs = engine(
+        name=name,
+        version=version,
+        runtimes=runtimes,
+        head_program=head_program,
+        gui=gui,
+        proof=proof,
+    )
     entries = [
         *(_entry(file) for file in (*models, *extras)),
         *([Entry(ARGS, args.encode())] if args is not None else []),
@@ -193,6 +216,11 @@ def entry(path: Path, member: Member) -> Entry:
         crc=member.crc,
         align=alignment(member.name),
     )
+
+
+def proof_entry(model: bytes) -> Entry:
+    """The entry of the model of `--prove`."""
+    return Entry(PROOF, model, align=alignment(PROOF))
 
 
 def gui_entries(path: Path) -> list[Entry]:
@@ -234,4 +262,5 @@ def _entry(file: File) -> Entry:
 
 def alignment(name: str) -> int:
     """What the data of an entry of this name are aligned to: weights are mapped."""
-    return launcher.BLOCK if name.endswith(WEIGHTS) else 1
+    # The runtime maps whole files, so for a small model it is enough that tensors are aligned.
+    return launcher.BLOCK if name.endswith(WEIGHTS) else TENSORS if name == PROOF else 1

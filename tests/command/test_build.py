@@ -64,7 +64,7 @@ def test_zipfile_reads_it(built, model):
         assert archive.testzip() is None
         names = ["m.gguf", "docs/ä.txt", ".args"]
         names += [f"LICENSES/{name}.txt" for name in ("llama.cpp", "musl", "web-gui")]
-        names += ["ui/index.html", "ui/tiny", "llamafile.json"]
+        names += ["ui/index.html", "ui/tiny", "proof.model", "llamafile.json"]
         assert archive.namelist() == names
         assert archive.read("m.gguf") == model.read_bytes()
         assert archive.read("docs/ä.txt") == b"notes"
@@ -174,7 +174,29 @@ def test_without_the_web_gui(folder, model, prebuilt):
     built = pyllamafile.build(model, gui=False)
     with zipfile.ZipFile(built.path) as archive:
         notices = ["LICENSES/llama.cpp.txt", "LICENSES/musl.txt"]
-        assert archive.namelist() == ["m.gguf", *notices, "llamafile.json"]
+        assert archive.namelist() == ["m.gguf", *notices, "proof.model", "llamafile.json"]
+
+
+def test_without_the_model_of_prove(run, fails, folder, model):
+    Path("notes.txt").write_text("notes")
+    message = "cannot add 'proof.model': pyllamafile itself writes what has such a name"
+    fails(message, "build", "--gguf", model, "--add", "notes.txt=proof.model")
+    added = ("--add", "notes.txt=proof.model")  # it is nobody else's then
+    assert run("build", "--gguf", model, "-o", "bare", "--no-prove", *added).code == 0
+    assert run("verify", "bare").code == 0
+    with zipfile.ZipFile("bare") as archive:
+        assert archive.read("proof.model") == b"notes"
+        assert json.loads(archive.read("llamafile.json"))["proof"] is False
+
+
+def test_the_model_of_prove_is_the_same_everywhere(built):
+    (entry,) = [e for e in pyllamafile.inspect(built.path).entries if e.name == "proof.model"]
+    assert (entry.method, entry.offset % 32) == ("stored", 0)
+    with zipfile.ZipFile(built.path) as archive:
+        content = archive.read("proof.model")
+    assert 200_000 < len(content) < 300_000
+    digest = "cbd744285ca5fd7130a96c1122f06babf889a44ea89443c424d6f0bd60ffb2a7"
+    assert hashlib.sha256(content).hexdigest() == digest
 
 
 def test_several_models(folder, model, tmp_path):

@@ -913,6 +913,7 @@ linux-amd64  1.2.3 (abc)  v3       65536  {len(PROGRAM):>4}   65536  {sha256[:16
         ".args",
         "them)",
         "them)",
+        "proof.model",
         "llamafile.json",
     ]
     with zipfile.ZipFile(built) as archive:

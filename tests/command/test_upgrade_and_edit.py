@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,11 @@ from fixtures import NEW, PROGRAM, put_runtime, tiny_elf, tiny_gguf, tiny_pe
 from judging import check_whole, contents, manifest, names, runs
 
 import pyllamafile
+from pyllamafile import plan
+from pyllamafile.llamafile import manifest_entry
+from pyllamafile.models import tiny
 from pyllamafile.ops import edit
+from pyllamafile.zipalign import Entry
 
 
 @pytest.fixture
@@ -89,6 +94,50 @@ def test_without_a_gui_it_stays_without(here, prebuilt):
     assert pyllamafile.verify(path) == []
 
 
+def test_without_the_model_of_prove_it_stays_without(here, prebuilt):
+    path = pyllamafile.build("m.gguf", prove=False).path
+    pyllamafile.upgrade(path)
+    assert "proof.model" not in contents(path)
+    assert manifest(path)["proof"] is False
+
+
+@pytest.fixture
+def older(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Builds a file whose manifest knows nothing of the model of --prove."""
+
+    def older(**options: object) -> Path:
+        def without(facts: dict[str, object], *rest: object) -> Entry:
+            known = {key: value for key, value in facts.items() if key != "proof"}
+            return manifest_entry(known, *rest)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(plan, "manifest_entry", without)
+            return pyllamafile.build("m.gguf", prove=False, **options).path
+
+    return older
+
+
+def test_an_older_file_gets_the_model_of_prove(here, prebuilt, older):
+    path = older()
+    assert "proof" not in manifest(path)
+    pyllamafile.upgrade(path)
+    assert contents(path)["proof.model"] == tiny.model()
+    assert manifest(path)["proof"] is True
+    assert pyllamafile.verify(path) == []
+
+
+def test_an_older_files_own_entry_of_that_name_is_not_lost(fails, here, prebuilt, older):
+    Path("notes").write_text("notes")
+    path = older(add=[("notes", "proof.model")])
+    fails(
+        rf"{path}: an upgrade would drop what belongs to no engine: proof\.model",
+        "upgrade",
+        path,
+        hint="--drop-unknown drops it; `pyllamafile extract` saves it before",
+    )
+    assert contents(path)["proof.model"] == b"notes"
+
+
 def test_targets_that_are_there_are_kept(run, fails, here, prebuilt):
     put_runtime(prebuilt, PROGRAM, "macos-arm64")
     path = pyllamafile.build("m.gguf").path
@@ -160,7 +209,7 @@ def test_an_engine_from(run, old, prebuilt, model, kind):
     found = contents(old)
     assert set(found) == {
         "m.gguf", "notes.txt", ".args", "LICENSES/llama.cpp.txt", "LICENSES/musl.txt",
-        "LICENSES/web-gui.txt", "ui/index.html", "ui/tiny", "llamafile.json",
+        "LICENSES/web-gui.txt", "ui/index.html", "ui/tiny", "proof.model", "llamafile.json",
     }  # fmt: skip
 
 
@@ -284,7 +333,7 @@ def test_adding_and_removing_leaves_nothing_behind(old):
 def test_what_cannot_be_added_or_removed(fails, old, model):
     Path("latin").write_bytes(b"\xe4")
     fails("latin: not UTF-8 text", "add", old, "latin=.args")
-    for name in ("llamafile.json", "ui/x"):
+    for name in ("llamafile.json", "ui/x", "proof.model"):
         message = rf"f\.llamafile: cannot add '{name}': pyllamafile itself writes what has such .*"
         fails(message, "add", old, f"notes.txt={name}")
     fails("nothing: cannot read: No such file or directory", "add", old, "nothing")

@@ -38,14 +38,15 @@ GRAPH = {
     "native.trial": {"native.building.tools"},
     "plan": {"copying", "errors", "launcher", "llamafile", "runtimes", "zipalign"},
     "engine": {
-        "arguments", "errors", "launcher", "llamafile", "native", "native.trial", "ops.verify",
-        "plan", "progress", "runtimes", "targets", "zipalign",
+        "arguments", "errors", "launcher", "llamafile", "models.tiny", "native", "native.trial",
+        "ops.verify", "plan", "progress", "runtimes", "targets", "zipalign",
     },
     "output": {
         "appearing", "errors", "llamafile", "ops.verify", "plan", "progress", "zipalign",
     },
     "models": set(),
     "models.gguf": {"errors"},
+    "models.tiny": set(),
     "models.fit": {"arguments", "models.gguf"},
     "models.forecast": {"errors", "models.gguf"},
     "models.source": {"copying", "errors", "models.gguf", "progress"},

@@ -97,6 +97,7 @@ def test_the_manifest_has_the_size_that_was_planned():
         "format": 1,
         "name": "m",
         "pyllamafile": "1",
+        "proof": False,
         "head": {"size": HEAD, "sha256": hashlib.sha256(made.engine.head).hexdigest()},
         "runtimes": [
             {

@@ -99,6 +99,11 @@ if TYPE_CHECKING:
 )
 @click.option("--gui/--no-gui", default=True, help="Put the web GUI in, or leave it out.")
 @click.option(
+    "--prove/--no-prove",
+    default=True,
+    help="Put the small model in by which the file proves itself, or leave it out.",
+)
+@click.option(
     "--format",
     type=click.Choice(["portable", "elf"]),
     default="portable",
@@ -136,6 +141,7 @@ def build(
     add: tuple[str, ...],
     targets: tuple[str, ...],
     gui: bool,
+    prove: bool,
     format: Literal["portable", "elf"],
     companion: bool,
     force: bool,
@@ -218,6 +224,7 @@ def build(
             args_file=args_file,
             add=[named_file(option) for option in add],
             gui=gui,
+            prove=prove,
             format=format,
             companion=companion,
             quantize_to=quantize_to,

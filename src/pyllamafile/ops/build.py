@@ -19,7 +19,7 @@ from pyllamafile.appearing import appearing, exists, permitted, scratch_folder
 from pyllamafile.arguments import SYSTEM, quote
 from pyllamafile.engine import Format
 from pyllamafile.errors import AccessError, NotFoundError, RefusedError
-from pyllamafile.llamafile import ARGS, GUI, MANIFEST, SIGNATURE, WEIGHTS
+from pyllamafile.llamafile import ARGS, GUI, MANIFEST, PROOF, SIGNATURE, WEIGHTS
 from pyllamafile.models import convert, forecast, sources
 from pyllamafile.models.fit import (
     broken_template,
@@ -113,6 +113,7 @@ def build(
     args_file: PathLike | None = None,
     add: PathLike | Sequence[PathLike | tuple[PathLike, str]] = (),
     gui: bool = True,
+    prove: bool = True,
     format: Format = "portable",
     companion: bool = True,
     quantize_to: str | None = None,
@@ -142,6 +143,7 @@ def build(
         args_file: A file with the text of ``.args``, in front of `args`.
         add: More files, each by itself or with the name of its entry.
         gui: Whether the web GUI goes in.
+        prove: Whether the small model goes in by which the file proves itself (`--prove`).
         format: ``portable``, or ``elf`` for a file that is a program of one Linux target.
         companion: Whether a file that is too large for Windows to start gets a small
             Windows program beside it, called as it is, with ``.exe`` for ``.llamafile``.
@@ -174,7 +176,7 @@ def build(
             _check_output(destination, asked.paths, force)
             folder = scratch.enter_context(scratch_folder(folder))
         given = _gathered(
-            asked, add, args, args_file, persona.system, quantize_to, gui, folder, tell
+            asked, add, args, args_file, persona.system, quantize_to, gui, prove, folder, tell
         )
         _check_output(destination, given.paths, force)
         quantized = _Quantized(quantize_to, requantize, folder) if quantize_to else None
@@ -195,6 +197,7 @@ def build(
             args=given.args,
             persona=persona.text,
             gui=engine.gui_entries(tell) if gui else (),
+            proof=engine.proof_entry() if prove else None,
         )
         too_large = bool(program) and format == "portable" and decided.size >= TOO_LARGE
         exe = companion_path(destination) if too_large and companion else None
@@ -416,6 +419,7 @@ def _gathered(
     system: str | None,
     format: str | None,
     gui: bool,
+    prove: bool,
     folder: Path,
     tell: Progress,
 ) -> _Given:
@@ -430,7 +434,7 @@ def _gathered(
         partner: _models([partner.source], folder, headers, tell)[0] for partner in asked.partners
     }
     extras = [_file(*named(each)) for each in several(add)]
-    _check_names(extras, gui)
+    _check_names(extras, gui, prove)
     weights = [extra for extra in extras if extra.name.endswith(WEIGHTS)]  # they are to a runtime
     text_file = path_of(args_file) if args_file is not None else None
     text = _args_text(strings(args, "args"), text_file)
@@ -604,10 +608,11 @@ def _stamp(path: Path) -> tuple[int, ...] | None:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def _check_names(extras: Sequence[File], gui: bool) -> None:
+def _check_names(extras: Sequence[File], gui: bool, prove: bool) -> None:
     """Leave to us what we write ourselves."""
     for file in extras:
-        if file.name in (ARGS, MANIFEST, SIGNATURE) or (gui and file.name.startswith(GUI)):
+        own = {ARGS, MANIFEST, SIGNATURE, *([PROOF] if prove else [])}
+        if file.name in own or (gui and file.name.startswith(GUI)):
             raise RefusedError(
                 f"cannot add {file.name!r}: pyllamafile itself writes what has such a name",
                 hint="--args-file FILE gives the text of .args" if file.name == ARGS else None,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pyllamafile import arguments, engine, plan, zipalign
 from pyllamafile.errors import AccessError, NotFoundError, RefusedError
-from pyllamafile.llamafile import ARGS, GUI, MANIFEST, SIGNATURE, WEIGHTS, Llamafile, read
+from pyllamafile.llamafile import ARGS, GUI, MANIFEST, PROOF, SIGNATURE, WEIGHTS, Llamafile, read
 from pyllamafile.models import gguf
 from pyllamafile.models.fit import unmappable
 from pyllamafile.models.source import PathLike
@@ -43,7 +43,8 @@ def add(
     entries = []
     pairs = [named(each) for each in several(files)]
     for given, name in pairs:
-        if name in (MANIFEST, SIGNATURE) or (found.has_gui and name.startswith(GUI)):
+        own = {MANIFEST, SIGNATURE, *([PROOF] if found.has_proof else [])}
+        if name in own or (found.has_gui and name.startswith(GUI)):
             raise RefusedError(
                 f"{path}: cannot add {name!r}: pyllamafile itself writes what has such a name",
                 path=path,

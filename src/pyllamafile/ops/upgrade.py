@@ -23,6 +23,7 @@ from pyllamafile.launcher import BLOCK, HeadProgram, is_head_of
 from pyllamafile.llamafile import (
     ARGS,
     MANIFEST,
+    PROOF,
     WEIGHTS,
     Llamafile,
     manifest_entry,
@@ -124,6 +125,7 @@ def upgrade(
             runtimes=runtimes,
             head_program=program,
             gui=parts.gui,
+            proof=parts.proof if found.wants_proof else None,
         )
         kept = _kept(found, new, drop_unknown)
         copy = plan.laid_out(new, _in_order([_as_ours(found, member) for member in kept]))
@@ -204,7 +206,7 @@ def _kept(found: Llamafile, new: Engine, drop_unknown: bool) -> list[Member]:
     replaced = {entry.name for entry in new.entries}
     if found.ours:
         kept = [m for m in members if m.name not in replaced and not found.is_engine(m.name)]
-        engines = {MANIFEST, *found.digests}
+        engines = {MANIFEST, *found.digests} - (set() if found.has_proof else {PROOF})
         lost = [m.name for m in members if m.name in replaced and m.name not in engines]
     else:
         kept = [m for m in members if m.name.endswith(WEIGHTS) or m.name == ARGS]

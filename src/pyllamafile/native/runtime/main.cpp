@@ -10,6 +10,7 @@
 #include "log.h"
 #include "manual.h"
 #include "named.h"
+#include "prove/prove.h"
 #include "router.h"
 #include "serve.h"
 #include "system/cache.h"
@@ -193,6 +194,9 @@ int main(int argc, char ** argv) {
     if (own_program.empty()) {
         own_program = argv[0];
     }
+    if (is_trespasser(user)) {
+        return trespass(own_program, user);
+    }
     if (is_routers_child(user)) {
         web_take_over_policy();
         confine_routers_child(user);
@@ -216,6 +220,10 @@ int main(int argc, char ** argv) {
     }
 #endif
     try {
+        if (std::find(user.begin(), user.end(), PROVE) != user.end()) {
+            const int code = prove(own_container, own_program, user);
+            return flushed() ? code : 1;
+        }
         const int code = run(file.empty() ? argv[0] : file.c_str(), user);
         return flushed() ? code : std::max(code, 1);
     } catch (const std::exception & problem) {

@@ -221,8 +221,8 @@ std::string locate(const std::string & name, weights & out) {
     const entry * chosen = nullptr;
     if (!member.empty()) {
         for (const entry & candidate : zip.entries) {
-            if (!candidate.deflated && ends_with(candidate.name, ".gguf") &&
-                means(member, candidate.name)) {
+            const bool model = ends_with(candidate.name, ".gguf") || candidate.name == PROOF;
+            if (!candidate.deflated && model && means(member, candidate.name)) {
                 chosen = &candidate;
                 break;
             }

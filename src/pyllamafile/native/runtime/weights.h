@@ -8,6 +8,9 @@
 #include <string>
 #include <vector>
 
+// The entry that --prove computes with: a GGUF, and none of the models that a file is for.
+const char PROOF[] = "proof.model";
+
 // What a GGUF is for: to talk with, or to go with such a one. A projector turns images or sound
 // into what a model reads.
 enum class weights_kind { MODEL, ADAPTER, PROJECTOR };

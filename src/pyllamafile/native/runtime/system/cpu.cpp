@@ -1,7 +1,5 @@
 #include "system/cpu.h"
 
-#include "ggml-backend.h"
-
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -11,12 +9,6 @@
 // and the operating system have is chosen before anything else happens, so that nothing that
 // they lack is ever executed. Upstream's own detection loads libraries, which a static program
 // can't; __builtin_cpu_supports answers 0 to everything under zig 0.17.1.
-
-struct level {
-    const char * name;
-    bool (*is_here)();
-    ggml_backend_reg_t (*kernels)();
-};
 
 #if defined(__x86_64__)
 
@@ -271,6 +263,16 @@ __attribute__((constructor(101))) void choose_level() {
 
 const char * cpu_level() {
     return chosen->name;
+}
+
+std::vector<level> cpu_levels() {
+    std::vector<level> out;
+    for (const level & candidate : LEVELS) {
+        if (candidate.is_here()) {
+            out.push_back(candidate);
+        }
+    }
+    return out;
 }
 
 // What ggml's registry calls in place of ggml_backend_cpu_reg (CMakeLists.txt renames it there).

@@ -1,0 +1,21 @@
+// Products of every type of weights by the kernels of one level.
+#pragma once
+
+#include "ggml-backend.h"
+
+#include <string>
+#include <vector>
+
+struct product {
+    std::string type; // of the weights
+    std::vector<float> values;
+};
+
+// The same numbers each time, by the kernels of a level. Types that it can't multiply are left out.
+std::vector<product> products_by(ggml_backend_reg_t kernels);
+
+// What they should be: by arithmetic in double precision, of weights that ggml has unpacked.
+std::vector<product> exact_products();
+
+// How far two are apart: the root of the squares of all differences, over that of all values.
+double distance(const product & one, const product & expected);
