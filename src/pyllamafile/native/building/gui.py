@@ -21,7 +21,7 @@ from pyllamafile.progress import Progress, Step
 
 HERE = Path(__file__).parent
 CONFIG = "vite.config.mjs"
-SCRIPT = "page.js"  # goes into index.html
+SCRIPTS = ("page.js", "chats.js")  # go into index.html
 
 # The folders of a llamafile that the zip's entries belong into.
 PAGES = "ui/"
@@ -54,7 +54,7 @@ CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
 def path() -> Path:
     """Where the zip is once it is built, under a key over everything that determines it."""
     digest = hashlib.sha256(f"{SDIST_SHA256} {LLAMA_COMMIT}".encode())
-    for source in (Path(__file__), HERE / CONFIG, HERE / SCRIPT):
+    for source in (Path(__file__), HERE / CONFIG, *(HERE / name for name in SCRIPTS)):
         digest.update(source.read_bytes())
     return tools.cache() / "ui" / f"ui-{digest.hexdigest()[:16]}.zip"
 
@@ -120,8 +120,8 @@ def _build(source: Path, node: Path, scratch: Path, tell: Progress) -> dict[str,
     index = files.get(PAGES + "index.html", b"")
     if index.count(b"<head>") != 1:
         raise PyllamafileError("the web GUI's build made no index.html", hint=tools.log_hint("gui"))
-    script = b"<head><script>" + (HERE / SCRIPT).read_bytes() + b"</script>"
-    files[PAGES + "index.html"] = index.replace(b"<head>", script)
+    scripts = b"".join(b"<script>" + (HERE / name).read_bytes() + b"</script>" for name in SCRIPTS)
+    files[PAGES + "index.html"] = index.replace(b"<head>", b"<head>" + scripts)
     return {**files, NOTICES: notices(work, packages(work)).encode()}
 
 

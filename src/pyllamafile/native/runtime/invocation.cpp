@@ -84,6 +84,8 @@ std::map<std::string, size_t> our_flags() {
                  { "--licenses", 0 },
                  { "--nobrowser", 0 },
                  { "--grace", 1 },
+                 { "--chats", 1 },
+                 { "--no-chats", 0 },
                  { "--unsafe-no-sandbox", 0 },
                  { "--unsecure", 0 },
                  { "--allow-host", 1 },
@@ -101,7 +103,8 @@ const names MEDIA = { "--image", "--audio", "--video" };
 const names TEXT = { "-p", "--prompt", "-f", "--file", "-bf", "--binary-file" };
 const names COMPARISON = { "--kl-divergence" }; // its text is in the file of logits
 const names LOGITS = { "--kl-divergence-base", "--save-all-logits" };
-const names ACCESS = { "--allow-host", "--allow-origin", "--no-api-key" };
+const names OF_SERVER = { "--allow-host", "--allow-origin", "--no-api-key", "--chats",
+                          "--no-chats" };
 const names NO_SANDBOX = { "--unsafe-no-sandbox", "--unsecure" };
 const names TEMPLATE = { "--chat-template", "--chat-template-file" };
 const names HTTPS = { "-hf", "-hfr", "--hf-repo", "-dr", "--docker-repo" };
@@ -461,7 +464,7 @@ invocation read_invocation(const arguments & own, const arguments & user) {
     if (out.serves) {
         check_keys(args, flags);
     } else {
-        flags.take(args, ACCESS);
+        flags.take(args, OF_SERVER);
     }
 
     out.several = out.serves && offers_models(args, flags);

@@ -6,6 +6,7 @@
 #include "system/system.h"
 #include "web/addresses.h"
 #include "web/guard.h"
+#include "web/keeper.h"
 #include "web/qr.h"
 
 #include <cpp-httplib/httplib.h>
@@ -584,6 +585,13 @@ int serve(const invocation & asked, const std::function<int(const arguments &)> 
     }
     const bool gui =
         !flags.has(args, { "--no-ui", "--no-webui" }) && !llama_ui_get_assets().empty();
+    const chats_place kept = settle_chats(args, flags, listens, asked.model);
+    if (gui) {
+        start_keeper(kept); // first, so that the attendant's end of the server is not open in it
+    }
+    if (keeps_chats()) {
+        web_restrict(at.prefix + "/chats", !kept.everybody);
+    }
     attendant helper(at, asked.browser && gui && !at.is_socket() && has_desktop());
     std::vector<int> ports = { at.port };
     std::vector<std::string> sockets;

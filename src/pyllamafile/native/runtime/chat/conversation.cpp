@@ -2,6 +2,7 @@
 
 #include "arg.h"
 #include "base64.hpp"
+#include "chat/saved.h"
 #include "cli-client.h"
 #include "common.h"
 #include "console.h"
@@ -276,7 +277,7 @@ class conversation {
             { "/forget", "", "drops the oldest question and its answer", &self::forget },
             { "/help", "", "this list", &self::help },
             { "/image", "FILE", "adds an image to what you say next", &self::stage_image },
-            { "/load", "FILE", "goes on with a saved conversation", &self::load },
+            { "/load", "FILE", "goes on with a saved conversation, or the GUI's", &self::load },
             { "/pop", "", "back to where /push was", &self::pop },
             { "/push", "", "remembers this point", &self::push },
             { "/read", "FILE", "adds a text file to what you say next", &self::read },
@@ -493,13 +494,8 @@ class conversation {
     }
 
     void load(const std::string & path) {
-        const json parsed = json::parse(read_text(path), nullptr, false);
-        const json found = parsed.is_object() ? parsed.value("messages", json()) : parsed;
-        const auto is_message = [](const json & message) {
-            return message.is_object() && message.contains("content") && message.contains("role") &&
-                   message["role"].is_string();
-        };
-        if (!found.is_array() || !std::all_of(found.begin(), found.end(), is_message)) {
+        const json found = messages_of(json::parse(read_text(path), nullptr, false));
+        if (!found.is_array()) {
             throw std::runtime_error(path + ": no saved conversation");
         }
         messages = found;

@@ -3,6 +3,7 @@
 #include "guard.h"
 
 #include "../seams/web-guard.h"
+#include "../system/peer.h"
 
 #include <algorithm>
 #include <atomic>
@@ -28,6 +29,28 @@ void count(const httplib::Request & request, httplib::Response & response) {
         response.user_data.set("running",
                                std::shared_ptr<void>(nullptr, [](void *) { running--; }));
     }
+}
+
+std::string restricted; // a path; empty if there is none
+bool own_user_alone = false;
+
+bool is_restricted(const std::string & path) {
+    return !restricted.empty() && path.compare(0, restricted.size(), restricted) == 0 &&
+           (path.size() == restricted.size() || path[restricted.size()] == '/');
+}
+
+// Why a request for what is restricted goes no further; empty if it does.
+std::string restriction(const httplib::Request & request, const web_request & from) {
+    if (web_is_other_page(from)) {
+        return "no other page may see what is kept here";
+    }
+    // who may use a Unix socket, its file says
+    const bool tcp = !request.remote_addr.empty();
+    return own_user_alone && tcp &&
+                   peer_is_another_user(request.remote_addr, request.remote_port,
+                                        request.local_port)
+               ? "this is kept for another user of the machine"
+               : "";
 }
 
 // The router's processes get the headers of whoever asked the router, and so need its rules.
@@ -134,6 +157,11 @@ void web_take_over_policy() {
     }
 }
 
+void web_restrict(const std::string & path, bool own_user) {
+    restricted = path;
+    own_user_alone = own_user;
+}
+
 int web_running() {
     return running;
 }
@@ -144,7 +172,7 @@ void web_close() {
 
 bool web_answered(const httplib::Request & request, httplib::Response & response) {
     count(request, response); // first, so that whoever closes sees each that was let in
-    if (closed) {
+    if (closed && !is_restricted(request.path)) { // the last answer may still be kept
         response.status = 503;
         response.set_header("Connection", "close");
         response.set_content("{\"error\":{\"code\":503,\"message\":\"the server is ending\","
@@ -158,7 +186,10 @@ bool web_answered(const httplib::Request & request, httplib::Response & response
                                request.get_header_value("Sec-Fetch-Dest") };
     response.set_header("Vary", "Origin");
     response.set_header("Content-Security-Policy", "frame-ancestors 'self'");
-    const std::string refusal = web_refusal(policy, from);
+    std::string refusal = web_refusal(policy, from);
+    if (refusal.empty() && is_restricted(request.path)) {
+        refusal = restriction(request, from);
+    }
     if (!refusal.empty()) {
         response.status = 403;
         response.set_content("{\"error\":{\"code\":403,\"message\":" + json_string(refusal) +

@@ -14,5 +14,9 @@ std::string web_settle(arguments & args, const flag_table & flags,
 int web_running();
 void web_close();
 
+// What is at this path and below it is for the server's own pages alone and, if `own_user`, for the
+// programs of this user (see system/peer.h).
+void web_restrict(const std::string & path, bool own_user);
+
 // The rules of the server that started this process, one of the router's.
 void web_take_over_policy();

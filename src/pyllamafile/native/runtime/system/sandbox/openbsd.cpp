@@ -55,7 +55,7 @@ bool show(const permissions & may, const named & names) {
 std::string promises(const permissions & may, const named & names) {
     std::string out = "error stdio rpath tty vminfo";
     if (may.writes == files::ALL || !names.writes.empty() || !names.sockets.empty()) {
-        out += " wpath cpath";
+        out += " wpath cpath flock";
     }
     if (may.net != network::NONE) {
         out += " inet"; // who may answer may also connect: pledge knows no difference

@@ -6,5 +6,10 @@
 // Confines this process; returns by what, and what is missing.
 std::string confine(const permissions & may, const named & names);
 
+#ifdef _WIN32
+// Lets a process of a low level of integrity write to a folder and below it.
+bool open_to_low_integrity(const std::string & folder);
+#endif
+
 // Called of several threads, holds for all of them: no new sockets, and no new names for them.
 void confine_further(const named & names);

@@ -6,8 +6,11 @@
 
 // clang-format off
 #include <windows.h>
+#include <aclapi.h>
 #include <sddl.h>
 // clang-format on
+
+#include "system/wide.h"
 
 namespace {
 
@@ -77,6 +80,24 @@ void close_up(const permissions & may, const named & names, std::string & by) {
 }
 
 } // namespace
+
+bool open_to_low_integrity(const std::string & folder) {
+    PSECURITY_DESCRIPTOR descriptor = nullptr;
+    PACL labels = nullptr;
+    BOOL present = FALSE, by_default = FALSE;
+    // for the folder and all that will be in it (SDDL: ML is a mandatory label, LW the low level)
+    if (!ConvertStringSecurityDescriptorToSecurityDescriptorW(
+            L"S:(ML;OICI;NW;;;LW)", SDDL_REVISION_1, &descriptor, nullptr)) {
+        return false;
+    }
+    std::wstring path = wide(folder);
+    const bool done = GetSecurityDescriptorSacl(descriptor, &present, &labels, &by_default) &&
+                      present &&
+                      SetNamedSecurityInfoW(path.data(), SE_FILE_OBJECT, LABEL_SECURITY_INFORMATION,
+                                            nullptr, nullptr, nullptr, labels) == ERROR_SUCCESS;
+    LocalFree(descriptor);
+    return done;
+}
 
 std::string confine(const permissions & may, const named & names) {
     std::string by = set_policy(ProcessDynamicCodePolicy, PROHIBIT_DYNAMIC_CODE) ? "no dynamic code"

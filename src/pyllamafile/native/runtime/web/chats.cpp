@@ -1,0 +1,308 @@
+#include "chats.h"
+
+#include <hash/hash.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <chrono>
+#include <cstdio>
+#include <cstring>
+#include <filesystem>
+#include <random>
+#include <vector>
+
+#ifdef _WIN32
+#include "../system/wide.h"
+
+#include <io.h>
+#else
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#endif
+
+namespace fs = std::filesystem;
+
+namespace {
+
+const std::string EXTENSION = ".json", DRAFT = ".draft";
+
+// What a file of ours begins with, in front of a version and what else is in the object.
+const std::string HEAD = "{\"version\":\"";
+const size_t DIGITS = 16; // of a version
+
+chat_answer refuse(int status, const std::string & why) {
+    return { status, "", why };
+}
+
+// What a system says that can't write.
+chat_answer failed(int error) {
+    const bool full = error == ENOSPC || error == EFBIG
+#ifdef EDQUOT
+                      || error == EDQUOT
+#endif
+        ;
+    return refuse(full ? 507 : 500,
+                  std::string("the conversation can't be written: ") + strerror(error));
+}
+
+std::string random_digits() {
+    static const char HEX[] = "0123456789abcdef";
+    std::random_device random;
+    std::string out;
+    while (out.size() < DIGITS) {
+        out += HEX[random() % 16];
+    }
+    return out;
+}
+
+#ifdef _WIN32
+
+FILE * open_for(const std::string & path, bool writes) {
+    return _wfopen(wide(path).c_str(), writes ? L"wbx" : L"rb");
+}
+
+bool is_on_disk(FILE * file) {
+    return _commit(_fileno(file)) == 0;
+}
+
+bool put_in_place(const std::string & draft, const std::string & path) {
+    if (MoveFileExW(wide(draft).c_str(), wide(path).c_str(),
+                    MOVEFILE_REPLACE_EXISTING | MOVEFILE_WRITE_THROUGH)) {
+        return true;
+    }
+    errno = GetLastError() == ERROR_DISK_FULL ? ENOSPC : EACCES;
+    return false;
+}
+
+bool make_one(const std::string & path) {
+    return CreateDirectoryW(wide(path).c_str(), nullptr) || GetLastError() == ERROR_ALREADY_EXISTS;
+}
+
+void settle(const std::string &) {}
+
+// There is one process on Windows, and web/keeper.cpp lets one request in at a time.
+struct folder_lock {
+    explicit folder_lock(const std::string &) {}
+};
+
+#else
+
+FILE * open_for(const std::string & path, bool writes) {
+    const int flags = writes ? O_WRONLY | O_CREAT | O_EXCL : O_RDONLY;
+    const int file = open(path.c_str(), flags | O_CLOEXEC | O_NOFOLLOW, 0600);
+    return file < 0 ? nullptr : fdopen(file, writes ? "wb" : "rb");
+}
+
+bool is_on_disk(FILE * file) {
+    return fsync(fileno(file)) == 0;
+}
+
+bool put_in_place(const std::string & draft, const std::string & path) {
+    return rename(draft.c_str(), path.c_str()) == 0;
+}
+
+bool make_one(const std::string & path) {
+    return mkdir(path.c_str(), 0700) == 0 || errno == EEXIST;
+}
+
+// The names in a folder are on the disk.
+void settle(const std::string & folder) {
+    const int descriptor = open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (descriptor >= 0) {
+        fsync(descriptor);
+        close(descriptor);
+    }
+}
+
+// Two servers of one file look and write in turn. Where a file system has no locks, they may not.
+class folder_lock {
+  public:
+    explicit folder_lock(const std::string & folder)
+        : descriptor(open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)) {
+        while (descriptor >= 0 && flock(descriptor, LOCK_EX) != 0 && errno == EINTR) {
+        }
+    }
+    ~folder_lock() {
+        if (descriptor >= 0) {
+            close(descriptor);
+        }
+    }
+    folder_lock(const folder_lock &) = delete;
+    folder_lock & operator=(const folder_lock &) = delete;
+
+  private:
+    const int descriptor;
+};
+
+#endif
+
+// As much of a file as `most` bytes; false where there is no such file.
+bool read_file(const std::string & path, size_t most, std::string & out) {
+    FILE * file = open_for(path, false);
+    if (file == nullptr) {
+        return false;
+    }
+    out.clear();
+    std::vector<char> buffer(std::min<size_t>(most, 1u << 16));
+    for (size_t count;
+         out.size() < most &&
+         (count = fread(buffer.data(), 1, std::min(buffer.size(), most - out.size()), file)) > 0;) {
+        out.append(buffer.data(), count);
+    }
+    const bool fine = ferror(file) == 0;
+    fclose(file);
+    return fine;
+}
+
+// Of a file that somebody else put there, the version is made of what is in it.
+std::string version_of(const std::string & path) {
+    std::string text;
+    if (!read_file(path, HEAD.size() + DIGITS + 1, text)) {
+        return "";
+    }
+    const std::string digits = text.substr(std::min(HEAD.size(), text.size()), DIGITS);
+    if (text.compare(0, HEAD.size(), HEAD) == 0 && digits.size() == DIGITS && text.back() == '"' &&
+        digits.find_first_not_of("0123456789abcdef") == std::string::npos) {
+        return digits;
+    }
+    return read_file(path, chat_folder::LARGEST, text)
+               ? hash_sha256_hex(text.data(), text.size()).substr(0, DIGITS)
+               : "";
+}
+
+// What a process that was ended left behind; another one may be writing its own at this moment.
+void remove_old_draft(const fs::path & path) {
+    std::error_code error;
+    const auto written = fs::last_write_time(path, error);
+    if (!error && fs::file_time_type::clock::now() - written > std::chrono::hours(1)) {
+        fs::remove(path, error);
+    }
+}
+
+bool ends_with(const std::string & text, const std::string & end) {
+    return text.size() > end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
+}
+
+// 0, or why not.
+int write_draft(const std::string & draft, const std::string & head, const std::string & text) {
+    FILE * file = open_for(draft, true);
+    if (file == nullptr) {
+        return errno;
+    }
+    errno = 0;
+    const bool whole = fwrite(head.data(), 1, head.size(), file) == head.size() &&
+                       fwrite(text.data(), 1, text.size(), file) == text.size() &&
+                       fflush(file) == 0 && is_on_disk(file);
+    const int error = whole ? 0 : errno != 0 ? errno : EIO;
+    return fclose(file) == 0 ? error : error != 0 ? error : errno;
+}
+
+} // namespace
+
+bool is_chat_id(const std::string & id) {
+    return id.size() >= 5 && id.size() <= 64 && id[0] != '-' &&
+           id.find_first_not_of("0123456789abcdefghijklmnopqrstuvwxyz-") == std::string::npos;
+}
+
+std::string chat_folder::file_of(const std::string & id) const {
+    return path + "/" + id + EXTENSION;
+}
+
+bool chat_folder::exists() const {
+    std::error_code error;
+    return fs::is_directory(fs::u8path(path), error);
+}
+
+std::string chat_folder::make() const {
+    for (size_t at = path.find_first_of("/\\", 1);; at = path.find_first_of("/\\", at + 1)) {
+        const std::string part = path.substr(0, at);
+        std::error_code error;
+        if (!fs::exists(fs::u8path(part), error) && !make_one(part)) {
+            return path + " can't be made: " + strerror(errno);
+        }
+        if (at == std::string::npos) {
+            return exists() ? "" : path + " is no folder";
+        }
+    }
+}
+
+chat_answer chat_folder::list() const {
+    std::string out;
+    size_t count = 0;
+    std::error_code error;
+    for (fs::directory_iterator entry(fs::u8path(path), error), end;
+         !error && entry != end && count < MOST; entry.increment(error)) {
+        const std::string name = entry->path().filename().u8string();
+        if (name[0] == '.' && ends_with(name, DRAFT)) {
+            remove_old_draft(entry->path());
+        }
+        const std::string id =
+            ends_with(name, EXTENSION) ? name.substr(0, name.size() - EXTENSION.size()) : "";
+        const std::string version = is_chat_id(id) ? version_of(file_of(id)) : "";
+        if (!version.empty()) {
+            out += (count++ > 0 ? "," : "") + ("{\"id\":\"" + id) + "\",\"version\":\"" + version +
+                   "\"}";
+        }
+    }
+    return { 200, "",
+             std::string("{\"exists\":") + (exists() ? "true" : "false") + ",\"chats\":[" + out +
+                 "]}" };
+}
+
+chat_answer chat_folder::read(const std::string & id) const {
+    const std::string file = file_of(id);
+    std::string text;
+    const folder_lock lock(path);
+    if (!read_file(file, LARGEST, text)) {
+        return refuse(404, "there is no such conversation");
+    }
+    return { 200, version_of(file), text };
+}
+
+chat_answer chat_folder::write(const std::string & id, const std::string & expected,
+                               const std::string & text) const {
+    const std::string wrong = make();
+    if (!wrong.empty()) {
+        return refuse(500, wrong);
+    }
+    const folder_lock lock(path);
+    const std::string file = file_of(id);
+    const std::string held = version_of(file);
+    if ((held.empty() ? ABSENT : held) != expected) {
+        return { 412, held, "somebody else has written this conversation meanwhile" };
+    }
+    if (held.empty()) {
+        std::error_code error;
+        const auto files = std::distance(fs::directory_iterator(fs::u8path(path), error),
+                                         fs::directory_iterator());
+        if ((size_t)files >= MOST) {
+            return refuse(507, path + " has " + std::to_string(MOST) + " files, and takes no more");
+        }
+    }
+    const std::string version = random_digits();
+    const std::string draft = path + "/." + id + "." + version + DRAFT;
+    int error = write_draft(draft, HEAD + version + "\",", text.substr(text.find('{') + 1));
+    if (error == 0 && !put_in_place(draft, file)) {
+        error = errno;
+    }
+    if (error != 0) {
+        std::error_code ignored;
+        fs::remove(fs::u8path(draft), ignored);
+        return failed(error);
+    }
+    settle(path);
+    return { 200, version, "{\"version\":\"" + version + "\"}" };
+}
+
+chat_answer chat_folder::erase(const std::string & id) const {
+    std::error_code error;
+    const folder_lock lock(path);
+    if (!fs::remove(fs::u8path(file_of(id)), error)) {
+        return error ? refuse(500, "the conversation can't be removed: " + error.message())
+                     : refuse(404, "there is no such conversation");
+    }
+    settle(path);
+    return { 200, "", "{}" };
+}
