@@ -21,7 +21,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,11 +54,10 @@ class Run:
     first: float  # seconds from the start of the program to its first token
 
 
-def upstream(flags: str) -> Path:
+def upstream(flags: str, programs: Sequence[str] = ("llama-bench", "llama-completion")) -> Path:
     """The folder of upstream's own programs, compiled for this machine."""
     name = "-".join(["upstream", native.SDIST_SHA256[:12], *flags.replace("-", "").split()])
     folder = native.cache() / "bench" / name
-    programs = ["llama-bench", "llama-completion"]
     if not all((folder / "bin" / name).exists() for name in programs):
         print("compiling upstream's llama.cpp (gcc -O3 -march=native), some minutes ...")
         source = native.llama_source()

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
+import math
 import os
 import pty
 import re
+import shlex
 import subprocess
+import sys
 import time
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -77,3 +82,83 @@ def test_watched_ends_at_ctrl_c(tmp_path):
     while list(logs.iterdir()) and time.monotonic() < end:
         time.sleep(0.1)
     assert list(logs.iterdir()) == []
+
+
+# scripts/bench/load.py
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    pytest.importorskip("numpy", reason="numpy is missing: pip install '.[test]'")
+    monkeypatch.syspath_prepend(SCRIPTS / "bench")
+    return importlib.import_module("load")
+
+
+def test_load_sums_up_what_clients_saw(load):
+    clients = [load.Client(30, [1.0, 3.0]), load.Client(60, [2.0]), load.Client(10, [])]
+    seen = load.summary(clients, 10, 0.01)
+    assert (seen.rate, seen.fairness, sorted(seen.first)) == (10, 1 / 6, [1, 2, 3])
+    assert math.isnan(load.summary([load.Client()], 10, 0).fairness)
+    waits = [float(number) for number in range(100, 0, -1)]
+    assert [load.percentile(waits, percent) for percent in (0, 50, 99, 100)] == [1, 50, 99, 100]
+    assert load.percentile([7.0], 99) == 7
+    assert math.isnan(load.percentile([], 50))
+
+
+def test_load_knows_what_took_the_processors(load):
+    busy, had = load.processors()
+    mine = load.worked(os.getpid())
+    while load.worked(os.getpid()) < mine + 0.3:
+        pass
+    after, have = load.processors()
+    assert 0.2 < after - busy <= have - had + 0.1
+    assert load.worked(os.getpid()) == pytest.approx(time.process_time(), abs=0.1)
+
+
+def test_load_asks_nothing_twice(load):
+    questions = {load.question(number, 30) for number in range(1000)}
+    assert len(questions) == 1000
+    assert load.question(7, 30) == load.question(7, 30)
+
+
+LOAD = [sys.executable, str(SCRIPTS / "bench" / "load.py")]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--model", "nowhere.gguf"], "nowhere.gguf: there is no such file"),
+        (["--model", "m", "--clients", "4,0"], "'0' is not a whole number from 1"),
+        (["--model", "m", "--rounds", "-1"], "'-1' is not a whole number from 1"),
+    ],
+)
+def test_load_refuses(load, tmp_path, words, said):
+    done = subprocess.run([*LOAD, *words], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.native
+def test_load_measures_two_servers(smollm2, llamafile):
+    few = ["--clients", "1,3", "--seconds", "3", "--rounds", "1", "--slots", "2"]
+    few += ["--prompt", "10", "--tokens", "8"]
+    peer = shlex.join([str(llamafile), "--server", "--nobrowser"])
+    command = [*LOAD, "--model", str(smollm2), *few, "--peer", peer]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    number = r"(\d+\.\d+|nan)"
+    row = rf"^ +(\d+) +{number} / {number} = {number}" + rf" +{number} / {number}" * 3 + "$"
+    rows = re.findall(row, done.stdout, re.M)
+    assert [row[0] for row in rows] == ["1", "3"]
+    assert all(float(figure) > 0 for row in rows for figure in row[1:6])
+    assert all(float(figure) <= 1 for figure in rows[1][-2:])
+
+    ended = subprocess.run(
+        [*LOAD, "--model", str(smollm2), *few, "--peer", "sh -c 'echo no luck; exit 3'"],
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 1
+    assert ended.stderr.endswith("is not ready:\nno luck\n\n")
+    assert "Traceback" not in ended.stderr
