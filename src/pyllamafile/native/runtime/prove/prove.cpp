@@ -269,7 +269,10 @@ class proof {
                : script    ? words{ "/bin/sh", file.path }
                            : words{ file.path };
 #else
-        return own({}); // the file itself, or where that is too large its companion
+        // its companion, where it is too large; the arm64 program, which was unpacked
+        std::error_code error;
+        return fs::equivalent(program, file.path, error) ? own({})
+                                                         : own({ "--llamafile", file.path });
 #endif
     }
 
