@@ -531,7 +531,8 @@ def test_seam_a_text_is_embedded_in_parts(pooling: str, llamafile: Path) -> None
         in_parts = vectors(*options)
         assert len(in_parts) == len(at_once)
         assert len(at_once) > 1000 if pooling == "none" else len(at_once) == 3
-        assert min(map(likeness, in_parts, at_once)) > 0.999
+        least = 0.99 if pooling == "none" else 0.999  # other batches round otherwise
+        assert min(map(likeness, in_parts, at_once)) > least
 
 
 def test_a_text_may_fill_the_context(llamafile: Path) -> None:
