@@ -32,6 +32,7 @@ PAGE = (DEPLOY.parent / "scaling.md").read_text()
 PROXIES = ("nginx", "haproxy")
 NAME = "chat.example.com"
 KEY = "a-key-of-mine"
+FILE = "/opt/llamafile/phi3.llamafile"
 HELLO = {"messages": [{"role": "user", "content": "Name three colors."}], "temperature": 0}
 
 
@@ -82,6 +83,28 @@ def test_the_file_is_right(proxy: str, tmp_path: Path, certificate: Path) -> Non
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "warn" not in (done.stdout + done.stderr).lower()
+
+
+def test_the_units_are_right(tmp_path: Path) -> None:
+    service = (DEPLOY.parent / "service.md").read_text()
+    (unit,) = re.findall(r"^```ini\n(\[Unit\].*?)^```$", service, re.M | re.S)
+    (drop_in,) = re.findall(r"^```ini\n(.*?)^```$", PAGE, re.M | re.S)
+    program = tmp_path / "program"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    for name, text in {"phi3@.service": unit, "phi3@.service.d/many.conf": drop_in}.items():
+        assert FILE in text
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text.replace(FILE, str(program)))
+    command = [need("systemd-analyze", "systemd"), "verify", "--man=no"]
+    command.append(str(tmp_path / "phi3@8081.service"))
+    env = {**os.environ, "SYSTEMD_UNIT_PATH": f"{tmp_path}:"}
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    if "Failed to" in done.stderr and "manager" in done.stderr:
+        pytest.skip(f"systemd-analyze can't work here: {done.stderr}")
+    assert (done.returncode, done.stderr) == (0, "")
+    grace, limit = (int(re.findall(each, drop_in)[0]) for each in (r"--grace (\d+)", r"Sec=(\d+)"))
+    assert grace < limit
 
 
 # Kubernetes
@@ -414,6 +437,27 @@ def test_a_stream_comes_as_it_is_made(
         assert len(rest) > 12
         with pytest.raises(AssertionError, match="404"), front.request("/metrics"):
             pass
+
+
+@pytest.mark.native
+def test_a_server_is_well_while_people_wait(
+    two: tuple[Server, Server], tmp_path: Path, certificate: Path
+) -> None:
+    with proxied("haproxy", tmp_path, certificate, *two) as front:
+        session = front.sessions()["one"]
+        streams = [front.stream(24, X_Session_Id=session) for _ in range(12)]
+        ended: list[str] = []
+        readers = [
+            threading.Thread(target=lambda each=each: ended.append(list(each)[-1]))
+            for each in streams
+        ]
+        for thread in readers:
+            thread.start()
+        eventually(lambda: two[0].metrics()["llamacpp:requests_deferred"] > 4)
+        assert two[0].health() == 200
+        for thread in readers:
+            thread.join()
+        assert ended == ["[DONE]"] * 12
 
 
 @pytest.mark.native
