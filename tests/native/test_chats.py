@@ -412,10 +412,17 @@ def test_a_file_that_somebody_put_there(llamafile: Path, folder: Path) -> None:
     (folder / f"{ID}.json").write_text(json.dumps(conversation("From elsewhere")))
     (folder / "notes.txt").write_text("x")
     (folder / "linked.json").symlink_to("/etc/passwd")
+    os.mkfifo(folder / "a-pipe.json")
+    (folder / "folder.json").mkdir()
+    with (folder / "large.json").open("wb") as large:
+        large.truncate((64 << 20) + 65)
     with keeping(llamafile, "--chats", folder) as url:
-        (version,) = listed(url).values()
+        assert set(listed(url)) == {ID, "large"}
+        version = listed(url)[ID]
         assert json.loads(ask(f"{url}chats/{ID}").text) == conversation("From elsewhere")
-        assert ask(f"{url}chats/linked").status == 404
+        for name in ("linked", "a-pipe", "folder"):
+            assert ask(f"{url}chats/{name}").status == 404
+        assert ask(f"{url}chats/large").status == 413
         assert keep(url, conversation("Mine"), version).status == 200
         assert listed(url)[ID] != version
 

@@ -30,7 +30,8 @@ const std::string EXTENSION = ".json", DRAFT = ".draft";
 
 // What a file of ours begins with, in front of a version and what else is in the object.
 const std::string HEAD = "{\"version\":\"";
-const size_t DIGITS = 16; // of a version
+const size_t DIGITS = 16;                            // of a version
+const size_t MOST_BYTES = chat_folder::LARGEST + 64; // of a file
 
 chat_answer refuse(int status, const std::string & why) {
     return { status, "", why };
@@ -89,9 +90,16 @@ struct folder_lock {
 
 #else
 
+// Of what somebody else put there, nothing but a file is opened: no link, and no pipe, which would
+// be waited for.
 FILE * open_for(const std::string & path, bool writes) {
-    const int flags = writes ? O_WRONLY | O_CREAT | O_EXCL : O_RDONLY;
+    const int flags = writes ? O_WRONLY | O_CREAT | O_EXCL : O_RDONLY | O_NONBLOCK;
     const int file = open(path.c_str(), flags | O_CLOEXEC | O_NOFOLLOW, 0600);
+    struct stat status;
+    if (file >= 0 && (fstat(file, &status) != 0 || !S_ISREG(status.st_mode))) {
+        close(file);
+        return nullptr;
+    }
     return file < 0 ? nullptr : fdopen(file, writes ? "wb" : "rb");
 }
 
@@ -167,7 +175,7 @@ std::string version_of(const std::string & path) {
         digits.find_first_not_of("0123456789abcdef") == std::string::npos) {
         return digits;
     }
-    return read_file(path, chat_folder::LARGEST, text)
+    return read_file(path, MOST_BYTES, text)
                ? hash_sha256_hex(text.data(), text.size()).substr(0, DIGITS)
                : "";
 }
@@ -216,16 +224,16 @@ bool chat_folder::exists() const {
 }
 
 std::string chat_folder::make() const {
-    for (size_t at = path.find_first_of("/\\", 1);; at = path.find_first_of("/\\", at + 1)) {
+    int error = ENOTDIR;
+    for (size_t at = 0; at != std::string::npos;) {
+        at = path.find_first_of("/\\", at + 1);
         const std::string part = path.substr(0, at);
-        std::error_code error;
-        if (!fs::exists(fs::u8path(part), error) && !make_one(part)) {
-            return path + " can't be made: " + strerror(errno);
-        }
-        if (at == std::string::npos) {
-            return exists() ? "" : path + " is no folder";
+        std::error_code ignored;
+        if (!fs::exists(fs::u8path(part), ignored) && !make_one(part)) {
+            error = errno;
         }
     }
+    return exists() ? "" : path + " can't be made: " + strerror(error);
 }
 
 chat_answer chat_folder::list() const {
@@ -255,8 +263,11 @@ chat_answer chat_folder::read(const std::string & id) const {
     const std::string file = file_of(id);
     std::string text;
     const folder_lock lock(path);
-    if (!read_file(file, LARGEST, text)) {
+    if (!read_file(file, MOST_BYTES + 1, text)) {
         return refuse(404, "there is no such conversation");
+    }
+    if (text.size() > MOST_BYTES) {
+        return refuse(413, "the conversation has more than 64 MiB");
     }
     return { 200, version_of(file), text };
 }

@@ -300,14 +300,13 @@ void start_keeper(const chats_place & place) {
     folder_path = place.folder;
 #ifdef _WIN32
     // At a low level of integrity the server writes where the folder says that it may.
-    std::string wrong = chat_folder(folder_path).make();
-    if (wrong.empty() && !open_to_low_integrity(folder_path)) {
-        wrong = folder_path + " can't be opened to a confined process";
-    }
+    const std::string wrong = chat_folder(folder_path).make();
     if (!wrong.empty()) {
         note(wrong);
         folder_path.clear();
+        return;
     }
+    open_to_low_integrity(folder_path);
 #else
     int questions[2], answers[2];
     if (pipe(questions) != 0 || pipe(answers) != 0) {

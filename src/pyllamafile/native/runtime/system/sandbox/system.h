@@ -7,8 +7,9 @@
 std::string confine(const permissions & may, const named & names);
 
 #ifdef _WIN32
-// Lets a process of a low level of integrity write to a folder and below it.
-bool open_to_low_integrity(const std::string & folder);
+// Lets a process of a low level of integrity write to a folder and below it. Does nothing where the
+// file system has no such levels, and so needs nothing.
+void open_to_low_integrity(const std::string & folder);
 #endif
 
 // Called of several threads, holds for all of them: no new sockets, and no new names for them.

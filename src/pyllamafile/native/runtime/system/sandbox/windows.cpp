@@ -81,22 +81,21 @@ void close_up(const permissions & may, const named & names, std::string & by) {
 
 } // namespace
 
-bool open_to_low_integrity(const std::string & folder) {
+void open_to_low_integrity(const std::string & folder) {
     PSECURITY_DESCRIPTOR descriptor = nullptr;
     PACL labels = nullptr;
     BOOL present = FALSE, by_default = FALSE;
     // for the folder and all that will be in it (SDDL: ML is a mandatory label, LW the low level)
     if (!ConvertStringSecurityDescriptorToSecurityDescriptorW(
             L"S:(ML;OICI;NW;;;LW)", SDDL_REVISION_1, &descriptor, nullptr)) {
-        return false;
+        return;
     }
     std::wstring path = wide(folder);
-    const bool done = GetSecurityDescriptorSacl(descriptor, &present, &labels, &by_default) &&
-                      present &&
-                      SetNamedSecurityInfoW(path.data(), SE_FILE_OBJECT, LABEL_SECURITY_INFORMATION,
-                                            nullptr, nullptr, nullptr, labels) == ERROR_SUCCESS;
+    if (GetSecurityDescriptorSacl(descriptor, &present, &labels, &by_default) && present) {
+        SetNamedSecurityInfoW(path.data(), SE_FILE_OBJECT, LABEL_SECURITY_INFORMATION, nullptr,
+                              nullptr, nullptr, labels);
+    }
     LocalFree(descriptor);
-    return done;
 }
 
 std::string confine(const permissions & may, const named & names) {
