@@ -517,6 +517,27 @@ def test_a_server_dies(proxy: str, llamafile: Path, tmp_path: Path, certificate:
 
 @pytest.mark.native
 @pytest.mark.parametrize("proxy", PROXIES)
+def test_a_server_that_ends(proxy: str, llamafile: Path, tmp_path: Path, certificate: Path) -> None:
+    with (
+        Server(llamafile, "one") as one,
+        Server(llamafile, "two") as two,
+        proxied(proxy, tmp_path, certificate, one, two) as front,
+    ):
+        session = front.sessions()["one"]
+        events = front.stream(200, X_Session_Id=session)
+        next(events)
+        one.process.terminate()
+        eventually(lambda: one.health() == 503)
+        for _ in range(3):  # before the proxy can have seen it
+            assert front.whose(X_Session_Id=session) == "two"
+        rest = list(events)
+        assert rest[-1] == "[DONE]"
+        assert len(rest) > 150
+        assert one.process.wait(timeout=60) == 0
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("proxy", PROXIES)
 def test_a_server_that_loads_is_not_asked(
     proxy: str, two: tuple[Server, Server], llamafile: Path, tmp_path: Path, certificate: Path
 ) -> None:
