@@ -155,7 +155,13 @@ def tiny_phi3(
 
 
 def tiny_lora(
-    path: Path, base: Path, *, tensor: str = "token_embd.weight", size: float = 1, arch: str = ""
+    path: Path,
+    base: Path,
+    *,
+    tensor: str = "token_embd.weight",
+    size: float = 1,
+    arch: str = "",
+    dtype: type[np.generic] = np.float32,
 ) -> Path:
     """A LoRA adapter of rank 2 for one tensor of a model.
 
@@ -165,6 +171,7 @@ def tiny_lora(
         tensor: Which of its tensors it changes; it has to have two dimensions.
         size: How much, in standard deviations of the random change.
         arch: The architecture that it says it is for, by default the model's own.
+        dtype: Of its numbers.
     """
     model = gguf.GGUFReader(base)
     inner, outer = map(int, next(t.shape for t in model.tensors if t.name == tensor)[:2])
@@ -177,7 +184,7 @@ def tiny_lora(
     writer.add_float32("adapter.lora.alpha", 2)
     rng = np.random.default_rng(5)
     for side, shape in shapes.items():
-        values = rng.normal(0, size, shape).astype(np.float32)
+        values = rng.normal(0, size, shape).astype(dtype)
         writer.add_tensor(f"{tensor}.lora_{side}", values)
     return _written(writer, path)
 
@@ -231,13 +238,14 @@ def tiny_projector(path: Path, *, width: int, scale: float = 0.1) -> Path:
     return _written(writer, path)
 
 
-def tiny_ear(path: Path, *, width: int, scale: float = 0.1) -> Path:
+def tiny_ear(path: Path, *, width: int, scale: float = 0.1, positions: int = 1500) -> Path:
     """An Ultravox projector with random weights, which makes 375 embeddings of 30 seconds.
 
     Args:
         path: The file to write.
         width: Of the language model's embeddings.
         scale: Their standard deviation, about.
+        positions: How many it tells apart; fewer are good for nothing but to be loaded.
     """
     inner, layers, bins, stack, middle = 32, 2, 80, 4, 64
     writer = gguf.GGUFWriter(path, "clip")
@@ -255,7 +263,7 @@ def tiny_ear(path: Path, *, width: int, scale: float = 0.1) -> Path:
     shapes: dict[str, tuple[int, ...]] = {
         "a.conv1d.1.weight": (inner, bins, 3),
         "a.conv1d.2.weight": (inner, inner, 3),
-        "a.position_embd.weight": (1500, inner),
+        "a.position_embd.weight": (positions, inner),
         "mm.a.mlp.1.weight": (2 * middle, stack * inner),
         "mm.a.mlp.2.weight": (width, middle),
     }
