@@ -75,6 +75,78 @@ def test_pydantic_ai_calls_tools_in_a_loop(equipped: str) -> None:
     assert "Hail" in done.output
 
 
+def test_openai_agents_call_tools_in_a_loop(equipped: str) -> None:
+    agents = package("agents")
+    agents.set_tracing_disabled(True)
+    asked: list[str] = []
+
+    @agents.function_tool
+    def get_weather(city: str) -> str:
+        """The weather in a city."""
+        asked.append(city)
+        return "Hail."
+
+    said: list[Any] = []
+    for city, weather in (("Rome", "Sunny."), ("Oslo", "Snow."), ("Cairo", "Sand.")):
+        call = {"call_id": city, "name": "get_weather", "arguments": json.dumps({"city": city})}
+        said += [
+            {"role": "user", "content": f"What is the weather in {city}?"},
+            {"type": "function_call", **call},
+            {"type": "function_call_output", "call_id": city, "output": weather},
+            {"role": "assistant", "content": f"The weather in {city}: {weather}"},
+        ]
+    said.append({"role": "user", "content": "What is the weather in Paris?"})
+
+    async def ask() -> Any:
+        url = f"{equipped}/v1"
+        async with package("openai").AsyncOpenAI(base_url=url, api_key="none") as client:
+            agent = agents.Agent(
+                name="any",
+                tools=[get_weather],
+                model=agents.OpenAIChatCompletionsModel(model="any", openai_client=client),
+                model_settings=agents.ModelSettings(temperature=0, max_tokens=64),
+            )
+            return await agents.Runner.run(agent, said, max_turns=3)
+
+    done = asyncio.run(ask())
+    assert asked == ["Paris"]
+    assert "Hail" in done.final_output
+
+
+def test_instructor_gets_an_object(base: str) -> None:
+    instructor, pydantic = package("instructor"), package("pydantic")
+    model = pydantic.create_model("Capital", city=(str, ...))
+    with package("openai").OpenAI(base_url=f"{base}/v1", api_key="none", max_retries=0) as client:
+        mode = instructor.Mode.JSON_SCHEMA
+        found = instructor.from_openai(client, mode=mode).chat.completions.create(
+            model="any",
+            messages=[{"role": "user", "content": "What is the capital of France?"}],
+            response_model=model,
+            temperature=0,
+            max_tokens=64,
+            max_retries=0,
+        )
+    assert found.city == "Paris"
+
+
+def test_litellm(base: str, equipped: str) -> None:
+    # 200 MB, which no extra installs
+    litellm = pytest.importorskip("litellm", reason="litellm is missing: pip install litellm")
+    options = {"api_base": f"{base}/v1", "api_key": "none", "temperature": 0, "max_tokens": 60}
+    ask = {"model": "openai/any", "messages": [{"role": "user", "content": COLORS}], **options}
+    assert "blue" in litellm.completion(**ask).choices[0].message.content.lower()
+    parts = [part.choices[0].delta.content or "" for part in litellm.completion(**ask, stream=True)]
+    assert "blue" in "".join(parts).lower()
+    made = litellm.embedding(
+        model="openai/any",
+        input=["a cat", "a dog"],
+        api_base=f"{equipped}/v1",
+        api_key="none",
+        encoding_format="float",
+    )
+    assert [len(vector["embedding"]) for vector in made.data] == [576, 576]
+
+
 def test_openai_and_the_ai_sdk_of_npm(base: str, tmp_path: Path) -> None:
     node, npm = need("node"), need("npm")
     packages = ("openai@6", "ai@5", "@ai-sdk/openai-compatible@1", "zod@4")
