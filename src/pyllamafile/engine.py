@@ -175,6 +175,29 @@ def check_arguments(text: bytes, where: str, path: Path | None = None) -> None:
         )
 
 
+def check_weights(path: Path, otherwise: str | None) -> None:
+    """Refuse weights that llama.cpp refuses.
+
+    The runtime of this system is asked, if it is at hand: it loads all but the tensors.
+
+    Args:
+        path: A model; of a split one the first part, beside the others.
+        otherwise: What is wrong with them as far as can be known without a runtime.
+
+    Raises:
+        RefusedError: They can't be loaded; the message has the reason.
+    """
+    here = host()
+    runtime = native.find(here) if here else None
+    said = trial.weights_refusal(runtime.program(), path) if runtime else otherwise
+    if said:
+        raise RefusedError(
+            said if str(path) in said else f"{path}: {said}",
+            hint="a file with these weights would not start",
+            path=path,
+        )
+
+
 def gui_entries(progress: Progress) -> list[Entry]:
     """The web GUI's entries, built if it isn't at hand."""
     return plan.gui_entries(native.find_gui() or native.build_gui(progress=progress))

@@ -6,9 +6,10 @@ import importlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from pyllamafile import arguments
-from pyllamafile.models.gguf import Kind, Weights
+from pyllamafile.models.gguf import Array, Kind, Weights
 
 # How families talk whose weights may not say it, by architecture and tokenizer, in Jinja.
 TEMPLATES = {
@@ -190,6 +191,66 @@ def unmappable(facts: Weights) -> str | None:
             f"its tensors are aligned to {facts.alignment} bytes (general.alignment), and"
             f" llama.cpp takes them at multiples of {_TENSOR_ALIGNMENT} only"
         )
+    return None
+
+
+# llama-model.cpp and llama-vocab.cpp: the keys that most architectures have, by the part behind
+# the architecture's name, and what their values may be. Arrays have a value for each layer.
+_COUNTS: Final[Mapping[str, range]] = {
+    "context_length": range(1, (1 << 30) + 1),
+    "embedding_length": range(1, 1 << 31),
+    "block_count": range(1, 513),  # LLAMA_MAX_LAYERS
+    "feed_forward_length": range(1 << 31),
+    "attention.head_count": range(1 << 31),
+    "attention.head_count_kv": range(1 << 31),
+    "rope.dimension_count": range(1 << 31),
+}
+_TEXTS: Final = ("general.architecture", "general.name", "tokenizer.ggml.model",
+                 "tokenizer.ggml.pre")  # fmt: skip
+_FLAGS: Final = ("tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_eos_token")
+_TOKENS: Final = "tokenizer.ggml.tokens"
+_ARRAYS: Final[Mapping[str, tuple[str, bool]]] = {  # of what, and whether one for each token
+    _TOKENS: ("string", True),
+    "tokenizer.ggml.scores": ("float32", True),
+    "tokenizer.ggml.token_type": ("int32", True),
+    "tokenizer.ggml.merges": ("string", False),
+}
+
+
+_SHARED: Final = ("embedding_length", "attention.head_count")
+
+
+def unsound(facts: Weights) -> str | None:
+    """Why llama.cpp would refuse a model, as far as the usual keys of its header show.
+
+    The runtime knows all of them; this is for where there is none to be asked.
+    """
+    found, arch = facts.metadata, facts.architecture
+    tokens = found.get(_TOKENS)
+    for keys, kind in ((_TEXTS, str), (_FLAGS, bool)):
+        for key in keys:
+            if not isinstance(found.get(key, kind()), kind):
+                return f"{key} is no {'string' if kind is str else 'bool'}: {found[key]}"
+    for part, possible in _COUNTS.items():
+        value = found.get(key := f"{arch}.{part}")
+        if value is None or isinstance(value, Array):
+            continue
+        if isinstance(value, bool) or not isinstance(value, int):
+            return f"{key} is no integer: {value!r}"
+        if value not in possible:
+            return f"{key} is {value}, and can be from {possible[0]} to {possible[-1]}"
+    for key, (element, each) in _ARRAYS.items():
+        value = found.get(key)
+        if value is None:
+            continue
+        if not isinstance(value, Array) or value.type != element:
+            return f"{key} is no array of {element}"
+        if each and isinstance(tokens, Array) and value.length < tokens.length:
+            return f"{key} has {value.length} values, and there are {tokens.length} tokens"
+    width, heads = (found.get(f"{arch}.{part}") for part in _SHARED)
+    if isinstance(width, int) and isinstance(heads, int) and heads and width % heads \
+            and f"{arch}.attention.key_length" not in found:  # fmt: skip
+        return f"{arch}.embedding_length is {width}, no multiple of its {heads} heads"
     return None
 
 

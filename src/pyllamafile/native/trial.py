@@ -35,14 +35,33 @@ def refusal(program: bytes, text: bytes) -> str | None:
     with unpacked(program) as path:
         file = path.with_name("args")
         file.write_bytes(text)
-        # a variable that stands for an option is a matter of whoever starts the file
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("LLAMA_")}
-        try:
-            done = subprocess.run([path, "--check-args", file], env=environment,
-                                  stdin=subprocess.DEVNULL, capture_output=True)  # fmt: skip
-        except OSError:
-            return None
+        said = _said(path, "--check-args", file)
+    return said.removeprefix(".args of this file: ") if said is not None else None
+
+
+def weights_refusal(program: bytes, weights: Path) -> str | None:
+    """Why weights could not be loaded, in one line; their tensors are not read.
+
+    Args:
+        program: A runtime that runs here.
+        weights: A GGUF; of a split model the first part, beside the others.
+
+    Returns:
+        The runtime's own words; None if they could be, or if no program may be started here.
+    """
+    with unpacked(program) as path:
+        return _said(path, "--check-weights", weights)
+
+
+def _said(program: Path, *question: str | Path) -> str | None:
+    """What a runtime says is wrong; None if it says nothing."""
+    # a variable that stands for an option is a matter of whoever starts the file
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("LLAMA_")}
+    try:
+        done = subprocess.run([program, *question], env=environment,
+                              stdin=subprocess.DEVNULL, capture_output=True)  # fmt: skip
+    except OSError:
+        return None
     if done.returncode != 1:
         return None
-    said = done.stderr.decode(errors="replace").rpartition("error: ")[2].strip()
-    return said.removeprefix(".args of this file: ")
+    return done.stderr.decode(errors="replace").rpartition("error: ")[2].strip()

@@ -28,6 +28,7 @@ from pyllamafile.models.fit import (
     misfit,
     partner_args,
     unmappable,
+    unsound,
 )
 from pyllamafile.models.gguf import Weights, part_of, read, shards
 from pyllamafile.models.source import PathLike, Source, gguf_name
@@ -451,6 +452,9 @@ def _gathered(
     for each in (*itertools.chain(*models), *weights):
         if problem := unmappable(facts[each.name]):
             raise RefusedError(f"{each.path}: {problem}", path=each.path)
+    for first in (*(model[0] for model in models), *weights):
+        if facts[first.name].kind == "model":
+            engine.check_weights(first.path, unsound(facts[first.name]))
     lines = [list(pair) for pair in asked.args if not (system and pair[0] == SYSTEM)]
     if system:
         lines.append([SYSTEM, system])

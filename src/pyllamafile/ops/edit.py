@@ -9,7 +9,7 @@ from pyllamafile import arguments, engine, plan, zipalign
 from pyllamafile.errors import AccessError, NotFoundError, RefusedError
 from pyllamafile.llamafile import ARGS, GUI, MANIFEST, PROOF, SIGNATURE, WEIGHTS, Llamafile, read
 from pyllamafile.models import gguf
-from pyllamafile.models.fit import unmappable
+from pyllamafile.models.fit import unmappable, unsound
 from pyllamafile.models.source import PathLike
 from pyllamafile.paths import named, path_of, several, strings
 from pyllamafile.progress import Progress, silent
@@ -52,8 +52,11 @@ def add(
         entry = zipalign.from_file(given, name, align=plan.alignment(name))
         if name.endswith(WEIGHTS):  # what is none, or can't be run, is refused
             arguments.check_nameable(given, name)
-            if problem := unmappable(gguf.read(given)):
+            facts = gguf.read(given)
+            if problem := unmappable(facts):
                 raise RefusedError(f"{given}: {problem}", path=given)
+            if facts.kind == "model":
+                engine.check_weights(given, unsound(facts))
         if name == ARGS:
             text = arguments.of_file(given)
             arguments.check(text, {*found.members, *(name for _, name in pairs)}, str(given), given)

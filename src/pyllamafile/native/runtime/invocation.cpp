@@ -502,6 +502,7 @@ invocation read_invocation(const arguments & own, const arguments & user) {
                 cpu_level());
     } else if (chosen.quiet) {
         first.insert(first.begin(), QUIET.begin(), QUIET.end());
+        out.is_quiet = true;
     }
     args.insert(args.begin(), first.begin(), first.end());
     if (chosen.model && !out.several && chosen.flags != NO_COMMON_FLAGS &&

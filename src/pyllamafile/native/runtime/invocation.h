@@ -22,6 +22,7 @@ struct invocation {
     std::string model;     // what to call the weights
 
     bool logs = false;      // all that happens
+    bool is_quiet = false;  // logs nothing but errors
     bool own_flags = false; // of the tool, which llama.cpp's table doesn't have
     std::string no_sandbox; // why there is none; empty if there is
 };

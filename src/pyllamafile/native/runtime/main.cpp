@@ -5,12 +5,14 @@
 #include "chat/conversation.h"
 #include "common.h"
 #include "container.h"
+#include "errors.h"
 #include "invocation.h"
 #include "llama.h"
 #include "log.h"
 #include "manual.h"
 #include "named.h"
 #include "prove/prove.h"
+#include "rehearsal.h"
 #include "router.h"
 #include "serve.h"
 #include "system/cache.h"
@@ -46,7 +48,9 @@ namespace {
 std::string own_program; // not the llamafile that it is in; the router starts it again
 
 int fail(const std::string & problem) {
-    fprintf(stderr, "error: %s\n", problem.c_str());
+    if (!an_error_was_said()) {
+        fprintf(stderr, "error: %s\n", problem.c_str());
+    }
     return 1;
 }
 
@@ -140,6 +144,10 @@ int run(const char * program, const arguments & user) {
         break;
     }
     completion_is_scripted = asked.scripted;
+    if (asked.is_quiet) {
+        const size_t at = asked.flags.find(asked.args, { "-m", "--model" });
+        say_the_first_error_of(at + 1 < asked.args.size() ? asked.args[at + 1] : "the model");
+    }
     const auto start = [&](const arguments & args) {
         return call(asked.tool, asked.several ? own_program.c_str() : program, args);
     };
@@ -173,6 +181,7 @@ std::string own_llamafile() {
 int main(int argc, char ** argv) {
     prepare_streams();
     prepare_signals();
+    end_without_abort();
     arguments user = command_line(argc, argv);
     // How the launch script finds out whether programs may run where it unpacked this one.
     if (user.size() == 1 && user[0] == "--probe") {
@@ -196,6 +205,19 @@ int main(int argc, char ** argv) {
     }
     if (is_trespasser(user)) {
         return trespass(own_program, user);
+    }
+    // And whether weights could be loaded.
+    if (user.size() == 2 && user[0] == "--check-weights") {
+        named names;
+        names.reads = { user[1] };
+        names.program = own_program;
+        sandbox_names(names, false);
+        enter_sandbox(duty::COMPUTES);
+        try {
+            return rehearse(user[1]);
+        } catch (const std::exception & problem) {
+            return fail(user[1] + " can't be loaded: " + problem.what());
+        }
     }
     if (is_routers_child(user)) {
         web_take_over_policy();

@@ -1,5 +1,6 @@
 #include "serve.h"
 
+#include "errors.h"
 #include "seams/ready.h"
 #include "seams/ui.h"
 #include "system/sandbox.h"
@@ -501,6 +502,7 @@ std::vector<int> free_ports(size_t count) {
 } // namespace
 
 void server_is_ready() {
+    say_all_errors();
     if (!has_companion) {
         tighten_sandbox();
         return;

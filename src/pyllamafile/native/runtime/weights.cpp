@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cinttypes>
+#include <cmath>
 #include <cstring>
 
 extern "C" FILE * ggml_fopen_upstream(const char * name, const char * mode);
@@ -94,7 +95,12 @@ const char TRUNCATED[] = "damaged or cut off: its header ends too early";
 
 // Sizes of the value types of GGUF, by number (ggml/include/gguf.h, enum gguf_type).
 const int VALUE_SIZES[] = { 1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8 };
-const uint32_t TYPE_UINT32 = 4, TYPE_BOOL = 7, TYPE_STRING = 8, TYPE_ARRAY = 9, TYPE_COUNT = 13;
+const uint32_t TYPE_UINT32 = 4, TYPE_FLOAT32 = 6, TYPE_BOOL = 7, TYPE_STRING = 8, TYPE_ARRAY = 9,
+               TYPE_COUNT = 13;
+
+// Tokens. A hundred times what any model was trained on; a default context of it would take all the
+// memory that there is.
+const uint32_t MOST_CONTEXT = 1 << 30;
 
 bool skip_string(range_reader & in) {
     uint64_t length;
@@ -299,9 +305,14 @@ std::string check_header(range_reader & in, weights & out) {
             if (!in.read(out.alignment) || given == 0 || (given & (given - 1)) != 0) {
                 return "damaged: its alignment is no power of two";
             }
+        } else if (key == "general.alignment") {
+            return "damaged: its alignment is no uint32";
         } else if (ends_with(key, ".context_length") && type == TYPE_UINT32) {
             if (!in.read(out.context)) {
                 return TRUNCATED;
+            }
+            if (out.context == 0 || out.context > MOST_CONTEXT) {
+                return "damaged: " + key + " is " + std::to_string(out.context);
             }
         } else if (ends_with(key, ".attention.causal") && type == TYPE_BOOL) {
             uint8_t causal;
@@ -309,6 +320,14 @@ std::string check_header(range_reader & in, weights & out) {
                 return TRUNCATED;
             }
             out.looks_ahead = causal == 0;
+        } else if (ends_with(key, "_epsilon") && type == TYPE_FLOAT32) {
+            float epsilon;
+            if (!in.read(epsilon)) {
+                return TRUNCATED;
+            }
+            if (!(epsilon >= 0) || std::isinf(epsilon)) { // ggml aborts when it computes
+                return "damaged: " + key + " is " + std::to_string(epsilon);
+            }
         } else if (key == "general.type" && type == TYPE_STRING) {
             if (!read_string(in, kind)) {
                 return TRUNCATED;

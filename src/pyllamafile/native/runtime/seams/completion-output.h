@@ -19,6 +19,8 @@ extern bool completion_is_scripted;
 // The last character of the text, so that main.cpp can end its last line.
 extern char completion_last;
 
+bool an_error_was_said(); // errors.cpp
+
 static inline void completion_output(const char * format, const char * text) {
     if (text[0] != '\0') {
         completion_last = text[strlen(text) - 1];
@@ -49,6 +51,9 @@ template <typename... Values> static void completion_error(const char * format, 
     if (!completion_is_scripted) {
         common_log_add(common_log_main(), GGML_LOG_LEVEL_ERROR, format, values...);
         return;
+    }
+    if (an_error_was_said()) {
+        return; // this is what follows from it
     }
     const auto say = [](const char * text, auto... rest) { fprintf(stderr, text, rest...); };
     if (format[0] == ' ') {
