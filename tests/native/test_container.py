@@ -12,8 +12,8 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
+import loadable
 import pytest
-from fixtures import tiny_gguf
 from oci import images
 from running import free_port, need, ready
 
@@ -177,7 +177,7 @@ def test_other_readers_find_the_same(image: Path, tmp_path: Path) -> None:
 def test_a_server_of_several_models(smollm2: Path, tmp_path: Path, runtime: Path) -> None:
     """The program of the image, with its models where they would be. (A container's is alike.)"""
     file = tmp_path / "two.llamafile"
-    tiny_gguf(tmp_path / "second.gguf", name="Second")
+    loadable.llama().write(tmp_path / "second.gguf")
     pyllamafile.build([smollm2, tmp_path / "second.gguf"], file, targets=["linux-amd64"])
     image = pyllamafile.export(file, tmp_path / "image").path
     bundle = unpacked(image, tmp_path / "bundle")
