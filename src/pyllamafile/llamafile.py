@@ -29,6 +29,7 @@ SIGNATURE: Final = f"{MANIFEST}.sig"
 
 ARGS: Final = ".args"
 PERSONA: Final = "persona.json"
+READ: Final = ".read"
 GUI: Final = "ui/"
 LICENSES: Final = "LICENSES/"
 GUI_NOTICES: Final = f"{LICENSES}web-gui.txt"

@@ -22,6 +22,7 @@ from pyllamafile.llamafile import (
     LICENSES,
     PERSONA,
     PROOF,
+    READ,
     WEIGHTS,
     manifest_entry,
 )
@@ -151,6 +152,7 @@ def whole(
     head_program: HeadProgram | None = None,
     extras: Sequence[File] = (),
     args: str | None = None,
+    read: bytes | None = None,
     persona: bytes | None = None,
     gui: Sequence[Entry] = (),
     proof: Entry | None = None,
@@ -165,6 +167,7 @@ def whole(
         head_program: The program that the file itself is, one of those.
         extras: More files.
         args: The text of `.args`.
+        read: The text that the file has read.
         persona: The text of `persona.json`.
         gui: The web GUI's entries, its notices among them.
         proof: The model of `--prove`, or None to leave it out.
@@ -184,6 +187,7 @@ def whole(
     entries = [
         *(_entry(file) for file in (*models, *extras)),
         *([Entry(ARGS, args.encode())] if args is not None else []),
+        *([Entry(READ, read)] if read is not None else []),
         *([Entry(PERSONA, persona)] if persona is not None else []),
     ]
     return laid_out(runs, entries)

@@ -309,6 +309,10 @@ def test_pictures_in_a_conversation(seeing: Path, pictures: list[Path]) -> None:
     assert look(pictures[0], "--image", pictures[0], said="") == red
     done = run(seeing, "--chat", "-n", "2", stdin=f"/image {pictures[0]}\nHm\n/context\n".encode())
     assert re.search(rb"\d+ of 8192 tokens, pictures not counted: 1\n$", done.stdout)
+    asked = run(
+        seeing, "--ask", "What is it?", "--image", pictures[0], *("-n", "12", "--temp", "0")
+    )
+    assert (asked.returncode, asked.stdout, asked.stderr) == (0, red, b"")
 
 
 def with_picture(path: Path) -> list[dict[str, Any]]:

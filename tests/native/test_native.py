@@ -243,7 +243,7 @@ def test_every_option_in_the_manual_exists(llamafile: Path) -> None:
     for mode in (["--server"], ["--completion"], ["-p", "x", "--image", "x"]):
         text = run(llamafile, *mode, "--help-all").stdout.decode()
         known |= set(re.findall(r"(?<!\S)(--?[a-z][a-z0-9-]*)", text))
-    ours = {"--nobrowser", "--url-prefix", "--help-all", "--chat"}
+    ours = {"--nobrowser", "--url-prefix", "--help-all", "--chat", "--ask"}
     ours |= {"--allow-origin", "--allow-host", "--no-api-key", "--unsafe-no-sandbox", "--grace"}
     assert named - known == ours & named
 

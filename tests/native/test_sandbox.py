@@ -30,7 +30,7 @@ pytestmark = pytest.mark.native
 ATTEMPTS = Path(__file__).with_name("sandbox.cpp")
 SANDBOX = RUNTIME / "system" / "sandbox"
 # As system/sandbox.h counts them.
-PRINTS, COMPUTES, SERVES, ROUTES, CONVERSES, ASKS, KEEPS = range(7)
+PRINTS, COMPUTES, SERVES, ROUTES, CONVERSES, ASKS, QUESTIONS, KEEPS = range(8)
 REFUSED = {"EPERM", "EACCES", "ENOSYS"}
 
 # What each duty may do, out of all that tests/native/sandbox.cpp tries; all else is refused.
@@ -46,6 +46,7 @@ MAY = {
     CONVERSES: EVERYBODY | FILES | {"socket", "connect own"},
     ASKS: EVERYBODY | FILES | {"socket", "socket UDP", "socket MPTCP", "connect own",
                                "connect other", "fast open"},
+    QUESTIONS: EVERYBODY | {"socket", "connect own"},
     KEEPS: EVERYBODY,
 }  # fmt: skip
 WHEN_READY = {**MAY, SERVES: EVERYBODY}

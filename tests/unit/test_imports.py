@@ -21,6 +21,7 @@ GRAPH = {
     "runtimes": {"errors"},
     "arguments": {"errors"},
     "persona": {"arguments", "errors", "paths"},
+    "documents": {"arguments", "errors"},
     "appearing": {"errors"},
     "machine": set(),
     "copying": {"errors", "progress"},
@@ -87,8 +88,9 @@ GRAPH = {
         "shift", "zipalign",
     },
     "ops.build": {
-        "", "appearing", "arguments", "engine", "errors", "llamafile", "models.convert",
-        "models.fit", "models.forecast", "models.gguf", "models.source", "models.sources",
+        "", "appearing", "arguments", "documents", "engine", "errors", "llamafile",
+        "models.convert", "models.fit", "models.forecast", "models.gguf", "models.source",
+        "models.sources",
         "ops.in_place", "output", "paths", "persona", "plan", "progress", "targets", "zipalign",
     },
     "ops.upgrade": {

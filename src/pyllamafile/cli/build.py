@@ -62,6 +62,13 @@ if TYPE_CHECKING:
     help="The file to write.  [default: NAME.llamafile]",
 )
 @click.option("--name", metavar="NAME", help="The model's name.  [default: its file's name]")
+@click.option(
+    "--read",
+    multiple=True,
+    type=PATH,
+    metavar="FILE",
+    help="A document that the model has read. Repeat it for several documents.",
+)
 @click.option("--system", type=PATH, metavar="FILE", help="The system prompt, in a text file.")
 @click.option("--greeting", metavar="TEXT", help="What the model says before anybody asks.")
 @click.option(
@@ -130,6 +137,7 @@ def build(
     allow_requantize: bool,
     output: Path | None,
     name: str | None,
+    read: tuple[Path, ...],
     system: Path | None,
     greeting: str | None,
     suggest: tuple[str, ...],
@@ -178,6 +186,11 @@ def build(
     A TARGET is a system on a processor such as linux-amd64; `pyllamafile runtimes list` lists
     them. It can also be a group: a system (linux), a processor (arm64), or all.
 
+    --read takes Markdown, plain text, HTML, PDF and DOCX (the last two take
+    pip install 'pyllamafile[documents]'). The text stands behind the system prompt of every
+    conversation, so it has to fit the context: about four letters are a token. The option --no-read
+    of the file leaves it out.
+
     --name, --system, --greeting, --suggest, --icon and --accent say who the file is. The web GUI
     and the mode --chat show it, and --system holds for both. In the FILE.toml of --persona the keys
     are name, greeting, suggestions (a list), accent, system (a text), system-file and icon (names
@@ -218,6 +231,7 @@ def build(
             mmproj=mmproj,
             draft=draft,
             name=name,
+            read=read,
             persona=_persona(persona_file, name, system, greeting, suggest, icon, accent),
             targets=targets,
             args=arg,
@@ -247,6 +261,8 @@ def build(
         say(f"  lacking   {lacking} (pyllamafile runtimes build --all)")
     for model in built.base:
         say(f"  no chat   {shown(model)} has no chat format's tokens: it seems a base model")
+    if built.read:
+        say(f"  has read  {amount(built.read)} of text, about {built.read // 4:,} tokens")
     if built.persona:
         say(f"  persona   {shown(built.persona)}")
     if built.own_args:

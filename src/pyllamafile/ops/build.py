@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import get_args
 
 import pyllamafile
-from pyllamafile import arguments, engine, plan, zipalign
+from pyllamafile import arguments, documents, engine, plan, zipalign
 from pyllamafile.appearing import appearing, exists, permitted, scratch_folder
 from pyllamafile.arguments import SYSTEM, quote
 from pyllamafile.engine import Format
@@ -65,6 +65,7 @@ class Built:
         broken: Names of weights whose chat template can't be parsed, each with the reason;
             nothing is looked for where the package jinja2 is missing.
         persona: What of a persona went in, such as "name, greeting"; None without one.
+        read: Bytes of text that it has read.
         own_args: The arguments that came with the weights and went into `.args`.
         remarks: What else came with the weights and was left out.
     """
@@ -83,6 +84,7 @@ class Built:
     base: tuple[str, ...] = ()
     broken: tuple[tuple[str, str], ...] = ()
     persona: str | None = None
+    read: int = 0
     own_args: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
 
@@ -108,6 +110,7 @@ def build(
     mmproj: PathLike | None = None,
     draft: PathLike | None = None,
     name: str | None = None,
+    read: PathLike | Sequence[PathLike] = (),
     persona: Persona | None = None,
     targets: str | Sequence[str] = (),
     args: str | Sequence[str] = (),
@@ -137,6 +140,8 @@ def build(
         mmproj: The projector that lets it see or hear.
         draft: A small model of the same vocabulary that drafts for it (speculative decoding).
         name: What the model is called; by default as the persona, or as its file is.
+        read: Documents whose text stands behind the system prompt of every conversation:
+            Markdown, HTML, PDF, DOCX, or any other text.
         persona: Who the file says it is. One that has no name takes `name`, if that is given.
         targets: Systems to run on, or groups of them such as ``linux``, ``arm64`` and
             ``all``; by default those whose runtimes are at hand.
@@ -165,6 +170,8 @@ def build(
     asked = _Asked.of(gguf, lora, mmproj, draft, quantize_to)
     systems = _systems(targets, format)
     persona = persona or Persona()
+    sources_of_text = [path_of(path) for path in several(read)]
+    read_text = documents.joined(sources_of_text).encode() if sources_of_text else None
     stem = asked.stem(quantize_to)
     if name and name != stem and not persona.name:
         persona = replace(persona, name=name)
@@ -196,6 +203,7 @@ def build(
             head_program=program,
             extras=given.extras,
             args=given.args,
+            read=read_text,
             persona=persona.text,
             gui=engine.gui_entries(tell) if gui else (),
             proof=engine.proof_entry() if prove else None,
@@ -235,6 +243,7 @@ def build(
             if facts.chat_template and (problem := broken_template(facts.chat_template))
         ),
         persona=persona.summary or None,
+        read=len(read_text or b""),
         own_args=tuple(itertools.chain(*asked.args)),
         remarks=tuple(asked.remarks),
     )

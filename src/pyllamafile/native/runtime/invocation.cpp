@@ -10,6 +10,7 @@
 #include "llama.h"
 #include "named.h"
 #include "router.h"
+#include "seams/reading.h"
 #include "system/cpu.h"
 #include "system/threads.h"
 #include "weights.h"
@@ -48,10 +49,11 @@ struct mode {
     arguments first; // in front of what the user gave
 };
 
-enum { SERVE, CHAT, COMPLETE };
+enum { SERVE, CHAT, ASK, COMPLETE };
 const mode MODES[] = {
     { "--server", llama_server, LLAMA_EXAMPLE_SERVER, true, true, false, {} },
     { "--chat", chat, LLAMA_EXAMPLE_CLI, true, true, false, {} },
+    { "--ask", ask, LLAMA_EXAMPLE_CLI, true, true, true, { "--no-warmup" } },
     { "--cli",
       llama_completion,
       LLAMA_EXAMPLE_COMPLETION,
@@ -86,6 +88,7 @@ std::map<std::string, size_t> our_flags() {
                  { "--grace", 1 },
                  { "--chats", 1 },
                  { "--no-chats", 0 },
+                 { "--no-read", 0 },
                  { "--unsafe-no-sandbox", 0 },
                  { "--unsecure", 0 },
                  { "--allow-host", 1 },
@@ -94,7 +97,12 @@ std::map<std::string, size_t> our_flags() {
     for (const mode & known : MODES) {
         out[known.flag] = 0;
     }
+    out[MODES[ASK].flag] = 1; // the question
     return out;
+}
+
+bool converses(const mode & chosen) {
+    return chosen.tool == chat || chosen.tool == ask;
 }
 
 const names MODEL = { "-m", "--model" };
@@ -161,6 +169,14 @@ void name_chat_template(arguments & args, const flag_table & flags) {
                          ": neither a template in Jinja nor one of llama.cpp's formats: " + all);
 }
 
+// A question is a prompt, for which a later -p or -f may stand in; - is standard input.
+void become_prompt(arguments & args, size_t at) {
+    if (at + 1 == args.size()) {
+        refuse(args[at], args[at] + " needs a question: a text, or - for standard input");
+    }
+    args[at] = args[at + 1] == "-" ? "-f" : "-p";
+}
+
 // Takes the flags of modes out. Of several the last one counts, so that the user's wins over that
 // of `.args`. Without any, and with --cli, the mode is what the arguments are good for; a text to
 // complete is stronger than a server that only `.args` ask for.
@@ -181,6 +197,9 @@ choice take_mode(arguments & args, const flag_table & flags) {
         }
     }
     const bool by_user = named != nullptr && args[last].from == origin::user;
+    if (named == &MODES[ASK]) {
+        become_prompt(args, last);
+    }
     for (const mode & candidate : MODES) {
         flags.take(args, { candidate.flag });
     }
@@ -300,7 +319,7 @@ std::string choose_weights(arguments & args, const flag_table & flags, const mod
                 found.path.c_str(), moved ? " (some zip tool moved them)" : "");
         args.insert(args.end(), { "--load-mode", "none" });
     }
-    if (chosen.tool == chat && !found.chats && !flags.has(args, TEMPLATE) &&
+    if (converses(chosen) && !found.chats && !flags.has(args, TEMPLATE) &&
         !is_set("LLAMA_ARG_CHAT_TEMPLATE") && !is_set("LLAMA_ARG_CHAT_TEMPLATE_FILE")) {
         fputs(
             "note: these weights have no chat template: they may be a base model, which continues "
@@ -378,6 +397,14 @@ void keep_output_clean(arguments & args, const flag_table & flags) {
     }
 }
 
+// Upstream's own tools complete an empty text; an empty question has no answer.
+void check_question(const arguments & args, const flag_table & flags) {
+    const size_t at = flags.find(args, { "-p", "--prompt" });
+    if (at + 1 < args.size() && args[at + 1].find_first_not_of(" \t\r\n") == word::npos) {
+        refuse(args[at], "the question is empty");
+    }
+}
+
 bool wants_log(const arguments & args, const flag_table & flags) {
     return flags.has(args, { "-v", "--verbose", "--log-verbose", "-lv", "--verbosity",
                              "--log-verbosity" }) ||
@@ -431,6 +458,7 @@ invocation read_invocation(const arguments & own, const arguments & user) {
     const auto & chosen = mode.chosen;
     out.tool = chosen.tool;
     out.serves = chosen.tool == llama_server;
+    out.converses = converses(chosen);
     out.own_flags = chosen.flags == NO_COMMON_FLAGS;
     if (out.serves && flags.take(args, TEXT, origin::user)) {
         fputs("note: the server completes no -p or -f; leave --server out for that\n", stderr);
@@ -455,10 +483,20 @@ invocation read_invocation(const arguments & own, const arguments & user) {
         check_partners(args, flags);
     }
     need_what_the_mode_needs(chosen, args, flags);
+    if (flags.take(args, { "--no-read" })) {
+        read_nothing();
+    }
+    if (out.serves || out.converses) {
+        text_read(); // now, if it can't be read
+    }
     out.browser = !flags.take(args, { "--nobrowser" });
     name_chat_template(args, flags);
     if (chosen.flags != NO_COMMON_FLAGS) {
         read_inputs(args, flags, chosen.flags);
+    }
+    if (chosen.tool == ask) {
+        check_question(args, flags);
+        keep_output_clean(args, flags);
     }
     out.grace = take_grace(args, flags);
     if (out.serves) {

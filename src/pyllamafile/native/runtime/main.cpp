@@ -126,7 +126,7 @@ int run(const char * program, const arguments & user) {
     allow_what_is_named(asked);
     if (asked.wanted != invocation::WORK) {
         enter_sandbox(duty::PRINTS);
-    } else if (!asked.serves && asked.tool != chat) {
+    } else if (!asked.serves && !asked.converses) {
         enter_sandbox(duty::COMPUTES); // the others when they know their ports
     }
     switch (asked.wanted) {

@@ -3,6 +3,7 @@
 #include "container.h"
 #include "seams/presets.h"
 #include "speculative.h"
+#include "system/system.h"
 #include "weights.h"
 
 #include <cstdlib>
@@ -218,14 +219,6 @@ void add_partners(const common_preset_context & context, const container & zip,
             preset.set_option(context, flag.preset, value);
         }
     }
-}
-
-void set_variable(const char * name, const std::string & value) {
-#ifdef _WIN32
-    _putenv_s(name, value.c_str());
-#else
-    setenv(name, value.c_str(), 1);
-#endif
 }
 
 } // namespace

@@ -54,6 +54,7 @@ using json = nlohmann::ordered_json;
 namespace fs = std::filesystem;
 
 bool at_terminal = false; // somebody types, and sees what is written
+bool asks_once = false;   // --ask: one question, and what comes out is the answer alone
 
 // Ctrl-C stops an answer. At a terminal it is heard at all times, at the next prompt if nowhere
 // before (but on Windows, while the model answers). Where nobody hears it, or the last one is not
@@ -251,6 +252,21 @@ class conversation {
         throw std::runtime_error(word + ": no such command (/help lists them)");
     }
 
+    // Lets the model answer a text, whatever it begins with. False if Ctrl-C stopped the answer.
+    bool ask(const std::string & text) {
+        const std::string all = texts + text;
+        json content = all;
+        if (!images.empty()) {
+            content = images;
+            content.push_back({ { "type", "text" }, { "text", all } });
+        }
+        const bool more = !texts.empty() || !images.empty();
+        messages.push_back({ { "role", "user" }, { "content", content } });
+        texts.clear();
+        images = json::array();
+        return answer(more ? ", with all that was added to it" : "");
+    }
+
     void stage_image(const std::string & path) {
         if (!sees) {
             throw std::runtime_error("this model sees no images");
@@ -291,24 +307,10 @@ class conversation {
     }
 
   private:
-    void ask(const std::string & text) {
-        const std::string all = texts + text;
-        json content = all;
-        if (!images.empty()) {
-            content = images;
-            content.push_back({ { "type", "text" }, { "text", all } });
-        }
-        const bool more = !texts.empty() || !images.empty();
-        messages.push_back({ { "role", "user" }, { "content", content } });
-        texts.clear();
-        images = json::array();
-        answer(more ? ", with all that was added to it" : "");
-    }
-
     // Lets the model answer the last message, which is the user's. Without an answer it goes, with
     // what it was made of: a file too long for the context would make the next one too long as
-    // well.
-    void answer(const std::string & with = "") {
+    // well. False if Ctrl-C stopped it.
+    bool answer(const std::string & with = "") {
         json body = { { "messages", messages }, { "stream", true }, { "timings_per_token", true } };
         if (!grammar.empty()) {
             body["grammar"] = grammar;
@@ -346,9 +348,11 @@ class conversation {
             print(DISPLAY_TYPE_RESET, text("content"), said);
         };
         answering = 1;
-        const std::string refused = server.post_sse(
-            "/v1/chat/completions", body.dump(), [] { return interrupted != 0; }, take_chunk);
+        const auto to_stop = [] { return interrupted != 0 || ferror(stdout) != 0; };
+        const std::string refused =
+            server.post_sse("/v1/chat/completions", body.dump(), to_stop, take_chunk);
         answering = 0;
+        const bool stopped = interrupted != 0;
         interrupted = 0;
         console::set_display(DISPLAY_TYPE_RESET);
         const std::string & end = said.empty() ? thought : said;
@@ -367,11 +371,15 @@ class conversation {
         }
         problem = refused.empty() ? problem : message_of(refused);
         if (!problem.empty()) {
+            if (asks_once) {
+                throw std::runtime_error(problem);
+            }
             const bool full = problem.find("context") != std::string::npos;
             throw std::runtime_error(
                 problem + (nothing ? "; the question was taken back" + with : "") +
                 (full ? " (/forget drops the oldest messages, /clear all)" : ""));
         }
+        return !stopped;
     }
 
     bool has_system() const {
@@ -662,6 +670,14 @@ template <typename Action> void attempt(int & code, const Action & action) {
     }
 }
 
+int answer_once(cli_client & server, const common_params & params) {
+    conversation talk(server, params);
+    for (const std::string & path : params.image) {
+        talk.stage_image(path);
+    }
+    return talk.ask(params.prompt) ? 0 : 130;
+}
+
 int talk(cli_client & server, const common_params & params) {
     conversation talk(server, params);
     int code = 0;
@@ -818,14 +834,7 @@ bool read_options(int argc, char ** argv, common_params & params) {
     return true;
 }
 
-} // namespace
-
-int chat(int argc, char ** argv) {
-#ifdef _WIN32
-    at_terminal = _isatty(_fileno(stdin)) && _isatty(_fileno(stdout));
-#else
-    at_terminal = isatty(STDIN_FILENO) && isatty(STDOUT_FILENO);
-#endif
+int converse(int argc, char ** argv, int (*with)(cli_client &, const common_params &)) {
     const bool elsewhere = std::any_of(
         argv, argv + argc, [](const char * word) { return strcmp(word, "--server-base") == 0; });
     static model_server server;
@@ -833,7 +842,10 @@ int chat(int argc, char ** argv) {
         fprintf(stderr, "error: the model gets no process of its own: %s\n", strerror(errno));
         return 1;
     }
-    enter_sandbox(elsewhere ? duty::ASKS : duty::CONVERSES, server.ports());
+    enter_sandbox(elsewhere   ? duty::ASKS
+                  : asks_once ? duty::QUESTIONS
+                              : duty::CONVERSES,
+                  server.ports());
     common_params params;
     if (!read_options(argc, argv, params)) {
         return 1;
@@ -854,7 +866,7 @@ int chat(int argc, char ** argv) {
     console::spinner::stop();
     int code = 1;
     try {
-        code = client.server_base.empty() ? 1 : talk(client, params);
+        code = client.server_base.empty() ? 1 : with(client, params);
     } catch (const std::exception & problem) {
         fprintf(stderr, "error: %s\n", problem.what());
     }
@@ -862,4 +874,20 @@ int chat(int argc, char ** argv) {
         server.end();
     }
     leave(code);
+}
+
+} // namespace
+
+int chat(int argc, char ** argv) {
+#ifdef _WIN32
+    at_terminal = _isatty(_fileno(stdin)) && _isatty(_fileno(stdout));
+#else
+    at_terminal = isatty(STDIN_FILENO) && isatty(STDOUT_FILENO);
+#endif
+    return converse(argc, argv, talk);
+}
+
+int ask(int argc, char ** argv) {
+    asks_once = true;
+    return converse(argc, argv, answer_once);
 }

@@ -14,7 +14,8 @@ static const permissions TABLE[] = {
     { duty::ROUTES,    "the server of several",  files::NAMED, files::NAMED, network::ROUTES,   true },
     // It reads and writes what somebody types, and never sees the weights: a process beside it does.
     { duty::CONVERSES, "--chat at the terminal", files::ALL,   files::ALL,   network::CONNECTS, false },
-    { duty::ASKS,      "--chat --server-base",   files::ALL,   files::ALL,   network::ANYWHERE, false },
+    { duty::ASKS,      "--server-base",          files::ALL,   files::ALL,   network::ANYWHERE, false },
+    { duty::QUESTIONS, "--ask",                  files::NAMED, files::NAMED, network::CONNECTS, false },
     // It has the web GUI's conversations, in a folder that is all it may use (web/keeper.cpp).
     { duty::KEEPS,     "the server's keeper",    files::NAMED, files::NAMED, network::NONE,     false },
 };

@@ -26,5 +26,8 @@ void end_at_once(int signal);
 // The arguments behind the program's name, in UTF-8.
 arguments command_line(int argc, char ** argv);
 
+// A variable of the environment, for this process and those that it starts.
+void set_variable(const char * name, const std::string & value);
+
 // The path of the running program, or empty where the system can't tell.
 std::string own_path();

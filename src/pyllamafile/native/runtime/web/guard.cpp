@@ -4,6 +4,7 @@
 
 #include "../seams/web-guard.h"
 #include "../system/peer.h"
+#include "../system/system.h"
 
 #include <algorithm>
 #include <atomic>
@@ -94,11 +95,7 @@ std::vector<std::string> taken(arguments & args, const flag_table & flags, const
 void hand_down() {
     const std::string text =
         joined(policy.listens) + PART + joined(policy.hosts) + PART + joined(policy.origins) + PART;
-#ifdef _WIN32
-    _putenv_s(HANDED_DOWN, text.c_str());
-#else
-    setenv(HANDED_DOWN, text.c_str(), 1);
-#endif
+    set_variable(HANDED_DOWN, text);
 }
 
 // 144 bits of the system's randomness, in letters that a URL takes as they are.

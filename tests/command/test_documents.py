@@ -1,0 +1,118 @@
+"""Documents that a file has read: their text, what is refused, where it goes."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import pyllamafile
+from pyllamafile import PyllamafileError, documents
+
+
+@pytest.fixture
+def here(folder: Path, model: Path) -> Path:
+    shutil.copy(model, folder / "m.gguf")
+    return folder
+
+
+def test_texts_become_one_entry(run, here):
+    Path("a.md").write_bytes("\ufeff# Prices\r\n\r\nTurnip: 7\r\n".encode())
+    Path("b.txt").write_bytes("Größe".encode("utf-16"))
+    done = run("build", "--gguf", "m.gguf", "-o", "o", "--read", "a.md", "--read", "b.txt")
+    assert re.search(r"\n  has read  .+ of text, about 13 tokens\n", done.out)
+    with zipfile.ZipFile("o") as archive:
+        text = archive.read(".read").decode()
+    assert text == "File a.md:\n# Prices\n\nTurnip: 7\n\nFile b.txt:\nGröße\n"
+    assert run("verify", "o").code == 0
+    assert run("upgrade", "o").code == 0
+    with zipfile.ZipFile("o") as archive:
+        assert archive.read(".read").decode() == text
+    two = pyllamafile.build("m.gguf", "two", read=["a.md", "b.txt"])
+    assert two.path.read_bytes() == Path("o").read_bytes()
+
+
+def test_a_page(tmp_path):
+    page = tmp_path / "a.html"
+    page.write_text(
+        "<html><head><title>x</title><script>no()</script></head><body><h2>Prices &amp; more</h2>"
+        "<p>One   turnip\n costs<br>seven.</p><ul><li>red</li><li>blue</li></ul>"
+        "<table><tr><td>a</td><td>1</td></tr><tr><td>b</td><td>2</td></tr></table></body></html>"
+    )
+    assert documents.text_of(page) == (
+        "## Prices & more\n\nOne turnip costs\nseven.\n\n- red\n- blue\n\na | 1\nb | 2"
+    )
+
+
+def test_a_document_of_word(tmp_path):
+    docx = pytest.importorskip("docx", reason="pip install 'pyllamafile[documents]'")
+    document = docx.Document()
+    document.add_heading("Prices", 1)
+    document.add_paragraph("One turnip costs seven.")
+    table = document.add_table(1, 2)
+    table.rows[0].cells[0].text, table.rows[0].cells[1].text = "a", "1"
+    document.save(tmp_path / "a.docx")
+    assert documents.text_of(tmp_path / "a.docx") == (
+        "# Prices\n\nOne turnip costs seven.\n\na | 1"
+    )
+
+
+def test_a_pdf(tmp_path):
+    pytest.importorskip("pypdf", reason="pip install 'pyllamafile[documents]'")
+    (tmp_path / "a.pdf").write_bytes(pdf("One turnip costs seven."))
+    assert documents.text_of(tmp_path / "a.pdf") == "One turnip costs seven."
+    (tmp_path / "b.pdf").write_bytes(pdf(""))
+    with pytest.raises(PyllamafileError, match=r"b\.pdf: has no text in it: its pages may be pic"):
+        documents.text_of(tmp_path / "b.pdf")
+    (tmp_path / "c.pdf").write_bytes(b"%PDF-1.4\nrubbish")
+    with pytest.raises(PyllamafileError, match=r"c\.pdf: can't be read as PDF"):
+        documents.text_of(tmp_path / "c.pdf")
+
+
+def pdf(text: str) -> bytes:
+    """A page with one line (ISO 32000-1, sections 7.5 and 9.4)."""
+    drawn = f"BT /F1 12 Tf 72 720 Td ({text}) Tj ET".encode()
+    objects = [
+        b"<< /Type /Catalog /Pages 2 0 R >>",
+        b"<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
+        b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Contents 4 0 R"
+        b" /Resources << /Font << /F1 5 0 R >> >> >>",
+        b"<< /Length %d >>\nstream\n%b\nendstream" % (len(drawn), drawn),
+        b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
+    ]
+    out, places = b"%PDF-1.4\n", []
+    for number, content in enumerate(objects, 1):
+        places.append(len(out))
+        out += b"%d 0 obj\n%b\nendobj\n" % (number, content)
+    table = b"".join(b"%010d 00000 n \n" % place for place in places)
+    end = b"trailer << /Size 6 /Root 1 0 R >>\nstartxref\n%d\n%%%%EOF\n" % len(out)
+    return out + b"xref\n0 6\n0000000000 65535 f \n" + table + end
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", b"", "a.txt: has no text in it"),
+        ("a.md", b" \n", "a.md: has no text in it"),
+        ("a.txt", b"\xff\xfe\xff", "a.txt: is no text in UTF-8 or UTF-16"),
+        ("a.txt", b"a\0b", "a.txt: is no text"),
+        ("a.html", b"<script>x</script>", "a.html: has no text in it"),
+    ],
+)
+def test_what_has_no_text(fails, here, name, content, message):
+    Path(name).write_bytes(content)
+    fails(message, "build", "--gguf", "m.gguf", "-o", "o", "--read", name)
+    assert not Path("o").exists()
+
+
+def test_a_document_that_is_not_there(fails, here):
+    fails("none.md: No such file or directory", "build", "--gguf", "m.gguf", "--read", "none.md")
+
+
+def test_more_than_a_runtime_reads(fails, here):
+    Path("a.txt").write_text("a" * (16 << 20))
+    message = "the documents have 16,777,229 bytes of text, and may have 16,777,216"
+    fails(message, "build", "--gguf", "m.gguf", "-o", "o", "--read", "a.txt")
