@@ -14,15 +14,15 @@ import pyllamafile
 
 pytestmark = pytest.mark.native
 
-PRICES = "The price of a turnip is 712 crowns.\n"
+SECRET = "The secret password of the library is kumquat.\n"
 
 
 @pytest.fixture(scope="module")
-def merchant(smollm2: Path, runtime: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("merchant")
-    (folder / "prices.md").write_text(PRICES)
+def librarian(smollm2: Path, runtime: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("librarian")
+    (folder / "secret.md").write_text(SECRET)
     return pyllamafile.build(
-        smollm2, folder / "m.llamafile", read=folder / "prices.md", targets=["linux-amd64"]
+        smollm2, folder / "m.llamafile", read=folder / "secret.md", targets=["linux-amd64"]
     ).path
 
 
@@ -40,25 +40,25 @@ def prompt(url: str, *messages: tuple[str, str]) -> str:
     return text
 
 
-def test_seam_what_the_file_has_read(merchant: Path) -> None:
-    with serving(merchant, "--nobrowser") as url:
+def test_seam_what_the_file_has_read(librarian: Path) -> None:
+    with serving(librarian, "--nobrowser") as url:
         alone = prompt(url, ("user", "Hi."))
-        assert "system\nFile prices.md:\nThe price of a turnip is 712 crowns." in alone
+        assert "system\nFile secret.md:\nThe secret password of the library is kumquat." in alone
         behind = prompt(url, ("system", "Be brief."), ("user", "Hi."))
-        assert "system\nBe brief.\n\nFile prices.md:\nThe price" in behind
-        assert behind.count("turnip") == 1
-    with serving(merchant, "--nobrowser", "--no-read") as url:
-        assert "turnip" not in prompt(url, ("user", "Hi."))
+        assert "system\nBe brief.\n\nFile secret.md:\nThe secret" in behind
+        assert behind.count("kumquat") == 1
+    with serving(librarian, "--nobrowser", "--no-read") as url:
+        assert "kumquat" not in prompt(url, ("user", "Hi."))
 
 
-def test_it_knows_and_without_it_does_not(merchant: Path) -> None:
-    question = ("--ask", "What is the price of a turnip?", "--temp", "0", "-n", "24")
-    assert b"712" in run(merchant, *question).stdout
-    assert b"712" not in run(merchant, *question, "--no-read").stdout
+def test_it_knows_and_without_it_does_not(librarian: Path) -> None:
+    question = ("--ask", "What is the secret password of the library?", "--temp", "0", "-n", "24")
+    assert b"kumquat" in run(librarian, *question).stdout
+    assert b"kumquat" not in run(librarian, *question, "--no-read").stdout
 
 
-def test_it_stands_in_no_completion(merchant: Path) -> None:
-    plain = ("-p", "The price of", "--temp", "0", "-n", "8")
-    done = run(merchant, *plain)
-    assert done.stdout == run(merchant, *plain, "--no-read").stdout
-    assert b"712" not in done.stdout
+def test_it_stands_in_no_completion(librarian: Path) -> None:
+    plain = ("-p", "The secret", "--temp", "0", "-n", "8")
+    done = run(librarian, *plain)
+    assert done.stdout == run(librarian, *plain, "--no-read").stdout
+    assert b"kumquat" not in done.stdout
