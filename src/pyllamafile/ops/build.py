@@ -462,7 +462,8 @@ def _gathered(
         if problem := unmappable(facts[each.name]):
             raise RefusedError(f"{each.path}: {problem}", path=each.path)
     for first in (*(model[0] for model in models), *weights):
-        if facts[first.name].kind == "model":
+        # The runtime that is asked may read the one file that it is given, and no other parts.
+        if facts[first.name].kind == "model" and not facts[first.name].split:
             engine.check_weights(first.path, unsound(facts[first.name]))
     lines = [list(pair) for pair in asked.args if not (system and pair[0] == SYSTEM)]
     if system:

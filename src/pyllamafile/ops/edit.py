@@ -55,7 +55,7 @@ def add(
             facts = gguf.read(given)
             if problem := unmappable(facts):
                 raise RefusedError(f"{given}: {problem}", path=given)
-            if facts.kind == "model":
+            if facts.kind == "model" and not facts.split:
                 engine.check_weights(given, unsound(facts))
         if name == ARGS:
             text = arguments.of_file(given)
