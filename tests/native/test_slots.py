@@ -229,7 +229,8 @@ def slow(llamafile: Path) -> Iterator[tuple[str, dict[str, float]]]:
     with serving(llamafile, "--server", "--nobrowser", "--port", "0", *batch) as url:
         start = time.monotonic()
         alone = foreseen(url)
-        assert time.monotonic() - start > NOTICED * 2
+        if time.monotonic() - start <= NOTICED * 2:
+            pytest.skip("this processor reads the prompt before anybody can leave")
         yield url, alone
 
 
@@ -281,12 +282,13 @@ def resident(url: str) -> int:
     raise AssertionError(f"no process has the port {port} on its command line")
 
 
-@pytest.mark.parametrize("seconds", [20, pytest.param(300, marks=pytest.mark.slow)])
-def test_crowd(seconds: int, llamafile: Path, rng: random.Random) -> None:
+def test_crowd(llamafile: Path, rng: random.Random) -> None:
     """64 clients on 4 slots; half of them leave at random moments; the others have their answers.
 
-    Memory is compared between the end of a first crowd and that of the last.
+    PYLLAMAFILE_TEST_CROWD=300 keeps them there for five minutes. Memory is compared between the
+    middle and the end.
     """
+    seconds = int(os.environ.get("PYLLAMAFILE_TEST_CROWD", "20"))
     port = free_port()
     command = (llamafile, "--server", "--nobrowser", "--temp", "0", "--port", str(port))
     end = time.monotonic() + seconds
