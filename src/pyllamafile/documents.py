@@ -70,6 +70,22 @@ def text_of(path: Path) -> str:
     return text
 
 
+def check(text: bytes) -> None:
+    """Refuse what a runtime would not take for what the file has read.
+
+    Raises:
+        RefusedError: It is no text in UTF-8, or has more than `MOST` bytes.
+    """
+    if len(text) > MOST:
+        raise RefusedError(f"has {len(text):,} bytes of text, and may have {MOST:,}")
+    try:
+        fine = text.strip() and "\0" not in text.decode()
+    except UnicodeDecodeError:
+        fine = False
+    if not fine:
+        raise RefusedError("is no text in UTF-8")
+
+
 def _plain(content: bytes) -> str:
     return decoded(content)
 

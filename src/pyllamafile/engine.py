@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from pyllamafile import arguments, native, plan, zipalign
+from pyllamafile import arguments, documents, native, persona, plan, zipalign
 from pyllamafile.errors import (
+    AccessError,
     DamagedError,
     NotFoundError,
     PyllamafileError,
@@ -23,7 +24,9 @@ from pyllamafile.llamafile import (
     GUI,
     GUI_NOTICES,
     LICENSES,
+    PERSONA,
     PROOF,
+    READ,
     RUNTIME,
     Llamafile,
     is_text,
@@ -175,13 +178,13 @@ def check_arguments(text: bytes, where: str, path: Path | None = None) -> None:
         )
 
 
-def check_weights(path: Path, otherwise: str | None) -> None:
+def check_weights(paths: Sequence[Path], otherwise: str | None) -> None:
     """Refuse weights that llama.cpp refuses.
 
     The runtime of this system is asked, if it is at hand: it loads all but the tensors.
 
     Args:
-        path: A model; of a split one the first part, beside the others.
+        paths: A model; of a split one all parts in order, in one folder.
         otherwise: What is wrong with them as far as can be known without a runtime.
 
     Raises:
@@ -189,13 +192,40 @@ def check_weights(path: Path, otherwise: str | None) -> None:
     """
     here = host()
     runtime = native.find(here) if here else None
-    said = trial.weights_refusal(runtime.program(), path) if runtime else otherwise
+    said = trial.weights_refusal(runtime.program(), paths) if runtime else otherwise
     if said:
+        path = paths[0]
         raise RefusedError(
             said if str(path) in said else f"{path}: {said}",
             hint="a file with these weights would not start",
             path=path,
         )
+
+
+_TEXTS: Final[Mapping[str, Callable[[bytes], object]]] = {
+    PERSONA: persona.said_in,
+    READ: documents.check,
+}
+
+
+def check_text(path: Path, name: str) -> None:
+    """Refuse a file that is to become an entry which a runtime reads, and that is no such text.
+
+    Args:
+        path: Where it is.
+        name: What the entry is called; with most names there is nothing to check.
+
+    Raises:
+        PyllamafileError: It can't be read, or is not what has such a name.
+    """
+    if name not in _TEXTS:
+        return
+    try:
+        _TEXTS[name](path.read_bytes())
+    except OSError as error:
+        raise AccessError(f"{path}: {error.strerror}", path=path) from error
+    except RefusedError as error:
+        raise RefusedError(f"{path}: {error.message}", path=path) from error
 
 
 def gui_entries(progress: Progress) -> list[Entry]:

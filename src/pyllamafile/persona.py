@@ -177,14 +177,18 @@ def said_in(content: bytes) -> Persona:
     Raises:
         RefusedError: It is no such text.
     """
+    if len(content) > MOST:
+        raise RefusedError(f"persona.json has {len(content):,} bytes, and may have {MOST:,}")
     try:
         says = json.loads(content)
-        icon = says.get("icon")
+        icon, suggestions = says.get("icon"), says.get("suggestions", [])
+        if not isinstance(suggestions, list):
+            raise TypeError(suggestions)
         return Persona(
             name=says.get("name"),
             icon=base64.b64decode(icon.removeprefix(_DATA), validate=True) if icon else None,
             greeting=says.get("greeting"),
-            suggestions=tuple(says.get("suggestions", ())),
+            suggestions=tuple(suggestions),
             accent=says.get("accent"),
         )
     except (ValueError, TypeError, AttributeError) as error:

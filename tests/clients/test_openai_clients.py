@@ -129,6 +129,7 @@ def test_instructor_gets_an_object(base: str) -> None:
     assert found.city == "Paris"
 
 
+@pytest.mark.filterwarnings("default")  # it and what it takes warn of themselves
 def test_litellm(base: str, equipped: str) -> None:
     # 200 MB, which no extra installs
     litellm = pytest.importorskip("litellm", reason="litellm is missing: pip install litellm")

@@ -108,6 +108,16 @@ def test_what_has_no_text(fails, here, name, content, message):
     assert not Path("o").exists()
 
 
+@pytest.mark.parametrize("text", [b"", b" ", b"\xff", b"a\0b", b"a" * ((16 << 20) + 1)])
+def test_an_entry_of_this_name_is_a_text(fails, run, here, text):
+    Path("x").write_bytes(text)
+    reason = "has 16,777,217 bytes of text, and may have 16,777,216"
+    message = f"x: {reason if len(text) > 9 else 'is no text in UTF-8'}"
+    fails(message, "build", "--gguf", "m.gguf", "-o", "o", "--add", "x=.read")
+    run("build", "--gguf", "m.gguf", "-o", "o")
+    fails(message, "add", "o", "x=.read")
+
+
 def test_a_document_that_is_not_there(fails, here):
     fails("none.md: No such file or directory", "build", "--gguf", "m.gguf", "--read", "none.md")
 

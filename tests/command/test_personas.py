@@ -140,11 +140,27 @@ def test_files_that_are_no_good(fails, here, option, content, message):
     assert not Path("o").exists()
 
 
-@pytest.mark.parametrize("text", [b"[]", b"{", b'{"name": 3}', b'{"icon": "data:x"}', b"\xff"])
-def test_a_damaged_one_is_shown_as_such(run, here, text):
-    Path("p.json").write_bytes(text)
-    run("build", "--gguf", "m.gguf", "-o", "o", "--add", "p.json=persona.json")
+DAMAGED = [b"[]", b"{", b'{"name": 3}', b'{"icon": "data:x"}', b"\xff", b'{"suggestions": "a"}']
+
+
+@pytest.mark.parametrize("text", DAMAGED)
+def test_a_damaged_one_is_shown_as_such(run, here, monkeypatch, text):
+    with monkeypatch.context() as patched:
+        patched.setattr(Persona, "text", text)
+        pyllamafile.build("m.gguf", "o")
     assert "\n  persona       persona.json says no persona\n" in run("inspect", "o").out
+
+
+@pytest.mark.parametrize("text", DAMAGED)
+def test_a_damaged_one_is_not_added(fails, run, here, text):
+    Path("p.json").write_bytes(text)
+    message = r"p\.json: persona\.json says no persona"
+    fails(message, "build", "--gguf", "m.gguf", "-o", "o", "--add", "p.json=persona.json")
+    run("build", "--gguf", "m.gguf", "-o", "o")
+    fails(message, "add", "o", "p.json=persona.json")
+    Path("p.json").write_text(json.dumps({"name": "Eve"}))
+    assert run("add", "o", "p.json=persona.json").code == 0
+    assert pyllamafile.inspect("o").persona == Persona(name="Eve")
 
 
 def test_an_older_python_without_tomli(toml, monkeypatch):

@@ -6,6 +6,7 @@ import gzip
 import json
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fixtures import grey_png
@@ -33,8 +34,12 @@ def ada(smollm2: Path, runtime: Path, tmp_path_factory: pytest.TempPathFactory) 
     return pyllamafile.build(smollm2, path, persona=ADA, targets=["linux-amd64"]).path
 
 
+def completion(request: Any) -> list[str]:
+    return [request.post_data] if request.url.endswith("/chat/completions") else []
+
+
 @pytest.mark.browser
-def test_in_the_web_gui(ada: Path) -> None:
+def test_seam_a_persona_in_the_web_gui(ada: Path) -> None:
     with (
         serving(ada, "--nobrowser", "--temp", "0", "--api-prefix", "/ada") as url,
         browsing(url) as page,
@@ -49,10 +54,14 @@ def test_in_the_web_gui(ada: Path) -> None:
         colour = "getComputedStyle(document.documentElement).getPropertyValue('--primary')"
         assert page.evaluate(colour).strip() == "#3b82f6"
         page.screenshot(path=ARTIFACTS / "persona.png")
+        asked: list[str] = []
+        page.on("request", lambda request: asked.extend(completion(request)))
         buttons.first.click()
         page.get_by_text("Blue").first.wait_for(timeout=60_000)
         page.wait_for_function("document.title.endsWith(' - Ada')")
         page.screenshot(path=ARTIFACTS / "persona-chat.png")
+        sent = json.loads(asked[-1])["messages"]
+        assert [message["role"] for message in sent] == ["user"]  # so the server has it added
         page.goto(url)  # it greets the next one, too
         page.get_by_role("heading", name=ADA.greeting).wait_for()
         page.locator(".persona-suggestion").first.wait_for()
@@ -81,10 +90,10 @@ def read(url: str, **headers: str) -> bytes:
 def test_over_http(
     smollm2: Path, runtime: Path, tmp_path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "p").write_bytes(content)
     path = tmp_path / "f.llamafile"
-    add = [(tmp_path / "p", "persona.json")]
-    pyllamafile.build(smollm2, path, add=add, targets=["linux-amd64"])
+    with monkeypatch.context() as patched:
+        patched.setattr(Persona, "text", content)
+        pyllamafile.build(smollm2, path, targets=["linux-amd64"])
     said = content if content.startswith(b"{") else b"{}"
     with serving(path, "--nobrowser", "--api-key", "k") as url:  # it is for all, as the pages are
         assert read(f"{url}persona.json") == said

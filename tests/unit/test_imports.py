@@ -39,8 +39,9 @@ GRAPH = {
     "native.trial": {"native.building.tools"},
     "plan": {"copying", "errors", "launcher", "llamafile", "runtimes", "zipalign"},
     "engine": {
-        "arguments", "errors", "launcher", "llamafile", "models.tiny", "native", "native.trial",
-        "ops.verify", "plan", "progress", "runtimes", "targets", "zipalign",
+        "arguments", "documents", "errors", "launcher", "llamafile", "models.tiny", "native",
+        "native.trial", "ops.verify", "persona", "plan", "progress", "runtimes", "targets",
+        "zipalign",
     },
     "output": {
         "appearing", "errors", "llamafile", "ops.verify", "plan", "progress", "zipalign",

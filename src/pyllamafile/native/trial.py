@@ -6,7 +6,7 @@ import contextlib
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pyllamafile.native.building import tools
@@ -39,18 +39,18 @@ def refusal(program: bytes, text: bytes) -> str | None:
     return said.removeprefix(".args of this file: ") if said is not None else None
 
 
-def weights_refusal(program: bytes, weights: Path) -> str | None:
+def weights_refusal(program: bytes, weights: Sequence[Path]) -> str | None:
     """Why weights could not be loaded, in one line; their tensors are not read.
 
     Args:
         program: A runtime that runs here.
-        weights: A GGUF; of a split model the first part, beside the others.
+        weights: A GGUF; of a split model all parts in order, in one folder.
 
     Returns:
         The runtime's own words; None if they could be, or if no program may be started here.
     """
     with unpacked(program) as path:
-        return _said(path, "--check-weights", weights)
+        return _said(path, "--check-weights", *weights)
 
 
 def _said(program: Path, *question: str | Path) -> str | None:

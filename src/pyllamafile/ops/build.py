@@ -449,6 +449,8 @@ def _gathered(
     text_file = path_of(args_file) if args_file is not None else None
     text = _args_text(strings(args, "args"), text_file)
     files = [*itertools.chain(*models, *partners.values()), *extras]
+    for extra in extras:
+        engine.check_text(extra.path, extra.name)
     for file in files:
         headers.watch(file.path)
         arguments.check_nameable(file.path, file.name)
@@ -461,10 +463,10 @@ def _gathered(
     for each in (*itertools.chain(*models), *weights):
         if problem := unmappable(facts[each.name]):
             raise RefusedError(f"{each.path}: {problem}", path=each.path)
-    for first in (*(model[0] for model in models), *weights):
-        # The runtime that is asked may read the one file that it is given, and no other parts.
-        if facts[first.name].kind == "model" and not facts[first.name].split:
-            engine.check_weights(first.path, unsound(facts[first.name]))
+    for whole in (*models, *([extra] for extra in weights)):
+        header = facts[whole[0].name]
+        if header.kind == "model" and (whole in models or not header.split):
+            engine.check_weights([file.path for file in whole], unsound(header))
     lines = [list(pair) for pair in asked.args if not (system and pair[0] == SYSTEM)]
     if system:
         lines.append([SYSTEM, system])
@@ -624,8 +626,8 @@ def _stamp(path: Path) -> tuple[int, ...] | None:
 
 def _check_names(extras: Sequence[File], gui: bool, prove: bool) -> None:
     """Leave to us what we write ourselves."""
+    own = {ARGS, MANIFEST, SIGNATURE, *([PROOF] if prove else [])}
     for file in extras:
-        own = {ARGS, MANIFEST, SIGNATURE, *([PROOF] if prove else [])}
         if file.name in own or (gui and file.name.startswith(GUI)):
             raise RefusedError(
                 f"cannot add {file.name!r}: pyllamafile itself writes what has such a name",

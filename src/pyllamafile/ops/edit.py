@@ -55,8 +55,9 @@ def add(
             facts = gguf.read(given)
             if problem := unmappable(facts):
                 raise RefusedError(f"{given}: {problem}", path=given)
-            if facts.kind == "model" and not facts.split:
-                engine.check_weights(given, unsound(facts))
+            if facts.kind == "model" and not facts.split:  # the other parts may come another time
+                engine.check_weights([given], unsound(facts))
+        engine.check_text(given, name)
         if name == ARGS:
             text = arguments.of_file(given)
             arguments.check(text, {*found.members, *(name for _, name in pairs)}, str(given), given)

@@ -397,6 +397,16 @@ void keep_output_clean(arguments & args, const flag_table & flags) {
     }
 }
 
+// Upstream's server has none; seams/reading.h says what becomes of it.
+void take_system_prompt(arguments & args, const flag_table & flags) {
+    const names SYSTEM = { "-sys", "--system-prompt" };
+    const size_t at = flags.find(args, SYSTEM);
+    if (at + 1 < args.size()) {
+        give_system_prompt(args[at + 1]);
+        flags.take(args, SYSTEM);
+    }
+}
+
 // Upstream's own tools complete an empty text; an empty question has no answer.
 void check_question(const arguments & args, const flag_table & flags) {
     const size_t at = flags.find(args, { "-p", "--prompt" });
@@ -493,6 +503,9 @@ invocation read_invocation(const arguments & own, const arguments & user) {
     name_chat_template(args, flags);
     if (chosen.flags != NO_COMMON_FLAGS) {
         read_inputs(args, flags, chosen.flags);
+    }
+    if (out.serves) {
+        take_system_prompt(args, flags);
     }
     if (chosen.tool == ask) {
         check_question(args, flags);

@@ -207,9 +207,9 @@ int main(int argc, char ** argv) {
         return trespass(own_program, user);
     }
     // And whether weights could be loaded.
-    if (user.size() == 2 && user[0] == "--check-weights") {
+    if (user.size() >= 2 && user[0] == "--check-weights") {
         named names;
-        names.reads = { user[1] };
+        names.reads.assign(user.begin() + 1, user.end()); // the first, and the other parts of it
         names.program = own_program;
         sandbox_names(names, false);
         enter_sandbox(duty::COMPUTES);
@@ -237,12 +237,15 @@ int main(int argc, char ** argv) {
 #if defined(_WIN32) && defined(__x86_64__)
     if (!told && is_emulated()) {
         if (const auto code = hand_over(own_container, "windows-arm64")) {
+            if (*code == 0) {
+                window_may_close(); // the other program has had its own
+            }
             return *code;
         }
     }
 #endif
     try {
-        if (std::find(user.begin(), user.end(), PROVE) != user.end()) {
+        if (!user.empty() && user[0] == PROVE) {
             const int code = prove(own_container, own_program, user);
             return flushed() ? code : 1;
         }

@@ -1,4 +1,4 @@
-// What the file has read: a text that stands behind the system prompt of every conversation.
+// What stands in front of every conversation: a system prompt, and what the file has read.
 
 #include "seams/reading.h"
 
@@ -15,11 +15,21 @@ namespace {
 const char * const ENTRY = ".read";
 const uint64_t MOST = 16 << 20; // bytes; llamafile.py has the same limit
 
-// The router's processes and that of a chat inherit it.
+// The router's processes and that of a chat inherit these.
 const char * const SWITCH = "PYLLAMAFILE_READ";
+const char * const SYSTEM = "PYLLAMAFILE_SYSTEM";
 
 // A client that says so itself has it so.
-const char * const NOTHING_READ = "pyllamafile_nothing_read";
+const char * const NOTHING = "pyllamafile_nothing_in_front";
+
+bool is_text(const std::string & bytes) {
+    try {
+        common_json(bytes).dump(); // it writes UTF-8 alone
+        return bytes.find('\0') == std::string::npos;
+    } catch (const std::exception &) {
+        return false;
+    }
+}
 
 std::string text_of_file() {
     const char * said = getenv(SWITCH);
@@ -33,10 +43,19 @@ std::string text_of_file() {
         return {};
     }
     const std::string text = member->size <= MOST ? zip.content(*member) : "";
-    if (text.empty()) {
-        throw std::runtime_error(std::string(ENTRY) + " of this file can't be read (--no-read "
-                                                      "leaves it out)");
+    if (text.empty() || !is_text(text)) {
+        throw std::runtime_error(std::string(ENTRY) + " of this file " +
+                                 (text.empty() ? "can't be read" : "is no text in UTF-8") +
+                                 " (--no-read leaves it out)");
     }
+    return text;
+}
+
+std::string & system_prompt() {
+    static std::string text = [] {
+        const char * said = getenv(SYSTEM);
+        return std::string(said != nullptr ? said : "");
+    }();
     return text;
 }
 
@@ -56,34 +75,46 @@ const std::string & text_read() {
     return text;
 }
 
-void put_behind_system(common_json & body) {
-    const bool wanted = !body.contains(NOTHING_READ) || body.at(NOTHING_READ) != true;
-    body.erase(NOTHING_READ);
-    const std::string & text = text_read();
-    if (!wanted || text.empty() || !body.contains("messages") || !body.at("messages").is_array()) {
+void give_system_prompt(const std::string & text) {
+    system_prompt() = text;
+    set_variable(SYSTEM, text);
+}
+
+void put_in_front(common_json & body) {
+    const bool wanted = !body.contains(NOTHING) || body.at(NOTHING) != true;
+    body.erase(NOTHING);
+    if (!wanted || !body.contains("messages") || !body.at("messages").is_array()) {
         return;
     }
     common_json & messages = body.at("messages");
-    if (!messages.empty() && is_system(messages.front())) {
-        common_json & system = messages.front();
-        common_json content = system.contains("content") ? system.at("content") : common_json();
-        if (content.is_string()) {
-            const std::string prompt = content.get<std::string>();
-            system["content"] = prompt.empty() ? text : prompt + "\n\n" + text;
-        } else if (content.is_array()) {
-            content.push_back({ { "type", "text" }, { "text", text } });
-            system["content"] = content;
-        } else if (content.is_null()) {
-            system["content"] = text;
+    const std::string & text = text_read();
+    if (messages.empty() || !is_system(messages.front())) {
+        const std::string & prompt = system_prompt();
+        const std::string both = prompt + (prompt.empty() || text.empty() ? "" : "\n\n") + text;
+        if (!both.empty()) {
+            common_json all = common_json::array();
+            all.push_back({ { "role", "system" }, { "content", both } });
+            all.insert(messages);
+            body["messages"] = all;
         }
-        return; // what is none of these is refused by who reads it next
+        return;
     }
-    common_json all = common_json::array();
-    all.push_back({ { "role", "system" }, { "content", text } });
-    all.insert(messages);
-    body["messages"] = all;
+    if (text.empty()) {
+        return;
+    }
+    common_json & system = messages.front();
+    common_json content = system.contains("content") ? system.at("content") : common_json();
+    if (content.is_string()) {
+        const std::string prompt = content.get<std::string>();
+        system["content"] = prompt.empty() ? text : prompt + "\n\n" + text;
+    } else if (content.is_array()) {
+        content.push_back({ { "type", "text" }, { "text", text } });
+        system["content"] = content;
+    } else if (content.is_null()) {
+        system["content"] = text;
+    } // what is none of these is refused by who reads it next
 }
 
-void keep_nothing_read(common_json & body) {
-    body[NOTHING_READ] = true;
+void keep_nothing_in_front(common_json & body) {
+    body[NOTHING] = true;
 }

@@ -1,5 +1,7 @@
 #include "prove/child.h"
 
+#include "system/system.h"
+
 #include <sheredom/subprocess.h>
 
 #include <chrono>
@@ -149,24 +151,12 @@ ended run_child(const std::vector<std::string> & words, const std::string & inpu
 variable::variable(const char * name, const std::string & value) : name(name) {
     const char * old = getenv(name);
     before = old != nullptr ? old : "";
-    set(value);
+    set_variable(name, value);
 }
 
+// One that was not there is empty now, which is none to any reader of ours.
 variable::~variable() {
-    set(before);
-}
-
-// An empty one is none to any reader of ours.
-void variable::set(const std::string & value) const {
-#ifdef _WIN32
-    _putenv_s(name, value.c_str());
-#else
-    if (value.empty()) {
-        unsetenv(name);
-    } else {
-        setenv(name, value.c_str(), 1);
-    }
-#endif
+    set_variable(name, before);
 }
 
 #ifdef _WIN32

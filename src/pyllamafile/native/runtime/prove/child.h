@@ -72,8 +72,6 @@ class variable {
     variable & operator=(const variable &) = delete;
 
   private:
-    void set(const std::string & value) const;
-
     const char * name;
     std::string before;
 };

@@ -133,9 +133,7 @@ std::string web_settle(arguments & args, const flag_table & flags,
         }
     }
     hand_down();
-    const bool local = std::all_of(listens.begin(), listens.end(), [](const std::string & at) {
-        return web_is_loopback(at) || at.find('/') != std::string::npos;
-    });
+    const bool local = web_is_local(listens);
     const bool keyless = flags.take(args, { "--no-api-key" });
     if (local || keyless || flags.has(args, { "--api-key", "--api-key-file" }) ||
         getenv("LLAMA_API_KEY") != nullptr || getenv("LLAMA_ARG_API_KEY_FILE") != nullptr) {

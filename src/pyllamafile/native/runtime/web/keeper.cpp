@@ -261,9 +261,7 @@ chats_place settle_chats(arguments & args, const flag_table & flags,
     std::string folder = wanted && given + 1 < args.size() ? args[given + 1] : "";
     flags.take(args, KEEP);
     flags.take(args, LEAVE);
-    const bool local = std::all_of(listens.begin(), listens.end(), [](const std::string & at) {
-        return web_is_loopback(at) || at.find('/') != std::string::npos;
-    });
+    const bool local = web_is_local(listens);
     if (unwanted || (!wanted && !local)) {
         return {};
     }

@@ -71,6 +71,12 @@ bool web_is_loopback(const std::string & host) {
     return host == "localhost" || host == "::1" || (is_literal(host) && host.rfind("127.", 0) == 0);
 }
 
+bool web_is_local(const std::vector<std::string> & listens) {
+    return std::all_of(listens.begin(), listens.end(), [](const std::string & at) {
+        return web_is_loopback(at) || at.find('/') != std::string::npos;
+    });
+}
+
 bool web_is_other_page(const web_request & request) {
     const std::string authority = authority_of(lower(request.origin));
     return !request.origin.empty() && authority != lower(request.host);

@@ -27,6 +27,9 @@ std::string web_refusal(const web_policy & policy, const web_request & request);
 // browser shows that page the answer only if the answer names the page.
 bool web_is_other_page(const web_request & request);
 
+// Whether what the server listens on, hosts and sockets, is for this machine alone.
+bool web_is_local(const std::vector<std::string> & listens);
+
 // Whether a host is one that only this machine can reach.
 bool web_is_loopback(const std::string & host);
 
