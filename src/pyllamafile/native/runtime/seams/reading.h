@@ -1,5 +1,6 @@
-// In front of upstream's server-common.cpp and server-context.cpp: every conversation has the system
-// prompt that the server was given, unless it has its own, and behind that what the file has read.
+// In front of upstream's server-common.cpp and server-context.cpp: every conversation has the
+// system prompt that the server was given, unless it has its own, and behind that what the file has
+// read.
 #pragma once
 
 #include "json.h"
