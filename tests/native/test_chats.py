@@ -625,6 +625,24 @@ def test_two_browsers_in_one_conversation(llamafile: Path, folder: Path) -> None
 
 
 @pytest.mark.browser
+def test_a_whole_answer_is_not_taken_up_again(llamafile: Path, folder: Path) -> None:
+    """The answer is kept a moment before the server calls it done, or another one is under way."""
+    with keeping(llamafile, "--chats", folder, *ASK) as url, browsing(url) as page:
+        say(page, "Name three colors.")
+        (chat,) = answered(page, folder)
+        id = chat["conv"]["id"]
+        other = page.context.browser.new_context().new_page()
+        running = {"conversation_id": id, "is_done": False, "total_bytes": 1, "started_at": 1}
+        other.route("**/v1/streams/lookup", lambda route: route.fulfill(json=[running]))
+        other.goto(f"{url}#/chat/{id}")
+        other.get_by_text("Name three colors.").first.wait_for()
+        other.wait_for_timeout(1000)
+        say(other, "From the other.")
+        (both,) = answered(page, folder, 2)
+        assert texts(both) > texts(chat) | {"From the other."}
+
+
+@pytest.mark.browser
 def test_two_files_on_one_port_one_after_the_other(
     llamafile: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -465,7 +465,7 @@ def test_seam_no_request_loses_its_model_to_sleep(llamafile: Path) -> None:
     text = "Once upon a time there was a fox. " * 100_000
     with serving(llamafile, *arguments) as url:
 
-        def tokens() -> float:
+        def tokens(text: str) -> float:
             body = json.dumps({"content": text}).encode()
             kind = {"Content-Type": "application/json"}
             request = urllib.request.Request(url + "tokenize", body, kind)
@@ -474,9 +474,10 @@ def test_seam_no_request_loses_its_model_to_sleep(llamafile: Path) -> None:
                 assert len(json.load(answer)["tokens"]) > 100_000
             return time.monotonic() - start
 
-        assert tokens() > 1.2
+        while tokens(text) < 1.2:  # a fast machine
+            text += text
         with ThreadPoolExecutor(3) as pool:
-            for asked in [pool.submit(tokens) for _ in range(3)]:
+            for asked in [pool.submit(tokens, text) for _ in range(3)]:
                 asked.result()
         for pause in (1.0, 1.1, 1.5, 2.5):
             time.sleep(pause)

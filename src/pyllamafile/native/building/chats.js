@@ -15,6 +15,7 @@
     const upstreams = {
         open: IDBFactory.prototype.open,
         deleteDatabase: IDBFactory.prototype.deleteDatabase,
+        fetch: self.fetch,
     };
 
     // What this browser knows of the folder, a row per conversation, for all of its tabs.
@@ -316,6 +317,26 @@
         }
         old.close();
         localStorage.setItem(flag, 'yes');
+    };
+
+    // A page that is opened while the server writes an answer takes it up, from its beginning, and
+    // appends it to the last answer that it has. That one may be whole: a page elsewhere wrote it.
+    const takesUp = async (id) => {
+        const interrupted = localStorage.getItem(`${THEIRS}.streamResume.${id}`);
+        const messages = (database && !interrupted && (await held(id))?.messages) || [];
+        const answers = messages.filter((each) => each.role === 'assistant');
+        return !answers.sort((a, b) => a.timestamp - b.timestamp).at(-1)?.timings;
+    };
+    self.fetch = async (resource, options) => {
+        const answer = await upstreams.fetch.call(self, resource, options);
+        if (!folder || !answer.ok || !`${resource?.url ?? resource}`.endsWith('v1/streams/lookup')) {
+            return answer;
+        }
+        const sessions = await answer.json();
+        const wanted = await Promise.all(
+            sessions.map((each) => takesUp(each.conversation_id.split('::')[0])),
+        );
+        return Response.json(sessions.filter((_, at) => wanted[at]));
     };
 
     const ownName = () => (folder ? `${THEIRS}.${folder}` : THEIRS);
