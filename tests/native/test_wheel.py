@@ -86,8 +86,9 @@ def test_it_builds_a_llamafile_without_a_compiler(
     command = [installed / "pyllamafile", "build", "--gguf", smollm2, "-o", "f"]
     done = run(*command, "--target", "linux-amd64", **bare)
     assert (done.returncode, done.stderr) == (0, b"")
-    # Nothing was built. The runtime that tried the weights ran out of a folder, which is empty again.
-    assert not [path for path in (tmp_path / ".cache").rglob("*") if path.is_file()]
+    # Nothing was built. The runtime that tried the weights ran in a folder that is empty again.
+    cache = tmp_path / ".cache" / "pyllamafile"
+    assert not [path for path in cache.rglob("*") if path.is_file()]
     env = {"PATH": os.defpath, "HOME": str(tmp_path)}  # the launch script takes dd and gzip
     text = run(tmp_path / "f", "--temp", "0", "-n", "8", "-p", "One, two, three,", env=env)
     assert text.returncode == 0
