@@ -5,9 +5,13 @@ Each client asks again as soon as it has its answer, for some seconds. No two qu
 same. Upstream's llama-server is compiled from the same sdist, as speed.py says.
 
     scripts/bench/load.py --model FILE [--clients 1,4,16,64] [--seconds N] [--rounds N]
-        [--slots N] [--prompt N] [--tokens N] [--threads N] [--peer COMMAND | --peer-flags FLAGS]
+        [--slots N] [--prompt N] [--tokens N] [--threads N]
+        [--peer COMMAND | --peer-flags FLAGS | --leavers]
 
 --peer takes another server: a command, which is given --port, -m, -c, -np and -t as well.
+--leavers compares the llamafile with itself: every second client leaves at random moments, long
+before the end of an answer that has none, and in the other turns it stays. The figures are those
+of the other clients.
 """
 
 from __future__ import annotations
@@ -27,7 +31,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -43,6 +47,8 @@ import pyllamafile  # noqa: E402
 from pyllamafile.targets import host  # noqa: E402
 
 TOO_BUSY = 0.05  # of all processors: more than that by other programs, and figures say little
+LEAVING = (0.01, 3.0)  # seconds after which a client that leaves does so
+ENDLESS = 1000  # times the tokens of an answer that its client doesn't wait for
 PATIENCE = 600  # seconds that a server may take to load its model
 WORDS = ("river", "stone", "lamp", "garden", "winter", "paper", "window", "music", "market")
 
@@ -174,25 +180,31 @@ async def ask(port: int, body: dict[str, object], client: Client) -> None:
 
 
 async def clients_of(
-    port: int, count: int, seconds: float, words: int, tokens: int
+    port: int, count: int, seconds: float, words: int, tokens: int, leaving: bool
 ) -> list[Client]:
-    """So many clients for so many seconds."""
+    """So many clients for so many seconds; whether every second one leaves again and again."""
     clients = [Client() for _ in range(count)]
     numbers = iter(range(1 << 30))
+    moments = random.Random(count)
 
-    async def keep_asking(client: Client) -> None:
+    async def keep_asking(client: Client, leaves: bool) -> None:
         while True:
             body = {
                 "prompt": question(next(numbers), words),
-                "n_predict": tokens,
+                "n_predict": tokens * (ENDLESS if leaves else 1),
                 "ignore_eos": True,
                 "cache_prompt": False,
                 "temperature": 0,
                 "stream": True,
             }
-            await ask(port, body, client)
+            asked = ask(port, body, client)
+            with suppress(asyncio.TimeoutError):
+                await (asyncio.wait_for(asked, moments.uniform(*LEAVING)) if leaves else asked)
 
-    asking = [asyncio.create_task(keep_asking(client)) for client in clients]
+    asking = [
+        asyncio.create_task(keep_asking(client, leaving and number % 2 == 1))
+        for number, client in enumerate(clients)
+    ]
     done, _ = await asyncio.wait(asking, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
     for task in asking:
         task.cancel()
@@ -202,7 +214,9 @@ async def clients_of(
     return clients
 
 
-def turn(command: Sequence[str | Path], count: int, options: argparse.Namespace) -> Load:
+def turn(
+    command: Sequence[str | Path], count: int, options: argparse.Namespace, leaving: bool = False
+) -> Load:
     """One server, and so many clients."""
     words, tokens = options.prompt, options.tokens
     with serving(command) as (port, process):
@@ -212,12 +226,12 @@ def turn(command: Sequence[str | Path], count: int, options: argparse.Namespace)
         busy, had = processors()
         ours = worked(process) + time.process_time()
         start = time.perf_counter()
-        clients = asyncio.run(clients_of(port, count, options.seconds, words, tokens))
+        clients = asyncio.run(clients_of(port, count, options.seconds, words, tokens, leaving))
         seconds = time.perf_counter() - start
         ours = worked(process) + time.process_time() - ours
         after, have = processors()
     others = max(0.0, (after - busy - ours) / (have - had))
-    return summary(clients, seconds, others)
+    return summary(clients[:: 2 if options.leavers else 1], seconds, others)
 
 
 def cells(ours: Sequence[Load], theirs: Sequence[Load]) -> list[str]:
@@ -266,14 +280,19 @@ def main() -> None:
     parser.add_argument("--threads", type=positive, default=os.cpu_count())
     parser.add_argument("--peer", type=shlex.split, help="a server in upstream's place")
     parser.add_argument("--peer-flags", default="", help="more compiler flags for upstream")
+    parser.add_argument("--leavers", action="store_true", help="every second client leaves")
     options = parser.parse_args()
     here = host()
     if here is None:
         raise SystemExit("no target is like this machine")
     if not options.model.is_file():
         raise SystemExit(f"{options.model}: there is no such file")
-    name = shlex.join(options.peer) if options.peer else "upstream"
-    peer = options.peer or [speed.upstream(options.peer_flags, ("llama-server",)) / "llama-server"]
+    if options.leavers:
+        compared = "every second client leaves / nobody does; figures of the others"
+    else:
+        compared = f"ours / {shlex.join(options.peer) if options.peer else 'upstream'}"
+        programs = ("llama-server",)
+        peer = options.peer or [speed.upstream(options.peer_flags, programs) / programs[0]]
 
     context = options.slots * (2 * options.prompt + options.tokens + 64)
     common = ["-np", options.slots, "-c", context, "-t", options.threads]
@@ -281,13 +300,13 @@ def main() -> None:
         path = Path(folder) / "load.llamafile"
         pyllamafile.build(options.model, path, gui=False, targets=[here.name])
         ours = [path, "--server", "--nobrowser", *common]
-        theirs = [*peer, "-m", options.model, *common]
+        theirs = ours if options.leavers else [*peer, "-m", options.model, *common]
         print(f"{speed.machine()}, {options.threads} threads; {options.model.name}")
         print(
             f"{options.slots} slots; questions of {options.prompt} words, answers of "
             f"{options.tokens} tokens; {options.rounds} rounds of {options.seconds} seconds"
         )
-        print(f"ours / {name}; fairness: the client with fewest tokens / the one with most\n")
+        print(f"{compared}; fairness: the client with fewest tokens / the one with most\n")
         row = "{:>7} {:>24} {:>20} {:>20} {:>13}"
         titles = ("tokens per second", "first token, s, p50", "p99", "fairness")
         print(row.format("clients", *titles), flush=True)
@@ -297,7 +316,8 @@ def main() -> None:
             for number in range(options.rounds):
                 order = (0, 1) if number % 2 == 0 else (1, 0)  # who is first has no advantage
                 for which in order:
-                    seen[which].append(turn((ours, theirs)[which], count, options))
+                    leaving = options.leavers and which == 0
+                    seen[which].append(turn((ours, theirs)[which], count, options, leaving))
             busiest = max([busiest, *(load.others for loads in seen for load in loads)])
             print(row.format(count, *cells(*seen)), flush=True)
     if busiest > TOO_BUSY:

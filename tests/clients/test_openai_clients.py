@@ -129,6 +129,24 @@ def test_instructor_gets_an_object(base: str) -> None:
     assert found.city == "Paris"
 
 
+def test_instructor_calls_a_tool(equipped: str) -> None:
+    """Its default: the answer is what a function is called with, which the request names."""
+    instructor, pydantic = package("instructor"), package("pydantic")
+    model = pydantic.create_model("Capital", city=(str, ...))
+    with package("openai").OpenAI(
+        base_url=f"{equipped}/v1", api_key="none", max_retries=0
+    ) as client:
+        found = instructor.from_openai(client).chat.completions.create(
+            model="any",
+            messages=[{"role": "user", "content": "What is the capital of France?"}],
+            response_model=model,
+            temperature=0,
+            max_tokens=64,
+            max_retries=0,
+        )
+    assert found.city == "Paris"
+
+
 @pytest.mark.filterwarnings("default")  # it and what it takes warn of themselves
 def test_litellm(base: str, equipped: str) -> None:
     # 200 MB, which no extra installs

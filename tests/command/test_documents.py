@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from fixtures import pdf
 
 import pyllamafile
 from pyllamafile import PyllamafileError, documents
@@ -70,26 +71,6 @@ def test_a_pdf(tmp_path):
     (tmp_path / "c.pdf").write_bytes(b"%PDF-1.4\nrubbish")
     with pytest.raises(PyllamafileError, match=r"c\.pdf: can't be read as PDF"):
         documents.text_of(tmp_path / "c.pdf")
-
-
-def pdf(text: str) -> bytes:
-    """A page with one line (ISO 32000-1, sections 7.5 and 9.4)."""
-    drawn = f"BT /F1 12 Tf 72 720 Td ({text}) Tj ET".encode()
-    objects = [
-        b"<< /Type /Catalog /Pages 2 0 R >>",
-        b"<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
-        b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Contents 4 0 R"
-        b" /Resources << /Font << /F1 5 0 R >> >> >>",
-        b"<< /Length %d >>\nstream\n%b\nendstream" % (len(drawn), drawn),
-        b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
-    ]
-    out, places = b"%PDF-1.4\n", []
-    for number, content in enumerate(objects, 1):
-        places.append(len(out))
-        out += b"%d 0 obj\n%b\nendobj\n" % (number, content)
-    table = b"".join(b"%010d 00000 n \n" % place for place in places)
-    end = b"trailer << /Size 6 /Root 1 0 R >>\nstartxref\n%d\n%%%%EOF\n" % len(out)
-    return out + b"xref\n0 6\n0000000000 65535 f \n" + table + end
 
 
 @pytest.mark.parametrize(

@@ -154,6 +154,11 @@ def test_load_measures_two_servers(smollm2, llamafile):
     assert all(float(figure) > 0 for row in rows for figure in row[1:6])
     assert all(float(figure) <= 1 for figure in rows[1][-2:])
 
+    command[-2:] = ["--leavers"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert [row[0] for row in re.findall(row, done.stdout, re.M)] == ["1", "3"]
+
     ended = subprocess.run(
         [*LOAD, "--model", str(smollm2), *few, "--peer", "sh -c 'echo no luck; exit 3'"],
         capture_output=True,

@@ -155,7 +155,9 @@ OF_LLAMA: Final[Mapping[str, Case]] = {
     "a token less": keys("wrong shape", tokenizer__ggml__tokens=TOKENS[:-1]),
     "a token more": alone(keys("scores", tokenizer__ggml__tokens=[*TOKENS, "more"])),
     "one token many times": keys("token_to_id", tokenizer__ggml__tokens=["a"] * len(TOKENS)),
-    "tokens without letters": keys("key not found", tokenizer__ggml__tokens=[""] * len(TOKENS)),
+    "tokens without letters": keys(
+        "no token for the byte", tokenizer__ggml__tokens=[""] * len(TOKENS)
+    ),
     "no bytes among the tokens": keys(
         "can't be", tokenizer__ggml__tokens=[f"t{i}" for i in range(len(TOKENS))]
     ),

@@ -541,6 +541,74 @@ def wrong_requests() -> Iterator[tuple[str, Json | bytes]]:
         yield "lora-adapters", body
 
 
+def tool(name: str, argument: str) -> dict[str, Json]:
+    parameters = {
+        "type": "object",
+        "properties": {argument: {"type": "string", "maxLength": 12}},
+        "required": [argument],
+    }
+    return {"name": name, "description": f"{name} of a {argument}", "parameters": parameters}
+
+
+def test_seam_the_named_function_is_called(llamafile: Path) -> None:
+    """At once, and no other one; nothing in the conversation asks for it."""
+    both = tool("get_weather", "city"), tool("find_rhyme", "word")
+    openais = [{"type": "function", "function": each} for each in both]
+    anthropics = [
+        {"name": each["name"], "description": "", "input_schema": each["parameters"]}
+        for each in both
+    ]
+    said = {"messages": [{"role": "user", "content": "Tell me a story."}], "max_tokens": 80}
+    named = {"type": "function", "function": {"name": "find_rhyme"}}
+    flat = {"type": "function", "name": "find_rhyme"}
+    template = native.llama_source() / KNOWS_TOOLS
+    flags = ("--nobrowser", "--port", "0", "--temp", "0", "--chat-template-file", template)
+    with serving(llamafile, *flags) as url:
+
+        def chat(choice: Json, **more: Json) -> tuple[int, str]:
+            body = {**said, "tools": openais, "tool_choice": choice, **more}
+            return post(url, "v1/chat/completions", body)
+
+        def calls(choice: Json, **more: Json) -> list[str]:
+            status, text = chat(choice, **more)
+            assert status == 200, text
+            message = json.loads(text)["choices"][0]["message"]
+            assert not (message.get("content") and message.get("tool_calls"))
+            return [each["function"]["name"] for each in message.get("tool_calls", [])]
+
+        def allowed(mode: str, *names: str) -> dict[str, Json]:
+            tools = [{"type": "function", "function": {"name": name}} for name in names]
+            return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}
+
+        assert calls(named) == calls(flat) == ["find_rhyme"]
+        assert calls({"type": "function", "function": {"name": "get_weather"}}) == ["get_weather"]
+        assert calls("required")
+        assert len(calls("required", parallel_tool_calls=False)) == 1
+        assert set(calls(allowed("required", "find_rhyme"))) == {"find_rhyme"}
+        assert calls(allowed("auto", "find_rhyme")) == calls("auto") == calls("none") == []
+        assert calls(allowed("auto")) == []
+        refused(chat({"type": "function", "function": {"name": "sing"}}), "tool_choice", "sing")
+        refused(chat({"type": "function"}), "tool_choice", "name")
+        refused(chat({"type": "custom", "custom": {"name": "x"}}), "tool_choice", "custom")
+        refused(chat("perhaps"), "perhaps")
+
+        body = {**said, "tools": anthropics, "tool_choice": {"type": "tool", "name": "find_rhyme"}}
+        status, text = post(url, "v1/messages", body)
+        assert status == 200, text
+        (use,) = json.loads(text)["content"]
+        assert (use["type"], use["name"]) == ("tool_use", "find_rhyme")
+        body["tool_choice"] = {"type": "none"}
+        status, text = post(url, "v1/messages", body)
+        assert [each["type"] for each in json.loads(text)["content"]] == ["text"]
+
+        body = {"input": "Tell me a story.", "tool_choice": flat, "max_output_tokens": 80}
+        body["tools"] = [{"type": "function", **each} for each in both]
+        status, text = post(url, "v1/responses", body)
+        assert status == 200, text
+        made = [each for each in json.loads(text)["output"] if each["type"] == "function_call"]
+        assert [each["name"] for each in made] == ["find_rhyme"]
+
+
 def test_seam_wrong_requests_are_answered_rightly(llamafile: Path) -> None:
     """Each is the client's fault, said in JSON; and the server goes on as if nothing had been."""
     wrong = list(wrong_requests())

@@ -10,8 +10,7 @@
 #include <string>
 #include <type_traits>
 
-// As upstream's, whose one function of this name is hidden above. OpenAI's tool_choice may be an
-// object, for which upstream takes the default on purpose.
+// As upstream's, whose one function of this name is hidden above.
 template <typename T>
 static T json_value(const json & body, const std::string & key, const T & otherwise) {
     if (!body.is_object()) {
@@ -29,9 +28,6 @@ static T json_value(const json & body, const std::string & key, const T & otherw
     try {
         return body.at(key).get<T>();
     } catch (const common_json_error & error) {
-        if (key == "tool_choice" && body.at(key).is_object()) {
-            return otherwise;
-        }
         throw std::invalid_argument("\"" + key + "\" has a wrong type: " + error.what());
     }
 }
