@@ -23,6 +23,7 @@ HELPERS = ("fixtures", "hostile", "judging", "launching", "oci", "running", "str
 pytest.register_assert_rewrite(*HELPERS)
 
 import strange
+import wine_arm64
 from fixtures import put_runtime, tiny_gguf, tiny_pe, tiny_phi3
 from judging import snapshot
 from running import Command, Result, need, serving, unpacked
@@ -34,7 +35,16 @@ from pyllamafile.targets import host
 MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SEED = "PYLLAMAFILE_TEST_SEED"
 # The fixtures that have to be compiled or fetched.
-REAL = {"llamafile", "phi3", "runtime", "runtime_arm64", "server", "smollm2", "wine"}
+REAL = {
+    "llamafile",
+    "phi3",
+    "runtime",
+    "runtime_arm64",
+    "server",
+    "smollm2",
+    "wine",
+    "windows_arm64",
+}
 
 
 # The session
@@ -291,3 +301,13 @@ def wine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     subprocess.run(["wine", "wineboot", "--init"], env=env, capture_output=True, check=True)
     yield env
     subprocess.run(["wine", "wineboot", "--kill"], env=env, capture_output=True)
+
+
+@pytest.fixture(scope="session")
+def windows_arm64() -> Iterator[wine_arm64.Windows]:
+    """A Windows on arm64, which is gone when this is over."""
+    try:
+        with wine_arm64.windows() as made:
+            yield made
+    except wine_arm64.MissingError as error:
+        pytest.skip(str(error))

@@ -1,7 +1,8 @@
 """Windows on arm64: the amd64 program unpacks the arm64 one and hands over to it.
 
-No such machine is here. All but the question which one it is runs under Wine: the real code, in
-a program that always hands over, and a child for the same processor.
+The real code, in a program that always hands over, and a child for the same processor: under Wine
+on amd64, and compiled for arm64 under Wine for arm64. Nothing here runs both, as a Windows on arm64
+does.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from running import need, windows_path
+from running import windows_path
+from wine_arm64 import Windows
 
 from pyllamafile import native
 from pyllamafile.launcher import BLOCK, pack
@@ -25,10 +27,10 @@ pytestmark = pytest.mark.native
 TESTS = Path(__file__).parent
 
 
-def compiled(output: Path, language: list[str], *options: str | Path) -> Path:
+def compiled(output: Path, target: str, language: list[str], *options: str | Path) -> Path:
     zig = tools.package("ziglang") / "zig"
-    triple = TARGETS["windows-amd64"].triple
-    command = [zig, *language, "-target", triple, "-Os", "-s", "-w", *options, "-o", output]
+    flags = ["-target", TARGETS[target].triple, "-Os", "-s", "-w"]
+    command = [zig, *language, *flags, *options, "-o", output]
     done = subprocess.run(command, capture_output=True, text=True, env=tools.environment())
     assert (done.returncode, done.stderr) == (0, "")
     return output
@@ -38,6 +40,7 @@ def compiled(output: Path, language: list[str], *options: str | Path) -> Path:
 class Machine:
     """A Windows with the two programs and a llamafile."""
 
+    words: tuple[str, ...]
     parent: Path
     child: bytes
     file: Path
@@ -46,7 +49,7 @@ class Machine:
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            ["wine", str(self.parent), *arguments],
+            [*self.words, str(self.parent), *arguments],
             env=self.env,
             input="typed\n",
             capture_output=True,
@@ -59,12 +62,23 @@ class Machine:
         return [path for path in self.cache.rglob("*") if path.is_file()]
 
 
+@pytest.fixture(scope="module", params=["windows-amd64", "windows-arm64"])
+def started(request: pytest.FixtureRequest) -> tuple[str, Windows]:
+    """What the two programs are compiled for, and what runs that."""
+    if request.param == "windows-amd64":
+        return request.param, Windows(("wine",), request.getfixturevalue("wine"))
+    return request.param, request.getfixturevalue("windows_arm64")
+
+
 @pytest.fixture(scope="module")
-def programs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    need("wine", "wine wine64")
+def programs(
+    started: tuple[str, Windows], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path]:
+    target, _ = started
     folder = tmp_path_factory.mktemp("programs")
     parent = compiled(
         folder / "parent.exe",
+        target,
         ["c++", "-std=c++17"],
         TESTS / "handover.cpp",
         driver.RUNTIME / "system" / "handover.cpp",
@@ -73,17 +87,19 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         f"-I{native.llama_source() / 'vendor'}",
         "-lbcrypt",
     )
-    child = compiled(folder / "child.exe", ["cc", "-municode"], TESTS / "handover_child.c")
-    return parent, child
+    language = ["cc", "-municode"]
+    return parent, compiled(folder / "child.exe", target, language, TESTS / "handover_child.c")
 
 
 @pytest.fixture
-def machine(programs: tuple[Path, Path], wine: dict[str, str], tmp_path: Path) -> Machine:
+def machine(programs: tuple[Path, Path], started: tuple[str, Windows], tmp_path: Path) -> Machine:
     parent, child = programs
+    _, windows = started
     file = tmp_path / "my model.llamafile"
     cache = tmp_path / "cache"
-    env = {**wine, "PYLLAMAFILE_CACHE": windows_path(cache), "LLAMAFILE": windows_path(file)}
-    return Machine(parent, child.read_bytes(), llamafile(file, child.read_bytes()), cache, env)
+    env = {**windows.env, "PYLLAMAFILE_CACHE": windows_path(cache), "LLAMAFILE": windows_path(file)}
+    llamafile(file, child.read_bytes())
+    return Machine(windows.words, parent, child.read_bytes(), file, cache, env)
 
 
 def llamafile(path: Path, program: bytes, **changes: object) -> Path:
@@ -158,7 +174,7 @@ def test_where_there_is_no_such_program_this_one_does_the_work(
 
 def test_the_child_ends_with_its_parent(machine: Machine) -> None:
     process = subprocess.Popen(
-        ["wine", str(machine.parent)],
+        [*machine.words, str(machine.parent)],
         env=machine.env,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -167,7 +183,7 @@ def test_the_child_ends_with_its_parent(machine: Machine) -> None:
     assert process.stdout is not None
     with process.stdin, process.stdout:
         assert process.stdout.readline()  # the child is there, and waits for its input
-        kill = ["wine", "taskkill", "/f", "/im", machine.parent.name]
+        kill = [*machine.words, "taskkill", "/f", "/im", machine.parent.name]
         subprocess.run(kill, env=machine.env, capture_output=True, timeout=60, check=True)
         process.stdout.read()  # ends when nobody has the other end any more
     process.wait(timeout=60)

@@ -1,0 +1,233 @@
+#!/usr/bin/env python3
+"""Runs a program of Windows on arm64: by Debian's Wine for arm64, which qemu runs.
+
+    scripts/wine_arm64.py [PROGRAM [ARGUMENT...]]
+
+Wine is fetched the first time, from the mirror that apt has. Nothing is installed: the packages are
+unpacked into the cache, and two scripts in the unpacked root have qemu run what Wine starts. That
+takes neither root nor a binfmt_misc entry. The program gets a Windows of its own, which is removed
+afterwards. Without a program, Wine is only fetched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import in_venv
+
+if __name__ == "__main__":
+    in_venv.ensure("runtimes", "pyllamafile")
+
+from filelock import FileLock
+
+from pyllamafile import native
+
+# The first Debian whose Wine has the libraries of Windows on arm64 as programs of Windows. Those
+# that are ELF take variadic calls (printf) as Linux passes them.
+SUITE = "trixie"
+# Wine, and the libraries that it loads to show no window and play no sound.
+PACKAGES = (
+    *("wine64", "libwine", "libc6", "libgcc-s1", "libunwind8", "liblzma5"),
+    *("libfreetype6", "libpng16-16t64", "zlib1g", "libbz2-1.0", "libbrotli1"),
+    *("libfontconfig1", "libexpat1", "fontconfig-config", "fonts-dejavu-core"),
+)
+QEMU = "qemu-aarch64-static"
+# Without BTI: Debian's ntdll.so claims to have its marks, and Wine's own assembly has none.
+PROCESSOR = "neoverse-n1"
+KEYS = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+BIN = "usr/lib/wine"
+# Wine starts its server, and every program by way of a preloader, which Debian has not for arm64.
+# It writes a long TMPDIR over the end of its memory.
+SCRIPT = '#!/bin/sh\nunset TMPDIR\nexec {qemu} -cpu {processor} -L "${{0%/{bin}/{name}}}" {words}\n'
+WORDS = {"wineserver": '"${0}64" "$@"', "wine64-preloader": '"$@"'}
+APT = """\
+APT::Architecture "arm64";
+APT::Architectures {{ "arm64"; }};
+APT::Sandbox::User "";
+Acquire::Languages "none";
+Dir::State "{0}";
+Dir::State::status "{0}/status";
+Dir::Cache "{0}";
+Dir::Etc::sourcelist "{0}/sources.list";
+Dir::Etc::sourceparts "{0}/none";
+Dir::Etc::preferencesparts "{0}/none";
+"""
+BOOT = 180  # seconds that a new Windows may take, on a busy machine
+STAY = 60  # seconds that its services stay without a program, even if this process is killed
+LEAVE = 10  # seconds that its processes have to leave when it is over
+
+
+class MissingError(Exception):
+    """What lacks here, and which package has it."""
+
+
+@dataclass(frozen=True)
+class Windows:
+    """A Windows on arm64: the words that stand before a program, and the environment."""
+
+    words: tuple[str, ...]
+    env: dict[str, str]
+
+
+@contextlib.contextmanager
+def windows() -> Iterator[Windows]:
+    """A Windows of its own, which is over with the block, and all that runs in it.
+
+    Raises:
+        MissingError: There is no Wine for arm64 here, and none can be fetched.
+    """
+    root = fetched()
+    with tempfile.TemporaryDirectory(prefix="wine-", ignore_cleanup_errors=True) as prefix:
+        env = {
+            **os.environ,
+            "WINEPREFIX": prefix,
+            "WINEDEBUG": "-all",
+            "WINEDLLOVERRIDES": "winemenubuilder.exe,mscoree,mshtml=",  # nothing to be installed
+            "LC_ALL": "C.UTF-8",
+        }
+        made = Windows((str(root / BIN / "wine64-preloader"), str(root / BIN / "wine64")), env)
+        server = root / BIN / "wineserver"
+        try:
+            # Its services stay from program to program, which then start in a tenth of the time.
+            for command in ([server, f"-p{STAY}"], [*made.words, "wineboot", "--init"]):
+                quiet(command, env)
+            yield made
+        finally:
+            with contextlib.suppress(subprocess.SubprocessError):
+                quiet([server, "-k"], env)
+            end(prefix)
+
+
+def quiet(command: list[str | Path], env: dict[str, str]) -> None:
+    """Run a part of Wine, into no pipe: what it leaves running would keep that open."""
+    nowhere = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+    subprocess.run(command, env=env, cwd=env["WINEPREFIX"], check=True, timeout=BOOT, **nowhere)
+
+
+def end(prefix: str) -> None:
+    """End what runs in a Windows: its server told it to, and not everything obeys."""
+    entry = f"WINEPREFIX={prefix}".encode()
+    deadline = time.monotonic() + LEAVE
+    while running := [pid for pid in processes() if entry in environment(pid)]:
+        if time.monotonic() > deadline:
+            for pid in running:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        time.sleep(0.1)
+
+
+def processes() -> list[int]:
+    """All processes but this one."""
+    found = (int(path.name) for path in Path("/proc").glob("[0-9]*"))
+    return [pid for pid in found if pid != os.getpid()]
+
+
+def environment(pid: int) -> list[bytes]:
+    """The environment that a process was started with; empty if that can't be known."""
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return []
+
+
+def place() -> Path:
+    """Where Wine is, if it was fetched as this script does it."""
+    recipe = repr((SUITE, PACKAGES, scripts()))
+    return native.cache() / "wine-arm64" / hashlib.sha256(recipe.encode()).hexdigest()[:16]
+
+
+def at_hand() -> bool:
+    """Whether programs can be run without fetching anything."""
+    return place().is_dir() and shutil.which(QEMU) is not None
+
+
+def fetched() -> Path:
+    """The root with Wine in it, fetched if need be.
+
+    Raises:
+        MissingError: Something lacks that this takes.
+    """
+    need(QEMU, "qemu-user-static")
+    root = place()
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(root.with_suffix(".lock")):
+        if not root.is_dir():
+            with tempfile.TemporaryDirectory(dir=root.parent) as draft:
+                unpack(download(Path(draft)), Path(draft) / "root").rename(root)
+    return root
+
+
+def need(program: str, package: str) -> str:
+    """The path of a program."""
+    if (found := shutil.which(program)) is None:
+        raise MissingError(f"{program} is missing: apt install {package}")
+    return found
+
+
+def download(folder: Path) -> list[Path]:
+    """The packages, checked by apt, from the mirror that this machine has its own Debian from."""
+    need("apt-get", "apt")
+    form = ["--format", "$(REPO_URI)", "Created-By: Packages", "Origin: Debian", "Label: Debian"]
+    mirrors = subprocess.run(["apt-get", "indextargets", *form], capture_output=True, text=True)
+    if not mirrors.stdout or not KEYS.is_file():
+        raise MissingError("apt knows no mirror of Debian: apt-get update, on a Debian")
+    mirror = mirrors.stdout.splitlines()[0]
+    for name in ("lists/partial", "archives/partial", "none"):
+        (folder / name).mkdir(parents=True)
+    (folder / "status").touch()
+    (folder / "sources.list").write_text(f"deb [signed-by={KEYS}] {mirror} {SUITE} main\n")
+    (folder / "apt.conf").write_text(APT.format(folder))
+    env = {**os.environ, "APT_CONFIG": str(folder / "apt.conf")}
+    for words in (["update", "--error-on=any"], ["download", *PACKAGES]):
+        command = ["apt-get", "-q", *words]
+        done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
+        if done.returncode:
+            said = done.stderr.strip().splitlines() or [f"apt-get ended with {done.returncode}"]
+            raise MissingError(f"Debian's Wine for arm64 can't be fetched: {said[-1]}")
+    return sorted(folder.glob("*.deb"))
+
+
+def unpack(packages: list[Path], root: Path) -> Path:
+    """A root with the packages in it, in which qemu runs what Wine starts."""
+    for package in packages:
+        subprocess.run([need("dpkg", "dpkg"), "-x", package, root], check=True)
+    (root / "lib").symlink_to("usr/lib")  # as Debian's base-files has it
+    shutil.rmtree(root / "usr/share/doc")
+    for name, text in scripts().items():
+        (root / BIN / name).write_text(text)
+        (root / BIN / name).chmod(0o755)
+    return root
+
+
+def scripts() -> dict[str, str]:
+    """What stands in place of two of Wine's programs."""
+    common = {"qemu": QEMU, "processor": PROCESSOR, "bin": BIN}
+    return {name: SCRIPT.format(**common, name=name, words=words) for name, words in WORDS.items()}
+
+
+def main() -> None:
+    """Run a program, or only fetch what that takes."""
+    try:
+        if len(sys.argv) == 1:
+            fetched()
+            return
+        with windows() as made:
+            code = subprocess.run([*made.words, *sys.argv[1:]], env=made.env).returncode
+    except MissingError as error:
+        sys.exit(f"error: {error}")
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()
