@@ -74,10 +74,18 @@ class MissingError(Exception):
 
 @dataclass(frozen=True)
 class Windows:
-    """A Windows on arm64: the words that stand before a program, and the environment."""
+    """A Windows on arm64: the words that stand before a program's name, and the environment.
+
+    Under another name than Windows' own (`windows_path`) a program starts, and doesn't find itself.
+    """
 
     words: tuple[str, ...]
     env: dict[str, str]
+
+
+def windows_path(path: Path) -> str:
+    """What Wine calls a path of this machine."""
+    return "Z:" + str(path).replace("/", "\\")
 
 
 @contextlib.contextmanager
@@ -223,7 +231,9 @@ def main() -> None:
             fetched()
             return
         with windows() as made:
-            code = subprocess.run([*made.words, *sys.argv[1:]], env=made.env).returncode
+            program, *arguments = sys.argv[1:]
+            words = [*made.words, windows_path(Path(program).resolve()), *arguments]
+            code = subprocess.run(words, env=made.env).returncode
     except MissingError as error:
         sys.exit(f"error: {error}")
     sys.exit(code)

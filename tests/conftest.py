@@ -43,6 +43,7 @@ REAL = {
     "server",
     "smollm2",
     "wine",
+    "windows_amd64",
     "windows_arm64",
 }
 
@@ -301,6 +302,12 @@ def wine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     subprocess.run(["wine", "wineboot", "--init"], env=env, capture_output=True, check=True)
     yield env
     subprocess.run(["wine", "wineboot", "--kill"], env=env, capture_output=True)
+
+
+@pytest.fixture(scope="session")
+def windows_amd64(wine: dict[str, str]) -> wine_arm64.Windows:
+    """The same with the word that stands before a program."""
+    return wine_arm64.Windows(("wine",), wine)
 
 
 @pytest.fixture(scope="session")

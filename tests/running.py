@@ -21,8 +21,10 @@ import pytest
 from pyllamafile import native
 from pyllamafile.targets import TARGETS
 
-# What the tests run, natively or emulated; the others are linked and checked, not executed.
+# What the tests run, natively or emulated, and compile if need be.
 EXECUTED = ("linux-amd64", "linux-arm64", "windows-amd64")
+# What they run where it is at hand. The others are linked and checked, not executed.
+EXECUTED_AT_HAND = ("windows-arm64",)
 ARTIFACTS = Path(__file__).parent.parent / "artifacts"
 
 # The command line in a process of its own, with the runtimes of the folder given first.
@@ -84,9 +86,11 @@ def unpacked(target: str, folder: Path) -> Path:
     return path
 
 
-def windows_path(path: Path) -> str:
-    """What Wine calls a path of this machine."""
-    return "Z:" + str(path).replace("/", "\\")
+def at_hand(target: str) -> str:
+    """The target, or a skip where its runtime would have to be compiled for one file of tests."""
+    if target in EXECUTED_AT_HAND and native.find(TARGETS[target]) is None:
+        pytest.skip(f"no runtime is at hand: pyllamafile runtimes build --target {target}")
+    return target
 
 
 @contextmanager

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from running import windows_path
-from wine_arm64 import Windows
+from wine_arm64 import Windows, windows_path
 
 from pyllamafile import native
 from pyllamafile.launcher import BLOCK, pack
@@ -65,9 +64,7 @@ class Machine:
 @pytest.fixture(scope="module", params=["windows-amd64", "windows-arm64"])
 def started(request: pytest.FixtureRequest) -> tuple[str, Windows]:
     """What the two programs are compiled for, and what runs that."""
-    if request.param == "windows-amd64":
-        return request.param, Windows(("wine",), request.getfixturevalue("wine"))
-    return request.param, request.getfixturevalue("windows_arm64")
+    return request.param, request.getfixturevalue(request.param.replace("-", "_"))
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from running import EXECUTED, need, run
+from running import EXECUTED, EXECUTED_AT_HAND, at_hand, need, run
 
 import pyllamafile
 from pyllamafile.models import tiny
@@ -118,11 +118,13 @@ def test_what_cannot_prove_itself_says_so(
         assert (log, line.startswith("error: "), error in line) == ([], True, True)
 
 
-@pytest.mark.parametrize("target", EXECUTED)
+@pytest.mark.parametrize("target", [*EXECUTED, *EXECUTED_AT_HAND])
 def test_every_emulator_that_is_here(
-    target: str, weights: Path, wine: dict[str, str], tmp_path: Path
+    target: str, weights: Path, wine: dict[str, str], request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     need("qemu-aarch64-static", "qemu-user-static")
+    if at_hand(target) == "windows-arm64":
+        request.getfixturevalue("windows_arm64")  # which fetches it
     file = pyllamafile.build(weights, tmp_path / "f", targets=[target]).path
     reports = tmp_path / "reports"
     done = run(sys.executable, SCRIPTS / "prove", "--reports", reports, file, env=wine)

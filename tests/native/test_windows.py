@@ -1,9 +1,13 @@
-"""The runtime for Windows on amd64, run by Wine."""
+"""The runtimes for Windows: on amd64 run by Wine, on arm64 by Wine for arm64 under qemu.
+
+That for arm64 is tried where it is at hand: it is compiled for nothing else.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -11,58 +15,82 @@ import subprocess
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
-from running import childless, children, ready, run, unpacked, windows_path
+from running import at_hand, childless, children, need, ready, run, unpacked
 from test_chat import terminal
+from wine_arm64 import Windows, windows_path
 
 import pyllamafile
 
 pytestmark = pytest.mark.native
 
-Wine = Callable[..., subprocess.CompletedProcess[bytes]]
+Program = Callable[..., subprocess.CompletedProcess[bytes]]
 CAPITAL = ("-p", "The capital of France is", "-n", "6", "--temp", "0")
 
 
+@pytest.fixture(scope="module", params=["windows-amd64", "windows-arm64"])
+def target(request: pytest.FixtureRequest) -> str:
+    return at_hand(request.param)
+
+
 @pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return unpacked("windows-amd64", tmp_path_factory.mktemp("windows"))
+def program(target: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return unpacked(target, tmp_path_factory.mktemp("windows"))
+
+
+@pytest.fixture(scope="module")
+def machine(target: str, request: pytest.FixtureRequest) -> Windows:
+    """What runs the program."""
+    made: Windows = request.getfixturevalue(target.replace("-", "_"))
+    return made
 
 
 @pytest.fixture
-def windows(program: Path, wine: dict[str, str]) -> Wine:
+def windows(program: Path, machine: Windows) -> Program:
     """Runs the program; paths among the arguments are made Windows'."""
 
     def windows(
         *arguments: str | Path, program: Path = program, **options: object
     ) -> subprocess.CompletedProcess[bytes]:
-        return run(*command(program, *arguments), env=wine, **options)
+        return run(*command(machine, program, *arguments), env=machine.env, **options)
 
     return windows
 
 
-def command(program: Path, *arguments: str | Path) -> list[str]:
+def command(machine: Windows, program: Path, *arguments: str | Path) -> list[str]:
     words = [windows_path(word) if isinstance(word, Path) else word for word in arguments]
-    return ["wine", str(program), *words]
+    return [*machine.words, windows_path(program), *words]
 
 
-def test_real_weights_give_the_same_text(windows: Wine, runtime: Path, smollm2: Path) -> None:
+@pytest.fixture
+def linux(target: str, request: pytest.FixtureRequest) -> Program:
+    """Runs the program for Linux on the same processor, and at the same level."""
+    if target == "windows-amd64":
+        return partial(run, request.getfixturevalue("runtime"))
+    qemu = need("qemu-aarch64-static", "qemu-user-static")
+    env = {**os.environ, "PYLLAMAFILE_CPU": "v8"}  # Wine tells of no other processor
+    return partial(run, qemu, request.getfixturevalue("runtime_arm64"), env=env)
+
+
+def test_real_weights_give_the_same_text(windows: Program, linux: Program, smollm2: Path) -> None:
     done = windows("-m", smollm2, *CAPITAL)
-    here = run(runtime, "-m", smollm2, *CAPITAL)
+    here = linux("-m", smollm2, *CAPITAL)
     assert (done.returncode, done.stdout) == (0, here.stdout)
     assert b"Paris" in done.stdout
     assert b"\r" not in done.stdout
 
 
-def test_version_and_manual(windows: Wine, runtime: Path) -> None:
+def test_version_and_manual(windows: Program, linux: Program) -> None:
     done = windows("--version")
     assert (done.returncode, done.stderr) == (0, b"")
-    *here, _ = run(runtime, "--version").stdout.splitlines()
+    *here, _ = linux("--version").stdout.splitlines()
     *lines, sandbox = done.stdout.splitlines()
-    assert lines == [line.replace(b"linux-amd64", b"windows-amd64") for line in here]
+    assert lines == [line.replace(b"linux-", b"windows-") for line in here]
     assert sandbox == b"sandbox: no dynamic code, a job object, no child processes, low integrity"
-    assert windows("--help").stdout == run(runtime, "--help").stdout
+    assert windows("--help").stdout == linux("--help").stdout
 
 
 @pytest.mark.parametrize(
@@ -76,7 +104,7 @@ def test_version_and_manual(windows: Wine, runtime: Path) -> None:
     ids=str,
 )
 def test_what_is_wrong_is_said_in_one_line(
-    arguments: tuple[str, ...], error: str, windows: Wine
+    arguments: tuple[str, ...], error: str, windows: Program
 ) -> None:
     done = windows(*arguments)
     assert (done.returncode, done.stdout) == (1, b"")
@@ -97,24 +125,24 @@ def test_what_is_wrong_is_said_in_one_line(
         "*.gguf",
     ],
 )
-def test_arguments_arrive_as_typed(text: str, windows: Wine, runtime: Path, phi3: Path) -> None:
+def test_arguments_arrive_as_typed(text: str, windows: Program, linux: Program, phi3: Path) -> None:
     done = windows("--tokenize", "-m", phi3, "-p", text)
     assert (done.returncode, done.stdout) == (
         0,
-        run(runtime, "--tokenize", "-m", phi3, "-p", text).stdout,
+        linux("--tokenize", "-m", phi3, "-p", text).stdout,
     )
 
 
-def test_seam_as_many_arguments_as_were_typed(windows: Wine, runtime: Path, phi3: Path) -> None:
+def test_seam_as_many_arguments_as_were_typed(windows: Program, linux: Program, phi3: Path) -> None:
     """llama.cpp would take the command line of the process for them, modes and all."""
     arguments = ("--completion", "--no-mmap", "-m", phi3, "-p", "Once", "-n", "4", "-no-cnv")
     done = windows(*arguments, "--temp", "0")
     assert done.returncode == 0
-    assert done.stdout == run(runtime, *arguments, "--temp", "0").stdout
+    assert done.stdout == linux(*arguments, "--temp", "0").stdout
 
 
 def test_paths_of_any_letters(
-    windows: Wine, program: Path, runtime: Path, phi3: Path, tmp_path: Path
+    windows: Program, program: Path, linux: Program, phi3: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "m\u00f6dels \u65e5\u672c"
     folder.mkdir()
@@ -127,16 +155,18 @@ def test_paths_of_any_letters(
         *("-m", folder / "\u00fcn\u00ef.gguf", "-f", folder / "\u043f.txt", *arguments),
         program=named,
     )
-    expected = run(runtime, "-m", phi3, "-p", "Once upon a time", *arguments)
+    expected = linux("-m", phi3, "-p", "Once upon a time", *arguments)
     assert (done.returncode, done.stdout) == (0, expected.stdout)
 
 
-def test_text_from_standard_input_has_unix_lines(windows: Wine, runtime: Path, phi3: Path) -> None:
+def test_text_from_standard_input_has_unix_lines(
+    windows: Program, linux: Program, phi3: Path
+) -> None:
     arguments = ("-m", phi3, "-f", "-", "-n", "4", "--temp", "0")
     done = windows(*arguments, stdin=b"one\r\ntwo\r\n")
     assert (done.returncode, done.stdout) == (
         0,
-        run(runtime, *arguments, stdin=b"one\ntwo\n").stdout,
+        linux(*arguments, stdin=b"one\ntwo\n").stdout,
     )
 
 
@@ -152,12 +182,12 @@ def with_zip(path: Path, start: bytes, model: Path) -> Path:
 
 
 @pytest.fixture
-def expected(runtime: Path, phi3: Path) -> bytes:
-    return run(runtime, "-m", phi3, "-p", "Once", "-n", "8", "--temp", "0").stdout
+def expected(linux: Program, phi3: Path) -> bytes:
+    return linux("-m", phi3, "-p", "Once", "-n", "8", "--temp", "0").stdout
 
 
 def test_a_program_with_a_zip_behind_it_is_its_own_llamafile(
-    windows: Wine, program: Path, phi3: Path, expected: bytes, tmp_path: Path
+    windows: Program, program: Path, phi3: Path, expected: bytes, tmp_path: Path
 ) -> None:
     file = with_zip(tmp_path / "any name", program.read_bytes(), phi3)
     done = windows("-p", "Once", program=file)
@@ -166,7 +196,7 @@ def test_a_program_with_a_zip_behind_it_is_its_own_llamafile(
 
 @pytest.mark.parametrize("name", ["m.llamafile", "m"])
 def test_a_program_alone_is_for_the_file_beside_it(
-    name: str, windows: Wine, program: Path, phi3: Path, expected: bytes, tmp_path: Path
+    name: str, windows: Program, program: Path, phi3: Path, expected: bytes, tmp_path: Path
 ) -> None:
     engine = tmp_path / "m.exe"
     engine.write_bytes(program.read_bytes())
@@ -179,9 +209,11 @@ def test_a_program_alone_is_for_the_file_beside_it(
     assert b"damaged or cut off" in done.stderr
 
 
-def test_one_file_for_windows_and_linux(windows: Wine, smollm2: Path, tmp_path: Path) -> None:
+def test_one_file_for_windows_and_linux(
+    target: str, windows: Program, smollm2: Path, tmp_path: Path
+) -> None:
     file = tmp_path / "both.llamafile"
-    pyllamafile.build(smollm2, file, targets=["windows-amd64", "linux-amd64"], gui=False)
+    pyllamafile.build(smollm2, file, targets=[target, "linux-amd64"], gui=False)
     assert pyllamafile.verify(file) == []
     here = run("sh", file, *CAPITAL)
     there = windows(*CAPITAL, program=file)
@@ -210,10 +242,10 @@ def test_a_taken_port_gives_the_next_one(taken: int, server: subprocess.Popen[by
 
 
 @pytest.fixture
-def server(program: Path, wine: dict[str, str], phi3: Path) -> Iterator[subprocess.Popen[bytes]]:
+def server(program: Path, machine: Windows, phi3: Path) -> Iterator[subprocess.Popen[bytes]]:
     process = subprocess.Popen(
-        command(program, "-m", phi3, "--nobrowser"),
-        env=wine,
+        command(machine, program, "-m", phi3, "--nobrowser"),
+        env=machine.env,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
     )
@@ -236,20 +268,20 @@ def test_seam_the_server_answers_and_ctrl_c_ends_it(server: subprocess.Popen[byt
 
 
 def test_a_server_of_two_models_loads_them_on_demand(
-    wine: dict[str, str], phi3: Path, tmp_path: Path
+    target: str, machine: Windows, phi3: Path, tmp_path: Path
 ) -> None:
     """Each in a process of its own, which ends with the server's."""
     (tmp_path / "other.gguf").symlink_to(phi3)
     file = pyllamafile.build(
         [phi3, tmp_path / "other.gguf"],
         tmp_path / "two.exe",
-        targets=["windows-amd64"],
+        targets=[target],
         gui=False,
     ).path
 
     process = subprocess.Popen(
-        command(file, "--nobrowser", "-c", "512"),
-        env=wine,
+        command(machine, file, "--nobrowser", "-c", "512"),
+        env=machine.env,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
     )
@@ -274,13 +306,13 @@ def test_a_server_of_two_models_loads_them_on_demand(
 
 
 def test_a_window_of_its_own_stays_open_with_the_error(
-    program: Path, wine: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    program: Path, machine: Windows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("WINEPREFIX", "WINEDEBUG", "WINEDLLOVERRIDES"):
-        monkeypatch.setenv(name, wine[name])
+        monkeypatch.setenv(name, machine.env[name])
     shutil.copy(program, tmp_path / "f.exe")  # as a file that lost its weights
     click = tmp_path / "click"
-    click.write_text(f'exec wine "{tmp_path}/f.exe" "$@"\n')
+    click.write_text(f'exec {shlex.join(command(machine, tmp_path / "f.exe"))} "$@"\n')
     with terminal(click) as at:
         assert "no weights" in at.see("Press Enter to close this window.")
         while not (ended := os.waitpid(at.child, os.WNOHANG))[0]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from running import run
-from wine_arm64 import Windows, environment, processes, windows
+from wine_arm64 import Windows, environment, processes, windows, windows_path
 
 from pyllamafile.native.building import driver, tools
 from pyllamafile.targets import TARGETS
@@ -32,7 +32,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_numbers_threads_exceptions_and_streams(small: Path, windows_arm64: Windows) -> None:
-    words = (*windows_arm64.words, small, "two words")
+    words = (*windows_arm64.words, windows_path(small), "two words")
     done = run(*words, stdin=b"typed\n", env=windows_arm64.env)
     assert done.stdout.splitlines() == [b"2 two words 0.479 1099511627776 x", b"7 8 9 10, 7"]
     assert done.stderr.splitlines() == [b"caught: in a thread"]
@@ -43,7 +43,7 @@ def test_nothing_is_left_of_a_windows_that_is_over(small: Path, windows_arm64: W
     """Not even what never ends by itself."""
     with windows() as made:
         variable = f"WINEPREFIX={made.env['WINEPREFIX']}".encode()
-        words = [*made.words, small, "waits"]
+        words = [*made.words, windows_path(small), "waits"]
         waiting = subprocess.Popen(
             words,
             env=made.env,
