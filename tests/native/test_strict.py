@@ -558,7 +558,7 @@ def test_seam_the_named_function_is_called(llamafile: Path) -> None:
         {"name": each["name"], "description": "", "input_schema": each["parameters"]}
         for each in both
     ]
-    said = {"messages": [{"role": "user", "content": "Tell me a story."}], "max_tokens": 80}
+    said = {"messages": [{"role": "user", "content": "Tell me a story."}], "max_tokens": 64}
     named = {"type": "function", "function": {"name": "find_rhyme"}}
     flat = {"type": "function", "name": "find_rhyme"}
     template = native.llama_source() / KNOWS_TOOLS
@@ -567,7 +567,7 @@ def test_seam_the_named_function_is_called(llamafile: Path) -> None:
 
         def chat(choice: Json, **more: Json) -> tuple[int, str]:
             body = {**said, "tools": openais, "tool_choice": choice, **more}
-            return post(url, "v1/chat/completions", body)
+            return post(url, "v1/chat/completions", body, 180)
 
         def calls(choice: Json, **more: Json) -> list[str]:
             status, text = chat(choice, **more)
@@ -601,7 +601,7 @@ def test_seam_the_named_function_is_called(llamafile: Path) -> None:
         status, text = post(url, "v1/messages", body)
         assert [each["type"] for each in json.loads(text)["content"]] == ["text"]
 
-        body = {"input": "Tell me a story.", "tool_choice": flat, "max_output_tokens": 80}
+        body = {"input": "Tell me a story.", "tool_choice": flat, "max_output_tokens": 64}
         body["tools"] = [{"type": "function", **each} for each in both]
         status, text = post(url, "v1/responses", body)
         assert status == 200, text
