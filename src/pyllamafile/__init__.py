@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from pyllamafile.ops.sign import SignatureCheck, Signed, sign, signed_by
     from pyllamafile.ops.upgrade import Upgraded, upgrade
     from pyllamafile.ops.verify import Problem, verify
+    from pyllamafile.passages import Documents
     from pyllamafile.persona import Persona
     from pyllamafile.progress import Progress, Step
 
@@ -65,6 +66,7 @@ _MODULES = {
     "ops.sign": ("SignatureCheck", "Signed", "sign", "signed_by"),
     "ops.upgrade": ("Upgraded", "upgrade"),
     "ops.verify": ("Problem", "verify"),
+    "passages": ("Documents",),
     "persona": ("Persona",),
     "progress": ("Progress", "Step"),
 }
@@ -76,6 +78,7 @@ __all__ = [
     "Advice",
     "Built",
     "DamagedError",
+    "Documents",
     "EntryFacts",
     "ExistsError",
     "Exported",

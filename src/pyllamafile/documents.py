@@ -24,6 +24,7 @@ MOST: Final = 16 << 20
 """Bytes that the text of all documents together may have: a runtime reads no more."""
 
 _MOST_FILE: Final = 256 << 20  # bytes of one document, pictures included
+_PAGE_END: Final = "\f"
 
 
 def joined(paths: Sequence[Path]) -> str:
@@ -48,15 +49,28 @@ def text_of(path: Path) -> str:
     Raises:
         PyllamafileError: It can't be read, has no text, or the package that reads it is missing.
     """
+    return _text(path, _READERS).strip()
+
+
+def pages_of(path: Path) -> list[str]:
+    """The same page by page: those of a PDF, and of a text with form feeds; else one.
+
+    Raises:
+        PyllamafileError: As `text_of`.
+    """
+    return _text(path, {**_READERS, ".pdf": _pdf_pages}).split(_PAGE_END)
+
+
+def _text(path: Path, readers: Mapping[str, Callable[[bytes], str]]) -> str:
     try:
         if path.stat().st_size > _MOST_FILE:
             raise RefusedError(f"{path}: has more than {_MOST_FILE:,} bytes", path=path)
         content = path.read_bytes()
     except OSError as error:
         raise AccessError(f"{path}: {error.strerror}", path=path) from error
-    read = _READERS.get(path.suffix.lower(), _plain)
+    read = readers.get(path.suffix.lower(), _plain)
     try:
-        text = read(content).strip()
+        text = read(content)
         text.encode()
     except UnicodeError as error:
         raise RefusedError(f"{path}: is no text in UTF-8 or UTF-16", path=path) from error
@@ -64,8 +78,8 @@ def text_of(path: Path) -> str:
         raise type(error)(f"{path}: {error.message}", error.hint, path=path) from error
     if "\0" in text:
         raise RefusedError(f"{path}: is no text", path=path)
-    if not text:
-        pictures = ": its pages may be pictures" if read is _pdf else ""
+    if not text.strip():
+        pictures = ": its pages may be pictures" if read in (_pdf, _pdf_pages) else ""
         raise RefusedError(f"{path}: has no text in it{pictures}", path=path)
     return text
 
@@ -101,18 +115,24 @@ def _library(name: str, package: str) -> Any:  # noqa: ANN401
 
 
 def _pdf(content: bytes) -> str:
+    pages = (page.strip() for page in _pdf_pages(content).split(_PAGE_END))
+    return "\n\n".join(page for page in pages if page)
+
+
+def _pdf_pages(content: bytes) -> str:
     pypdf = _library("pypdf", "pypdf")
     logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # of what it mends it says too much
     try:
         reader = pypdf.PdfReader(io.BytesIO(content))
         locked = reader.is_encrypted and not reader.decrypt("")
         pages = [] if locked else [page.extract_text() for page in reader.pages]
+        pages = [page.replace(_PAGE_END, "\n") for page in pages]
     except Exception as error:  # of damaged files it raises whatever comes
         raise DamagedError(f"can't be read as PDF: {_line(error)}") from error
     if locked:
         raise RefusedError("is encrypted, with a password")
     # what has no form in Unicode comes as half a surrogate pair
-    text = "\n\n".join(page.strip() for page in pages if page.strip())
+    text = _PAGE_END.join(pages)
     return text.encode(errors="replace").decode().replace("\0", "")
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from pyllamafile import arguments, documents, native, persona, plan, zipalign
+from pyllamafile import arguments, documents, native, passages, persona, plan, zipalign
 from pyllamafile.errors import (
     AccessError,
     DamagedError,
@@ -21,6 +21,7 @@ from pyllamafile.errors import (
 )
 from pyllamafile.launcher import HeadProgram, pack
 from pyllamafile.llamafile import (
+    DOCUMENTS,
     GUI,
     GUI_NOTICES,
     LICENSES,
@@ -148,7 +149,7 @@ def host_runtime(progress: Progress) -> Runtime:
     """
     here = host()
     if here is None:
-        raise UnavailableError("quantizing takes a runtime for the system that this runs on")
+        raise UnavailableError("this takes a runtime for the system that it runs on")
     return runtimes_for([here.name], False, progress)[0]
 
 
@@ -205,6 +206,7 @@ def check_weights(paths: Sequence[Path], otherwise: str | None) -> None:
 _TEXTS: Final[Mapping[str, Callable[[bytes], object]]] = {
     PERSONA: persona.said_in,
     READ: documents.check,
+    DOCUMENTS: passages.facts,
 }
 
 

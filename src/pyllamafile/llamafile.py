@@ -30,6 +30,11 @@ SIGNATURE: Final = f"{MANIFEST}.sig"
 ARGS: Final = ".args"
 PERSONA: Final = "persona.json"
 READ: Final = ".read"
+DOCUMENTS: Final = ".documents"
+EMBEDDER: Final = "embedder.model"
+"""A model that makes vectors of questions about the documents: a GGUF, and none of those that the
+file is for."""
+
 GUI: Final = "ui/"
 LICENSES: Final = "LICENSES/"
 GUI_NOTICES: Final = f"{LICENSES}web-gui.txt"

@@ -12,12 +12,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pyllamafile import launcher, zipalign
+from pyllamafile import launcher, passages, zipalign
 from pyllamafile.copying import Source
 from pyllamafile.errors import RefusedError
 from pyllamafile.launcher import HeadProgram
 from pyllamafile.llamafile import (
     ARGS,
+    DOCUMENTS,
+    EMBEDDER,
     FORMAT,
     LICENSES,
     PERSONA,
@@ -31,6 +33,8 @@ from pyllamafile.zipalign import Entry, Layout, Member
 
 TENSORS = 32
 """What tensors in a GGUF are aligned to, in bytes."""
+
+_ALIGNED = {EMBEDDER: launcher.BLOCK, PROOF: TENSORS, DOCUMENTS: passages.ALIGNMENT}
 
 
 @dataclass(frozen=True)
@@ -154,6 +158,7 @@ def whole(
     args: str | None = None,
     read: bytes | None = None,
     persona: bytes | None = None,
+    documents: bytes | None = None,
     gui: Sequence[Entry] = (),
     proof: Entry | None = None,
 ) -> Plan:
@@ -169,6 +174,7 @@ def whole(
         args: The text of `.args`.
         read: The text that the file has read.
         persona: The text of `persona.json`.
+        documents: The passages that the file can look up.
         gui: The web GUI's entries, its notices among them.
         proof: The model of `--prove`, or None to leave it out.
 
@@ -189,6 +195,7 @@ def whole(
         *([Entry(ARGS, args.encode())] if args is not None else []),
         *([Entry(READ, read)] if read is not None else []),
         *([Entry(PERSONA, persona)] if persona is not None else []),
+        *([_documents(documents)] if documents is not None else []),
     ]
     return laid_out(runs, entries)
 
@@ -260,6 +267,10 @@ def _facts(program: launcher.Program) -> dict[str, Any]:
     return {**facts, "offset": program.offset}
 
 
+def _documents(content: bytes) -> Entry:
+    return Entry(DOCUMENTS, content, align=alignment(DOCUMENTS))
+
+
 def _entry(file: File) -> Entry:
     return Entry(file.name, Source(file.path, size=file.size), align=alignment(file.name))
 
@@ -267,4 +278,4 @@ def _entry(file: File) -> Entry:
 def alignment(name: str) -> int:
     """What the data of an entry of this name are aligned to: weights are mapped."""
     # The runtime maps whole files, so for a small model it is enough that tensors are aligned.
-    return launcher.BLOCK if name.endswith(WEIGHTS) else TENSORS if name == PROOF else 1
+    return launcher.BLOCK if name.endswith(WEIGHTS) else _ALIGNED.get(name, 1)

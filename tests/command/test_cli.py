@@ -723,6 +723,8 @@ def test_the_help_of_build_has_examples_that_work(run, here, prebuilt):
     shutil.copy("m.gguf", "phi3.gguf")
     Path("LICENSE.txt").write_text("free")
     Path("ada.toml").write_text('name = "Ada"')
+    Path("manuals").mkdir()
+    Path("manuals/ls.txt").write_text("ls lists files")
     lines = run("build", "--help").out.splitlines()
     examples = [line.split() for line in lines if line.startswith("    pyllamafile build ")]
     # Quantizing takes a real runtime, the hub a server: test_sources.py.

@@ -22,6 +22,7 @@ GRAPH = {
     "arguments": {"errors"},
     "persona": {"arguments", "errors", "paths"},
     "documents": {"arguments", "errors"},
+    "passages": {"documents", "errors"},
     "appearing": {"errors"},
     "machine": set(),
     "copying": {"errors", "progress"},
@@ -36,12 +37,12 @@ GRAPH = {
         "native.building.gui", "native.building.source",
         "native.building.tools", "progress", "runtimes", "targets",
     },
-    "native.trial": {"native.building.tools"},
-    "plan": {"copying", "errors", "launcher", "llamafile", "runtimes", "zipalign"},
+    "native.trial": {"errors", "native.building.tools", "progress"},
+    "plan": {"copying", "errors", "launcher", "llamafile", "passages", "runtimes", "zipalign"},
     "engine": {
         "arguments", "documents", "errors", "launcher", "llamafile", "models.tiny", "native",
-        "native.trial", "ops.verify", "persona", "plan", "progress", "runtimes", "targets",
-        "zipalign",
+        "native.trial", "ops.verify", "passages", "persona", "plan", "progress", "runtimes",
+        "targets", "zipalign",
     },
     "output": {
         "appearing", "errors", "llamafile", "ops.verify", "plan", "progress", "zipalign",
@@ -63,7 +64,9 @@ GRAPH = {
     },
     "ops": set(),
     "ops.verify": {"errors", "progress"},
-    "ops.inspect": {"errors", "llamafile", "models.gguf", "paths", "persona", "zipalign"},
+    "ops.inspect": {
+        "errors", "llamafile", "models.gguf", "passages", "paths", "persona", "zipalign",
+    },
     "ops.extract": {
         "appearing", "copying", "errors", "llamafile", "paths", "progress", "zipalign",
     },
@@ -91,8 +94,8 @@ GRAPH = {
     "ops.build": {
         "", "appearing", "arguments", "documents", "engine", "errors", "llamafile",
         "models.convert", "models.fit", "models.forecast", "models.gguf", "models.source",
-        "models.sources",
-        "ops.in_place", "output", "paths", "persona", "plan", "progress", "targets", "zipalign",
+        "models.sources", "native.trial", "ops.in_place", "output", "passages", "paths", "persona",
+        "plan", "progress", "targets", "zipalign",
     },
     "ops.upgrade": {
         "", "appearing", "arguments", "copying", "engine", "errors", "launcher", "llamafile",
@@ -102,7 +105,7 @@ GRAPH = {
     "": {
         "errors", "models.forecast", "ops.advise", "ops.build", "ops.doctor", "ops.edit",
         "ops.export", "ops.extract", "ops.inspect", "ops.sign", "ops.upgrade", "ops.verify",
-        "persona", "progress",
+        "passages", "persona", "progress",
     },
     "cli": {"cli.program", "cli.screen", "errors"},
     "cli.program": {""},

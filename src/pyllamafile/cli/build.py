@@ -69,6 +69,18 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="A document that the model has read. Repeat it for several documents.",
 )
+@click.option(
+    "--documents",
+    type=PATH,
+    metavar="FOLDER",
+    help="Documents in which the file looks up what a question is about.",
+)
+@click.option(
+    "--embedder",
+    metavar="SOURCE",
+    shell_complete=complete_files,
+    help="A model for embeddings, which finds in them what is worded otherwise, too.",
+)
 @click.option("--system", type=PATH, metavar="FILE", help="The system prompt, in a text file.")
 @click.option("--greeting", metavar="TEXT", help="What the model says before anybody asks.")
 @click.option(
@@ -138,6 +150,8 @@ def build(
     output: Path | None,
     name: str | None,
     read: tuple[Path, ...],
+    documents: Path | None,
+    embedder: str | None,
     system: Path | None,
     greeting: str | None,
     suggest: tuple[str, ...],
@@ -191,6 +205,12 @@ def build(
     conversation, so it has to fit the context: about four letters are a token. The option --no-read
     of the file leaves it out.
 
+    --documents takes a folder of such documents, of any size. They are cut into passages. For each
+    question the passages that fit it best are put in front of it, so that the model can answer out
+    of them and name them. Without --embedder the words of the question count. With it the meaning
+    counts as well. Besides a SOURCE, --embedder takes `english` or `multilingual`: small models on
+    Hugging Face's hub. The option --no-documents of the file looks nothing up.
+
     --name, --system, --greeting, --suggest, --icon and --accent say who the file is. The web GUI
     and the mode --chat show it, and --system holds for both. In the FILE.toml of --persona the keys
     are name, greeting, suggestions (a list), accent, system (a text), system-file and icon (names
@@ -219,6 +239,7 @@ def build(
       pyllamafile build --gguf phi3-f16.gguf --quantize Q5_K_M
       pyllamafile build --gguf hf:microsoft/Phi-3-mini-4k-instruct-gguf:q4
       pyllamafile build --gguf ollama:phi3
+      pyllamafile build --gguf phi3.gguf --documents manuals
       pyllamafile build --gguf phi3.gguf --persona ada.toml -o ada.llamafile
     """  # noqa: D301
     if not gguf and output is None and not (lora or mmproj or draft):
@@ -232,6 +253,8 @@ def build(
             draft=draft,
             name=name,
             read=read,
+            documents=documents,
+            embedder=embedder,
             persona=_persona(persona_file, name, system, greeting, suggest, icon, accent),
             targets=targets,
             args=arg,
@@ -263,6 +286,11 @@ def build(
         say(f"  no chat   {shown(model)} has no chat format's tokens: it seems a base model")
     if built.read:
         say(f"  has read  {amount(built.read)} of text, about {built.read // 4:,} tokens")
+    if built.documents:
+        way = shown(built.embedder) if built.embedder else "words alone (no --embedder)"
+        say(f"  documents {built.documents:,}, in {built.passages:,} passages, found by {way}")
+    for document, reason in built.left_out:
+        say(f"  left out  {shown(document)}: {shown(reason)}")
     if built.persona:
         say(f"  persona   {shown(built.persona)}")
     if built.own_args:

@@ -21,7 +21,9 @@ from pyllamafile.errors import PyllamafileError
 from pyllamafile.models.fit import KINDS
 
 if TYPE_CHECKING:
-    from pyllamafile import EntryFacts, ModelFacts, Persona, Report, SignatureCheck
+    from pyllamafile import Documents, EntryFacts, ModelFacts, Persona, Report, SignatureCheck
+
+_MOST_SHOWN = 20  # documents
 
 
 @click.command()
@@ -95,6 +97,10 @@ def _print_report(report: Report) -> None:
         say(f"  {'persona':<12}  {shown(report.persona_problem)}")
     if report.persona:
         _print_persona(report.persona)
+    if report.documents_problem:
+        say(f"  {'documents':<12}  {shown(report.documents_problem)}")
+    if report.documents:
+        _print_documents(report.documents)
     if report.args_problem:
         say(bold(".args"))
         say(f"  {'problem':<12}  {shown(report.args_problem)}")
@@ -132,6 +138,17 @@ def _print_persona(persona: Persona) -> None:
             say(f"  {what:<12}  {shown(value)}")
     for suggestion in persona.suggestions:
         say(f"  {'suggestion':<12}  {shown(suggestion)}")
+
+
+def _print_documents(documents: Documents) -> None:
+    count = len(documents.sources)
+    by = f"words and vectors of {documents.dimension}" if documents.dimension else "words"
+    say(bold("documents"))
+    say(f"  {'passages':<12}  {documents.passages:,} of {count:,}, found by {by}")
+    for source in documents.sources[:_MOST_SHOWN]:
+        say(f"  {'document':<12}  {shown(source)}")
+    if count > _MOST_SHOWN:
+        say(f"  {'':<12}  and {count - _MOST_SHOWN:,} more (--json lists them)")
 
 
 def _problems(report: Report) -> dict[str, str]:

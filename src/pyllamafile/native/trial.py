@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import struct
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from pyllamafile.errors import RefusedError
 from pyllamafile.native.building import tools
+from pyllamafile.progress import Progress, Step
 
 
 @contextlib.contextmanager
@@ -51,6 +55,49 @@ def weights_refusal(program: bytes, weights: Sequence[Path]) -> str | None:
     """
     with unpacked(program) as path:
         return _said(path, "--check-weights", *weights)
+
+
+def embedded(
+    program: bytes, model: Path, texts: Sequence[str], tell: Progress
+) -> Iterator[tuple[float, ...]]:
+    """The vector of each text, of the length 1, in order.
+
+    Args:
+        program: A runtime that runs here.
+        model: A model for embeddings.
+        texts: What is embedded; of what is too long for the model, the beginning.
+        tell: Told how many are done.
+
+    Raises:
+        RefusedError: The model makes no vectors.
+    """
+    what = f"embedding passages with {model.name}"
+    tell(Step("share", what, 0, len(texts)))
+    with unpacked(program) as path, contextlib.ExitStack() as ends:
+        file = path.with_name("texts")
+        file.write_text("".join(json.dumps(text) + "\n" for text in texts))
+        errors = ends.enter_context(tempfile.TemporaryFile())
+        process = ends.enter_context(
+            subprocess.Popen(
+                [path, "--embed-texts", model, file],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+            )
+        )
+        ends.callback(process.kill)
+        assert process.stdout is not None
+        numbers = process.stdout.read(4)
+        size = struct.unpack("<I", numbers)[0] if len(numbers) == 4 else 0
+        done = 0
+        while size and done < len(texts) and len(row := process.stdout.read(4 * size)) == 4 * size:
+            yield struct.unpack(f"<{size}f", row)
+            done += 1
+            tell(Step("share", what, done, len(texts)))
+        if done < len(texts) or process.wait() != 0:
+            errors.seek(0)
+            said = errors.read().decode(errors="replace").rpartition("error: ")[2].strip()
+            raise RefusedError(f"{model}: {said or 'makes no vectors of texts'}", path=model)
 
 
 def _said(program: Path, *question: str | Path) -> str | None:

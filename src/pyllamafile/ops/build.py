@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import get_args
 
 import pyllamafile
-from pyllamafile import arguments, documents, engine, plan, zipalign
+from pyllamafile import arguments, engine, passages, plan, zipalign
 from pyllamafile.appearing import appearing, exists, permitted, scratch_folder
 from pyllamafile.arguments import SYSTEM, quote
+from pyllamafile.documents import joined
 from pyllamafile.engine import Format
 from pyllamafile.errors import AccessError, NotFoundError, RefusedError
-from pyllamafile.llamafile import ARGS, GUI, MANIFEST, PROOF, SIGNATURE, WEIGHTS
+from pyllamafile.llamafile import ARGS, EMBEDDER, GUI, MANIFEST, PROOF, SIGNATURE, WEIGHTS
 from pyllamafile.models import convert, forecast, sources
 from pyllamafile.models.fit import (
     broken_template,
@@ -32,6 +33,7 @@ from pyllamafile.models.fit import (
 )
 from pyllamafile.models.gguf import Weights, part_of, read, shards
 from pyllamafile.models.source import PathLike, Source, gguf_name
+from pyllamafile.native import trial
 from pyllamafile.ops import in_place as conversion
 from pyllamafile.output import check_written, companion_path, write, write_companion
 from pyllamafile.paths import named, path_of, several, strings
@@ -66,6 +68,10 @@ class Built:
             nothing is looked for where the package jinja2 is missing.
         persona: What of a persona went in, such as "name, greeting"; None without one.
         read: Bytes of text that it has read.
+        documents: How many documents it can look things up in.
+        passages: How many passages these were cut into.
+        embedder: What the model for embeddings is called by which it finds them, too.
+        left_out: Names of files that are no documents, each with the reason.
         own_args: The arguments that came with the weights and went into `.args`.
         remarks: What else came with the weights and was left out.
     """
@@ -85,6 +91,10 @@ class Built:
     broken: tuple[tuple[str, str], ...] = ()
     persona: str | None = None
     read: int = 0
+    documents: int = 0
+    passages: int = 0
+    embedder: str | None = None
+    left_out: tuple[tuple[str, str], ...] = ()
     own_args: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
 
@@ -111,6 +121,8 @@ def build(
     draft: PathLike | None = None,
     name: str | None = None,
     read: PathLike | Sequence[PathLike] = (),
+    documents: PathLike | None = None,
+    embedder: PathLike | None = None,
     persona: Persona | None = None,
     targets: str | Sequence[str] = (),
     args: str | Sequence[str] = (),
@@ -142,6 +154,9 @@ def build(
         name: What the model is called; by default as the persona, or as its file is.
         read: Documents whose text stands behind the system prompt of every conversation:
             Markdown, HTML, PDF, DOCX, or any other text.
+        documents: A folder of such documents, in which the file looks up what a question is about.
+        embedder: A model for embeddings, which finds passages worded otherwise than the question:
+            what `sources.find` knows, or a name in `passages.EMBEDDERS`. Without one, words count.
         persona: Who the file says it is. One that has no name takes `name`, if that is given.
         targets: Systems to run on, or groups of them such as ``linux``, ``arm64`` and
             ``all``; by default those whose runtimes are at hand.
@@ -167,11 +182,17 @@ def build(
         TypeError: A value has a wrong type, such as None where a path is taken.
     """
     tell = progress or silent
-    asked = _Asked.of(gguf, lora, mmproj, draft, quantize_to)
+    asked = _Asked.of(gguf, lora, mmproj, draft, embedder, quantize_to)
     systems = _systems(targets, format)
     persona = persona or Persona()
     sources_of_text = [path_of(path) for path in several(read)]
-    read_text = documents.joined(sources_of_text).encode() if sources_of_text else None
+    read_text = joined(sources_of_text).encode() if sources_of_text else None
+    if asked.embedder and documents is None:
+        raise RefusedError(
+            f"{asked.embedder.name} finds passages of documents, and there are none",
+            hint="give their folder with --documents",
+        )
+    found = passages.in_folder(path_of(documents)) if documents is not None else None
     stem = asked.stem(quantize_to)
     if name and name != stem and not persona.name:
         persona = replace(persona, name=name)
@@ -195,6 +216,7 @@ def build(
         runtimes = engine.runtimes_for(systems, gui, tell)
         program = engine.head_program(runtimes, format)
         models = quantized.made(given, tell) if quantized else given.models
+        looked_up = _looked_up(found, given, asked, tell) if found else None
         decided = plan.whole(
             name=name,
             version=pyllamafile.__version__,
@@ -205,6 +227,7 @@ def build(
             args=given.args,
             read=read_text,
             persona=persona.text,
+            documents=looked_up,
             gui=engine.gui_entries(tell) if gui else (),
             proof=engine.proof_entry() if prove else None,
         )
@@ -244,6 +267,10 @@ def build(
         ),
         persona=persona.summary or None,
         read=len(read_text or b""),
+        documents=len(found.sources) if found else 0,
+        passages=len(found.passages) if found else 0,
+        embedder=asked.embedder.name if asked.embedder else None,
+        left_out=found.left_out if found else (),
         own_args=tuple(itertools.chain(*asked.args)),
         remarks=tuple(asked.remarks),
     )
@@ -259,10 +286,12 @@ class _Asked:
     Attributes:
         models: Where the models are from.
         partners: What goes with the first of them.
+        embedder: What finds passages of documents.
     """
 
     models: Sequence[Source]
     partners: Sequence[_Partner]
+    embedder: Source | None
 
     @classmethod
     def of(
@@ -271,6 +300,7 @@ class _Asked:
         lora: PathLike | Adapter | Sequence[PathLike | Adapter],
         mmproj: PathLike | None,
         draft: PathLike | None,
+        embedder: PathLike | None,
         format: str | None,
     ) -> _Asked:
         """Find it.
@@ -291,11 +321,13 @@ class _Asked:
                 f"{partners[0].source.name} goes with a model, and there is none",
                 hint="give it with --gguf",
             )
-        return cls(models, partners)
+        given = passages.EMBEDDERS.get(str(embedder), embedder)
+        return cls(models, partners, _found(given) if given is not None else None)
 
     @property
     def sources(self) -> list[Source]:
-        return [*self.models, *(partner.source for partner in self.partners)]
+        partners = (partner.source for partner in self.partners)
+        return [*self.models, *partners, *([self.embedder] if self.embedder else [])]
 
     @property
     def paths(self) -> list[Path]:
@@ -446,6 +478,8 @@ def _gathered(
     extras = [_file(*named(each)) for each in several(add)]
     _check_names(extras, gui, prove)
     weights = [extra for extra in extras if extra.name.endswith(WEIGHTS)]  # they are to a runtime
+    if asked.embedder:
+        extras.append(_embedder(asked.embedder, folder, headers, tell))
     text_file = path_of(args_file) if args_file is not None else None
     text = _args_text(strings(args, "args"), text_file)
     files = [*itertools.chain(*models, *partners.values()), *extras]
@@ -554,6 +588,39 @@ def _models(
             if parts not in models:  # somebody may name every part
                 models.append(parts)
     return models
+
+
+def _embedder(source: Source, folder: Path, headers: _Headers, tell: Progress) -> File:
+    """The model for embeddings, under the name by which a runtime knows it.
+
+    Raises:
+        PyllamafileError: It can't be had, or is no model in one file that could be loaded.
+    """
+    first, *more = _models([source], folder, headers, tell)[0]
+    facts = headers.of(first.path)
+    if facts.kind != "model" or more:
+        what = "has several parts" if more else f"is no model, but of the kind {facts.kind}"
+        raise RefusedError(f"{first.path}: {what}", path=first.path)
+    if problem := unmappable(facts):
+        raise RefusedError(f"{first.path}: {problem}", path=first.path)
+    engine.check_weights([first.path], unsound(facts))
+    return replace(first, name=EMBEDDER)
+
+
+def _looked_up(found: passages.Found, given: _Given, asked: _Asked, tell: Progress) -> bytes:
+    """The entry of passages, with vectors if there is a model that makes them.
+
+    Raises:
+        PyllamafileError: The passages are too many, or the model makes none.
+    """
+    if not asked.embedder:
+        return passages.entry(found.passages)
+    model = next(file.path for file in given.extras if file.name == EMBEDDER)
+    task = passages.task_of(f"{asked.embedder.name} {given.headers.of(model).name}")
+    texts = [task.passage + passage.embedded for passage in found.passages]
+    program = engine.host_runtime(tell).program()
+    vectors = trial.embedded(program, model, texts, tell)
+    return passages.entry(found.passages, vectors, task.query)
 
 
 def _names(model: Sequence[File], headers: _Headers, format: str | None) -> list[str]:

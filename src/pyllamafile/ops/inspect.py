@@ -8,11 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pyllamafile import llamafile, persona
+from pyllamafile import llamafile, passages, persona
 from pyllamafile.errors import AccessError, PyllamafileError, RefusedError
-from pyllamafile.llamafile import PERSONA, Llamafile, Maker
+from pyllamafile.llamafile import DOCUMENTS, PERSONA, Llamafile, Maker
 from pyllamafile.models import gguf
 from pyllamafile.models.gguf import Kind, Weights
+from pyllamafile.passages import Documents
 from pyllamafile.paths import path_of
 from pyllamafile.persona import Persona
 from pyllamafile.zipalign import BLOCK, DEFLATED, STORED, Member
@@ -88,6 +89,8 @@ class Report:
         entries: Everything in the zip, in the order of the file.
         persona: Who it says it is; its system prompt is in `args`.
         persona_problem: Why that can't be shown, if it can't.
+        documents: What it can look things up in.
+        documents_problem: Why that can't be shown, if it can't.
         args: The text of `.args`; what is not UTF-8 in it is shown as U+FFFD.
     """
 
@@ -106,6 +109,8 @@ class Report:
     entries: tuple[EntryFacts, ...] = ()
     persona: Persona | None = None
     persona_problem: str | None = None
+    documents: Documents | None = None
+    documents_problem: str | None = None
     args: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
@@ -130,6 +135,7 @@ def inspect(path: str | os.PathLike[str]) -> Report:
     args, args_problem = _args(found)
     signed_with, signature_problem = _signature(found)
     who, persona_problem = _persona(found)
+    looked_up, documents_problem = _documents(found)
     return Report(
         path=path,
         size=found.archive.size,
@@ -146,6 +152,8 @@ def inspect(path: str | os.PathLike[str]) -> Report:
         entries=tuple(_entry(member) for member in found.archive.members),
         persona=who,
         persona_problem=persona_problem,
+        documents=looked_up,
+        documents_problem=documents_problem,
         args=args,
     )
 
@@ -173,6 +181,16 @@ def _persona(found: Llamafile) -> tuple[Persona | None, str | None]:
         return None, None
     try:
         return persona.said_in(found.content(PERSONA, persona.MOST)), None
+    except PyllamafileError as error:
+        return None, error.message.removeprefix(f"{found.path}: ")
+
+
+def _documents(found: Llamafile) -> tuple[Documents | None, str | None]:
+    """What it can look things up in, or why that can't be known."""
+    if not found.ours or DOCUMENTS not in found.members:
+        return None, None
+    try:
+        return passages.facts(found.content(DOCUMENTS, passages.MOST_ENTRY)), None
     except PyllamafileError as error:
         return None, error.message.removeprefix(f"{found.path}: ")
 

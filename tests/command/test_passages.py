@@ -1,0 +1,302 @@
+"""Documents that a file can look things up in: cut into passages, and packed."""
+
+from __future__ import annotations
+
+import json
+import random
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+
+import pytest
+from test_documents import pdf
+
+import pyllamafile
+from pyllamafile import passages
+from pyllamafile.errors import PyllamafileError, RefusedError
+from pyllamafile.llamafile import DOCUMENTS, EMBEDDER
+from pyllamafile.passages import Passage
+
+HANDBOOK = """# Handbook
+
+Welcome to the library.
+
+## Opening hours
+
+Open from nine to five.
+
+```
+# no heading
+```
+
+Prices
+------
+
+A card costs seven.
+"""
+
+
+@pytest.fixture
+def here(folder, model):
+    Path("m.gguf").write_bytes(model.read_bytes())
+    Path("docs/.hidden").mkdir(parents=True)
+    Path("docs/.hidden/x.md").write_text("never")
+    Path("docs/handbook.md").write_text(HANDBOOK)
+    Path("docs/sub").mkdir()
+    Path("docs/sub/notes.txt").write_text("Notes of Tuesday.")
+    Path("docs/picture.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\xff")
+    return folder
+
+
+def read_entry(content: bytes) -> tuple[dict, list[tuple[float, ...]]]:
+    """What FORMAT.md, section 11 says that is there; by another reader than ours."""
+    magic, version, count, dimension, unused = struct.unpack("<8s4I", content[:24])
+    stored, size, at = struct.unpack("<3Q", content[24:48])
+    assert (magic, version, unused, content[48:64]) == (b"passages", 1, 0, bytes(16))
+    text = zlib.decompress(content[64 : 64 + stored], -15)
+    assert len(text) == size
+    said = json.loads(text)
+    assert len(said["passages"]) == count
+    if not dimension:
+        assert (at, len(content)) == (0, 64 + stored)
+        return said, []
+    assert at % 64 == 0
+    assert len(content) == at + count * dimension * 2
+    return said, list(struct.iter_unpack(f"<{dimension}e", content[at:]))
+
+
+def test_sections_and_headings():
+    found = passages.cut("handbook.md", [HANDBOOK])
+    assert found == [
+        Passage("handbook.md", 0, "Handbook", "Welcome to the library."),
+        Passage(
+            "handbook.md",
+            0,
+            "Handbook > Opening hours",
+            "Open from nine to five.\n\n```\n# no heading\n```",
+        ),
+        Passage("handbook.md", 0, "Handbook > Prices", "A card costs seven."),
+    ]
+    manual = "LS(1)\n\nNAME\n     ls - list\n\nSEE ALSO\n     cd\n# no heading\n"
+    assert [(p.heading, p.text) for p in passages.cut("ls.txt", [manual])] == [
+        ("NAME", "     ls - list"),
+        ("SEE ALSO", "     cd\n# no heading"),
+    ]
+
+
+def test_pages():
+    found = passages.cut("a.pdf", ["One.", "", "Three."])
+    assert [(p.page, p.text) for p in found] == [(1, "One."), (3, "Three.")]
+    assert [p.page for p in passages.cut("a.pdf", ["One."])] == [1]
+    assert [p.page for p in passages.cut("a.txt", ["One."])] == [0]
+
+
+def test_pieces_hold_all_words_and_overlap(rng: random.Random):
+    words = [f"w{number}{'x' * rng.randrange(12)}" for number in range(4000)]
+    text = "".join(word + rng.choice([" ", " ", " ", ". ", "\n", "\n\n"]) for word in words)
+    found = passages.cut("a.txt", [text])
+    assert all(len(p.text.encode()) <= 1200 for p in found)
+    assert len(found) > 20
+    seen = [word.strip(".") for p in found for word in p.text.split()]
+    assert list(dict.fromkeys(seen)) == words  # in order, and each at least once
+    assert len(seen) > len(words)
+    assert len(seen) < 1.3 * len(words)
+
+
+@pytest.mark.parametrize("text", ["x" * 5000, "\u00e9" * 5000, "\u4e2d\u3002" * 2000, "a " * 3000])
+def test_what_has_no_words_or_sentences(text):
+    found = passages.cut("a.txt", [text])
+    assert all(0 < len(p.text.encode()) <= 1200 for p in found)
+    assert sum(len(p.text.replace(" ", "")) for p in found) >= len(text.replace(" ", ""))
+
+
+def test_a_folder_goes_in(run, here):
+    done = run("build", "--gguf", "m.gguf", "--documents", "docs", "-o", "o")
+    assert done.code == 0, done.err
+    assert "documents 2, in 4 passages, found by words alone (no --embedder)\n" in done.out
+    assert "left out  picture.png: is no text in UTF-8 or UTF-16\n" in done.out
+    with zipfile.ZipFile("o") as archive:
+        said, vectors = read_entry(archive.read(DOCUMENTS))
+    assert said["sources"] == ["handbook.md", "sub/notes.txt"]
+    assert said["passages"][2] == [0, 0, "Handbook > Prices", "A card costs seven."]
+    assert said["passages"][3] == [1, 0, "", "Notes of Tuesday."]
+    assert vectors == []
+    assert pyllamafile.verify("o") == []
+    shown = run("inspect", "o").out
+    assert "documents\n  passages      4 of 2, found by words\n  document      handbook.md" in shown
+    documents = pyllamafile.inspect("o").as_dict()["documents"]
+    assert documents["sources"] == ("handbook.md", "sub/notes.txt")
+    assert documents["passages"] == 4
+
+
+def test_pages_of_a_pdf_go_in(run, here):
+    pytest.importorskip("pypdf", reason="pip install 'pyllamafile[documents]'")
+    Path("docs/a.pdf").write_bytes(pdf("One turnip costs seven."))
+    assert run("build", "--gguf", "m.gguf", "--documents", "docs", "-o", "o").code == 0
+    with zipfile.ZipFile("o") as archive:
+        said, _ = read_entry(archive.read(DOCUMENTS))
+    assert said["passages"][0] == [0, 1, "", "One turnip costs seven."]
+
+
+def test_other_changes_keep_it(run, here, prebuilt):
+    run("build", "--gguf", "m.gguf", "--documents", "docs", "-o", "o")
+    with zipfile.ZipFile("o") as archive:
+        before = archive.read(DOCUMENTS)
+    Path("note").write_text("x")
+    assert run("add", "o", "note").code == 0
+    assert run("upgrade", "o").code == 0
+    with zipfile.ZipFile("o") as archive:
+        assert archive.read(DOCUMENTS) == before
+    assert run("remove", "o", DOCUMENTS).code == 0
+    assert pyllamafile.inspect("o").documents is None
+    Path("p").write_bytes(before)
+    assert run("add", "o", f"p={DOCUMENTS}").code == 0
+    assert pyllamafile.inspect("o").documents.passages == 4
+    assert pyllamafile.verify("o") == []
+
+
+def test_the_same_folder_gives_the_same_bytes(here):
+    made = [pyllamafile.build("m.gguf", name, documents="docs").path for name in ("a", "b")]
+    assert made[0].read_bytes() == made[1].read_bytes()
+
+
+def test_vectors():
+    found = passages.cut("handbook.md", [HANDBOOK])
+    content = passages.entry(found, [(1.0, 0.0), (0.0, 1.0), (0.5, -0.5)], "query: ")
+    said, vectors = read_entry(content)
+    assert said["query"] == "query: "
+    assert vectors == [(1.0, 0.0), (0.0, 1.0), (0.5, -0.5)]
+    assert passages.facts(content).dimension == 2
+
+
+def test_what_goes_wrong(fails, here):
+    command = ("build", "--gguf", "m.gguf", "-o", "o", "--documents")
+    fails("none: no such folder", *command, "none")
+    fails("m.gguf: not a folder", *command, "m.gguf")
+    Path("empty").mkdir()
+    Path("empty/a.txt").write_text("...")
+    fails("empty: has no document with text in it", *command, "empty")
+    hint = "give their folder with --documents"
+    message = "m.gguf finds passages of documents, and there are none"
+    fails(message, *command[:-1], "--embedder", "m.gguf", hint=hint)
+    fails(
+        "cannot read none.gguf: No such file or directory",
+        *command,
+        "docs",
+        "--embedder",
+        "none.gguf",
+    )
+
+
+def test_the_embedder_lies_where_it_can_be_mapped(here, monkeypatch):
+    monkeypatch.setattr(
+        pyllamafile.ops.build.trial, "embedded", lambda *_: [(1.0, 0.0)] * 4, raising=True
+    )
+    monkeypatch.setattr(pyllamafile.ops.build.engine, "host_runtime", lambda _: Nothing())
+    built = pyllamafile.build("m.gguf", "o", documents="docs", embedder="m.gguf")
+    assert (built.embedder, built.documents, built.passages) == ("m.gguf", 2, 4)
+    report = pyllamafile.inspect("o")
+    entries = {entry.name: entry for entry in report.entries}
+    assert entries[EMBEDDER].alignment == 65536
+    assert entries[DOCUMENTS].alignment >= 64
+    assert [model.file for model in report.models] == ["m.gguf"]
+    assert report.documents.dimension == 2
+    assert pyllamafile.verify("o") == []
+
+
+class Nothing:
+    def program(self) -> bytes:
+        return b""
+
+
+def test_names_of_embedders():
+    assert passages.task_of("Qwen3 Embedding 0.6B").query.startswith("Instruct: ")
+    assert passages.task_of("nomic-embed-text-v1.5.Q8_0.gguf").passage == "search_document: "
+    assert passages.task_of("all-MiniLM-L6-v2") == passages.Task()
+
+
+WHOLE = passages.entry([Passage("a", 0, "", "text")], [(1.0,)])
+
+
+def mended(**changes: int) -> bytes:
+    """The entry with other numbers in its header."""
+    names = ("magic", "version", "count", "dimension", "unused", "stored", "size", "at")
+    fields = dict(zip(names, struct.unpack_from("<8s4I3Q", WHOLE), strict=True))
+    return struct.pack("<8s4I3Q", *{**fields, **changes}.values()) + WHOLE[48:]
+
+
+def with_texts(text: bytes, count: int = 1) -> bytes:
+    deflate = zlib.compressobj(wbits=-15)
+    packed = deflate.compress(text) + deflate.flush()
+    head = struct.pack("<8s4I3Q", b"passages", 1, count, 0, 0, len(packed), len(text), 0)
+    return head.ljust(64, b"\0") + packed
+
+
+HOSTILE = [
+    b"",
+    WHOLE[:40],
+    WHOLE[:-1],
+    WHOLE + b"\0",
+    mended(version=2),
+    mended(unused=1),
+    mended(count=0),
+    mended(count=2),
+    mended(count=0xFFFFFFFF),
+    mended(dimension=0),
+    mended(dimension=2),
+    mended(dimension=0xFFFFFFFF),
+    mended(count=0x80000000, dimension=0x80000000),
+    mended(stored=0),
+    mended(stored=1),
+    mended(stored=(1 << 64) - 64),
+    mended(stored=(1 << 64) - 1),
+    mended(size=3),
+    mended(size=1 << 40),
+    mended(size=(1 << 64) - 1),
+    mended(at=0),
+    mended(at=64),
+    mended(at=(1 << 64) - 64),
+    with_texts(b"{}"),
+    with_texts(b"[" * 100_000),
+    with_texts(b'{"sources":["a"],"query":"","passages":[]}'),
+    with_texts(b'{"sources":["a"],"query":"","passages":[[1,0,"","x"]]}'),
+    with_texts(b'{"sources":["a"],"query":"","passages":[[-1,0,"","x"]]}'),
+    with_texts(b'{"sources":["a"],"query":"","passages":[[0,-1,"","x"]]}'),
+    with_texts(b'{"sources":["a"],"query":"","passages":[[0,0.5,"","x"]]}'),
+    with_texts(b'{"sources":["a"],"query":"","passages":[[0,0,"",1]]}'),
+    with_texts(b'{"sources":["a"],"query":"","passages":[[0,0,""]]}'),
+    with_texts(b'{"sources":["a"],"query":1,"passages":[[0,0,"","x"]]}'),
+    with_texts(b'{"sources":[1],"query":"","passages":[[0,0,"","x"]]}'),
+    with_texts(b'{"sources":["a"],"query":"","passages":[[0,0,"","\xff"]]}'),
+]
+
+
+@pytest.mark.parametrize("content", HOSTILE, ids=range(len(HOSTILE)))
+def test_entries_that_are_none(here, content):
+    with pytest.raises(RefusedError, match="holds no passages"):
+        passages.facts(content)
+
+
+def test_an_entry_that_is_none_is_refused_and_shown(fails, run, here):
+    Path("x").write_bytes(WHOLE[:-1])
+    message = "x: holds no passages: its numbers don't fit its size"
+    fails(message, "build", "--gguf", "m.gguf", "-o", "o", "--add", f"x={DOCUMENTS}")
+    run("build", "--gguf", "m.gguf", "-o", "o")
+    fails(message, "add", "o", f"x={DOCUMENTS}")
+    Path(DOCUMENTS).write_bytes(WHOLE[:-1])
+    assert run("zipalign", "o", DOCUMENTS).code == 0  # any zip tool can
+    shown = run("inspect", "o")
+    assert shown.code == 0
+    assert "documents     holds no passages: its numbers don't fit its size" in shown.out
+
+
+def test_whatever_stands_there_is_read_or_refused(rng: random.Random):
+    for _ in range(300):
+        content = bytearray(WHOLE)
+        for _ in range(rng.randrange(1, 4)):
+            content[rng.randrange(len(content))] = rng.randrange(256)
+        try:
+            passages.facts(bytes(content))
+        except PyllamafileError:
+            continue
