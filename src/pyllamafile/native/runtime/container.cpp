@@ -285,13 +285,17 @@ std::string container::content(const entry & member) const {
     if (!member.deflated) {
         return bytes;
     }
-    if (member.size > TEXT_LIMIT || bytes.size() > INT_MAX) {
+    return inflated(bytes.data(), bytes.size(), member.size);
+}
+
+std::string inflated(const char * bytes, uint64_t stored, uint64_t size) {
+    if (size > TEXT_LIMIT || stored > INT_MAX) {
         return {};
     }
-    std::string out(member.size, '\0');
-    const int size = stbi_zlib_decode_noheader_buffer(out.data(), (int)out.size(), bytes.data(),
-                                                      (int)bytes.size());
-    return size >= 0 && (uint64_t)size == member.size ? out : "";
+    std::string out(size, '\0');
+    const int made =
+        stbi_zlib_decode_noheader_buffer(out.data(), (int)out.size(), bytes, (int)stored);
+    return made >= 0 && (uint64_t)made == size ? out : "";
 }
 
 static bool ends_with(const std::string & text, const std::string & end) {

@@ -47,3 +47,6 @@ struct container {
 // Reads the directory of a zip. False when the file is none; every number in it is checked
 // against the file's size, so that a damaged directory can't lead outside the file.
 bool read_container(const std::string & path, container & out);
+
+// Deflated bytes as they were; empty where they are of another size than said, or damaged.
+std::string inflated(const char * bytes, uint64_t stored, uint64_t size);

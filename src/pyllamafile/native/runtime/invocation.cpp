@@ -10,6 +10,7 @@
 #include "llama.h"
 #include "named.h"
 #include "router.h"
+#include "seams/documents.h"
 #include "seams/reading.h"
 #include "system/cpu.h"
 #include "system/threads.h"
@@ -88,6 +89,7 @@ std::map<std::string, size_t> our_flags() {
                  { "--grace", 1 },
                  { "--chats", 1 },
                  { "--no-chats", 0 },
+                 { "--no-documents", 0 },
                  { "--no-read", 0 },
                  { "--unsafe-no-sandbox", 0 },
                  { "--unsecure", 0 },
@@ -496,8 +498,12 @@ invocation read_invocation(const arguments & own, const arguments & user) {
     if (flags.take(args, { "--no-read" })) {
         read_nothing();
     }
+    if (flags.take(args, { "--no-documents" })) {
+        look_nothing_up();
+    }
     if (out.serves || out.converses) {
         text_read(); // now, if it can't be read
+        check_documents();
     }
     out.browser = !flags.take(args, { "--nobrowser" });
     name_chat_template(args, flags);

@@ -5,6 +5,7 @@
 #include "chat/conversation.h"
 #include "common.h"
 #include "container.h"
+#include "documents/embedder.h"
 #include "errors.h"
 #include "invocation.h"
 #include "llama.h"
@@ -217,6 +218,19 @@ int main(int argc, char ** argv) {
             return rehearse(user[1]);
         } catch (const std::exception & problem) {
             return fail(user[1] + " can't be loaded: " + problem.what());
+        }
+    }
+    // And what vectors a model makes of texts.
+    if (user.size() == 3 && user[0] == "--embed-texts") {
+        named names;
+        names.reads.assign(user.begin() + 1, user.end());
+        names.program = own_program;
+        sandbox_names(names, false);
+        enter_sandbox(duty::COMPUTES);
+        try {
+            return embed_texts(user[1], user[2]);
+        } catch (const std::exception & problem) {
+            return fail(problem.what());
         }
     }
     if (is_routers_child(user)) {

@@ -80,8 +80,12 @@ void give_system_prompt(const std::string & text) {
     set_variable(SYSTEM, text);
 }
 
+bool wants_nothing_in_front(const common_json & body) {
+    return body.contains(NOTHING) && body.at(NOTHING) == true;
+}
+
 void put_in_front(common_json & body) {
-    const bool wanted = !body.contains(NOTHING) || body.at(NOTHING) != true;
+    const bool wanted = !wants_nothing_in_front(body);
     body.erase(NOTHING);
     if (!wanted || !body.contains("messages") || !body.at("messages").is_array()) {
         return;

@@ -227,7 +227,8 @@ std::string locate(const std::string & name, weights & out) {
     const entry * chosen = nullptr;
     if (!member.empty()) {
         for (const entry & candidate : zip.entries) {
-            const bool model = ends_with(candidate.name, ".gguf") || candidate.name == PROOF;
+            const bool model = ends_with(candidate.name, ".gguf") || candidate.name == PROOF ||
+                               candidate.name == EMBEDDER;
             if (!candidate.deflated && model && means(member, candidate.name)) {
                 chosen = &candidate;
                 break;

@@ -11,6 +11,9 @@
 // The entry that --prove computes with: a GGUF, and none of the models that a file is for.
 const char PROOF[] = "proof.model";
 
+// The one that makes vectors of questions about the file's documents; it is none of them, either.
+const char EMBEDDER[] = "embedder.model";
+
 // What a GGUF is for: to talk with, or to go with such a one. A projector turns images or sound
 // into what a model reads.
 enum class weights_kind { MODEL, ADAPTER, PROJECTOR };

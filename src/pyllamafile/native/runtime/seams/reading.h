@@ -20,5 +20,8 @@ void give_system_prompt(const std::string & text);
 // Puts both into the messages of a request for a conversation.
 void put_in_front(common_json & body);
 
+// Whether a request is marked so.
+bool wants_nothing_in_front(const common_json & body);
+
 // Marks a request that is for no conversation, although it becomes one.
 void keep_nothing_in_front(common_json & body);

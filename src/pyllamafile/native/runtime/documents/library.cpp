@@ -1,0 +1,211 @@
+#include "documents/library.h"
+
+#include "../seams/documents.h"
+#include "../seams/reading.h"
+
+#include "common.h"
+#include "container.h"
+#include "log.h"
+#include "system/system.h"
+#include "system/threads.h"
+#include "weights.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <stdexcept>
+
+extern container own_container; // main.cpp
+
+namespace {
+
+const char * const ENTRY = ".documents";
+const uint64_t MOST = 1 << 30;      // bytes; passages.py has the same limit
+const size_t CANDIDATES = 100;      // of each ranking, for the merged one
+const size_t MOST_QUESTION = 16384; // bytes: of a pasted text the end counts
+const char * const FIELD = "documents";
+
+// The router's processes and that of a chat inherit it.
+const char * const SWITCH = "PYLLAMAFILE_DOCUMENTS";
+
+std::weak_ptr<library> & opened() {
+    static std::weak_ptr<library> one;
+    return one;
+}
+
+size_t room = MOST_PASSAGES;
+
+// The passages of the own file; empty if it has none. `embedder` becomes the name of the model.
+passages own_passages(std::string & embedder) {
+    const char * said = getenv(SWITCH);
+    container zip; // a process of the router knows its file by name only
+    if ((said != nullptr && said == std::string("off")) || own_container.path.empty() ||
+        !read_container(own_container.path, zip)) {
+        return {};
+    }
+    const entry * member = zip.find(ENTRY);
+    if (member == nullptr) {
+        return {};
+    }
+    if (zip.find(EMBEDDER) != nullptr) {
+        embedder = zip.path + "@" + EMBEDDER;
+    }
+    try {
+        return read_passages(member->size <= MOST ? zip.content(*member) : "");
+    } catch (const std::runtime_error & problem) {
+        throw std::runtime_error(std::string(ENTRY) + " of this file " + problem.what() +
+                                 " (--no-documents leaves it out)");
+    }
+}
+
+std::vector<std::string> searched(const passages & texts) {
+    std::vector<std::string> out;
+    for (const passage & each : texts.all) {
+        out.push_back(each.all());
+    }
+    return out;
+}
+
+std::string text_in(const common_json & content) {
+    if (content.is_string()) {
+        return content.get<std::string>();
+    }
+    std::string out;
+    for (size_t i = 0; content.is_array() && i < content.size(); i++) {
+        const common_json & part = content.at(i);
+        if (part.is_object() && part.contains("text") && part.at("text").is_string()) {
+            out += (out.empty() ? "" : "\n") + part.at("text").get<std::string>();
+        }
+    }
+    return out;
+}
+
+// How many passages the request wants.
+size_t wanted_by(common_json & body) {
+    size_t most = PASSAGES;
+    if (body.contains(FIELD) && !body.at(FIELD).is_null()) {
+        const common_json & field = body.at(FIELD);
+        const bool number = field.is_number_integer() && field.get<int64_t>() >= 0 &&
+                            field.get<int64_t>() <= (int64_t)MOST_PASSAGES;
+        if (!field.is_boolean() && !number) {
+            throw std::invalid_argument(
+                "\"documents\" is neither true or false nor a number of passages up to " +
+                std::to_string(MOST_PASSAGES));
+        }
+        most =
+            field.is_boolean() ? (field.get<bool>() ? PASSAGES : 0) : (size_t)field.get<int64_t>();
+    }
+    body.erase(FIELD);
+    return std::min(most, room);
+}
+
+std::string in_front_of_question(const passages & texts, const std::vector<ranked> & found) {
+    std::string out = "Passages from documents, each below its source:\n\n";
+    for (const ranked & each : found) {
+        const passage & one = texts.all[each.number];
+        out += "[" + texts.label(one) + "]\n" + one.text + "\n\n";
+    }
+    return out +
+           "Answer the following with these passages, as far as they help. Behind what you take "
+           "from a passage, name its source in brackets as it stands above: [" +
+           texts.label(texts.all[found.front().number]) + "].\n\n";
+}
+
+} // namespace
+
+library::library(passages own, const std::string & embedder_name) : texts(std::move(own)) {
+    words = std::async(std::launch::async, [this] { return word_index(searched(texts)); });
+    if (texts.dimension == 0) {
+        return;
+    }
+    const int threads = threads_to_use(common_cpu_get_num_math());
+    try {
+        if (embedder_name.empty()) {
+            throw std::runtime_error(std::string(EMBEDDER) + " is missing in this file");
+        }
+        auto loaded = std::make_unique<embedder>(embedder_name, threads);
+        if (loaded->dimension() != texts.dimension) {
+            throw std::runtime_error(std::string(EMBEDDER) + " makes vectors of another length");
+        }
+        vectors = std::make_unique<vector_index>(texts.vectors, texts.dimension, threads);
+        model = std::move(loaded);
+    } catch (const std::exception & problem) {
+        LOG_WRN("passages are found by their words alone: %s\n", problem.what());
+    }
+}
+
+std::vector<ranked> library::find(const std::string & whole, size_t most) {
+    std::string question =
+        whole.size() > MOST_QUESTION ? whole.substr(whole.size() - MOST_QUESTION) : whole;
+    while (!question.empty() && ((unsigned char)question[0] & 0xC0) == 0x80) {
+        question.erase(0, 1); // the rest of a letter
+    }
+    const std::lock_guard<std::mutex> lock(mutex);
+    if (!index) {
+        index = std::make_unique<word_index>(words.get());
+    }
+    std::vector<ranking> rankings = { index->find(question, CANDIDATES) };
+    if (model && !words_of(question).empty()) {
+        rankings.push_back(vectors->find(model->vector_of(texts.query + question), CANDIDATES));
+    }
+    return merged(rankings, most);
+}
+
+std::shared_ptr<library> open_library() {
+    std::string embedder;
+    passages texts = own_passages(embedder);
+    if (texts.all.empty()) {
+        return nullptr;
+    }
+    const auto one = std::make_shared<library>(std::move(texts), embedder);
+    opened() = one;
+    return one;
+}
+
+std::shared_ptr<library> current_library() {
+    return opened().lock();
+}
+
+void bound_passages(size_t most) {
+    room = most;
+}
+
+void look_nothing_up() {
+    set_variable(SWITCH, "off");
+}
+
+void check_documents() {
+    std::string embedder;
+    own_passages(embedder);
+}
+
+void put_passages_in(common_json & body) {
+    const size_t most = wanted_by(body);
+    const std::shared_ptr<library> own = current_library();
+    if (!own || most == 0 || wants_nothing_in_front(body) || !body.contains("messages") ||
+        !body.at("messages").is_array()) {
+        return;
+    }
+    common_json & messages = body.at("messages");
+    for (size_t i = messages.size(); i-- > 0;) {
+        common_json & message = messages.at(i);
+        if (!message.is_object() || !message.contains("role") || message.at("role") != "user" ||
+            !message.contains("content")) {
+            continue;
+        }
+        const common_json content = message.at("content");
+        const std::vector<ranked> found = own->find(text_in(content), most);
+        if (found.empty()) {
+            return;
+        }
+        const std::string front = in_front_of_question(own->texts, found);
+        if (content.is_string()) {
+            message["content"] = front + content.get<std::string>();
+        } else {
+            common_json parts = common_json::array();
+            parts.push_back({ { "type", "text" }, { "text", front } });
+            parts.insert(content);
+            message["content"] = parts;
+        }
+        return;
+    }
+}

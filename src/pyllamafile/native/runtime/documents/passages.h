@@ -1,0 +1,32 @@
+// The passages that a file can look up: its entry .documents (launcher/FORMAT.md, section 11).
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+struct passage {
+    uint32_t source;     // which of the documents
+    uint32_t page;       // from 1; 0 where there are none
+    std::string heading; // those above it, the outermost first
+    std::string text;
+
+    // What it is found by.
+    std::string all() const {
+        return heading.empty() ? text : heading + "\n" + text;
+    }
+};
+
+struct passages {
+    std::vector<std::string> sources; // the names of the documents
+    std::string query;                // in front of a question that becomes a vector
+    std::vector<passage> all;
+    uint32_t dimension = 0;        // of their vectors; 0: there are none
+    std::vector<uint16_t> vectors; // of each a row, in halves of floats
+
+    // How an answer names a passage: "handbook.md, p. 12", or by the heading next to it.
+    std::string label(const passage & of) const;
+};
+
+// Throws std::runtime_error where the bytes are no such entry; nothing in it is believed before.
+passages read_passages(const std::string & bytes);
