@@ -7,16 +7,19 @@ does.
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import subprocess
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+from running import at_hand
 from wine_arm64 import Windows, windows_path
 
+import pyllamafile
 from pyllamafile import native
 from pyllamafile.launcher import BLOCK, pack
 from pyllamafile.native.building import driver, tools
@@ -48,8 +51,9 @@ class Machine:
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [*self.words, str(self.parent), *arguments],
+            [*self.words, windows_path(self.parent), *arguments],
             env=self.env,
+            cwd=Path(self.env["WINEPREFIX"]) / "drive_c",  # which both can name
             input="typed\n",
             capture_output=True,
             text=True,
@@ -169,9 +173,27 @@ def test_where_there_is_no_such_program_this_one_does_the_work(
     assert machine.unpacked == []
 
 
+@pytest.mark.parametrize("started", ["windows-arm64"], indirect=True)
+def test_a_built_file_is_handed_over_to_its_program(
+    machine: Machine, smollm2: Path, tmp_path: Path
+) -> None:
+    target = at_hand("windows-arm64")
+    targets = ["windows-amd64", target]
+    file = pyllamafile.build(smollm2, tmp_path / "f.exe", targets=targets, gui=False).path
+    machine = replace(machine, env={**machine.env, "LLAMAFILE": windows_path(file)})
+    version = machine.run("--version")
+    assert (version.returncode, version.stderr) == (0, "")
+    assert f"{target}, CPU level" in version.stdout
+    text = machine.run("-p", "The capital of France is", "-n", "6", "--temp", "0")
+    assert text.returncode == 0
+    assert "Paris" in text.stdout
+    (unpacked,) = machine.unpacked
+    assert unpacked.read_bytes() == gzip.decompress(native.find(TARGETS[target]).path.read_bytes())
+
+
 def test_the_child_ends_with_its_parent(machine: Machine) -> None:
     process = subprocess.Popen(
-        [*machine.words, str(machine.parent)],
+        [*machine.words, windows_path(machine.parent)],
         env=machine.env,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
