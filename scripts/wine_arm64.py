@@ -68,7 +68,11 @@ STAY = 60  # seconds that its services stay without a program, even if this proc
 LEAVE = 10  # seconds that its processes have to leave when it is over
 
 
-class MissingError(Exception):
+class WineError(Exception):
+    """Why no Windows on arm64 can be had here, in one line."""
+
+
+class MissingError(WineError):
     """What lacks here, and which package has it."""
 
 
@@ -94,6 +98,7 @@ def windows() -> Iterator[Windows]:
 
     Raises:
         MissingError: There is no Wine for arm64 here, and none can be fetched.
+        WineError: It doesn't start.
     """
     root = fetched()
     with tempfile.TemporaryDirectory(prefix="wine-", ignore_cleanup_errors=True) as prefix:
@@ -108,8 +113,11 @@ def windows() -> Iterator[Windows]:
         server = root / BIN / "wineserver"
         try:
             # Its services stay from program to program, which then start in a tenth of the time.
-            for command in ([server, f"-p{STAY}"], [*made.words, "wineboot", "--init"]):
-                quiet(command, env)
+            try:
+                quiet([server, f"-p{STAY}"], env)
+                quiet([*made.words, "wineboot", "--init"], env)
+            except subprocess.SubprocessError as error:
+                raise WineError(f"Wine for arm64 doesn't start: {error}") from None
             yield made
         finally:
             with contextlib.suppress(subprocess.SubprocessError):
@@ -234,8 +242,10 @@ def main() -> None:
             program, *arguments = sys.argv[1:]
             words = [*made.words, windows_path(Path(program).resolve()), *arguments]
             code = subprocess.run(words, env=made.env).returncode
-    except MissingError as error:
+    except WineError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:  # which the program had, too
+        code = 128 + signal.SIGINT
     sys.exit(code)
 
 

@@ -84,6 +84,51 @@ def test_watched_ends_at_ctrl_c(tmp_path):
     assert list(logs.iterdir()) == []
 
 
+# scripts/wine_arm64.py
+
+
+def wine_arm64(folder: Path, **programs: str) -> subprocess.CompletedProcess[str]:
+    """What it says where no other programs are than these, which are shell scripts."""
+    for name, script in programs.items():
+        path = folder / name.replace("_", "-")
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o755)
+    env = {**os.environ, "PATH": str(folder), "PYLLAMAFILE_CACHE": str(folder / "cache")}
+    command = [sys.executable, SCRIPTS / "wine_arm64.py"]
+    return subprocess.run(command, capture_output=True, text=True, env=env)
+
+
+@pytest.mark.parametrize(
+    ("programs", "error"),
+    [
+        ({}, "qemu-aarch64-static is missing: apt install qemu-user-static"),
+        (
+            {"qemu_aarch64_static": "exit 1", "apt_get": "exit 0"},
+            "apt knows no mirror of Debian: apt-get update, on a Debian",
+        ),
+    ],
+    ids=["qemu", "mirror"],
+)
+def test_wine_for_arm64_says_what_it_lacks(
+    programs: dict[str, str], error: str, tmp_path: Path
+) -> None:
+    done = wine_arm64(tmp_path, **programs)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", f"error: {error}\n")
+
+
+@pytest.mark.skipif(
+    not Path("/usr/share/keyrings/debian-archive-keyring.gpg").is_file(),
+    reason="debian-archive-keyring is missing: apt install debian-archive-keyring",
+)
+def test_wine_for_arm64_that_cannot_be_fetched_leaves_nothing(tmp_path: Path) -> None:
+    apt = """[ "$1" = indextargets ] && echo http://nowhere.invalid/debian && exit
+echo "E: no" >&2; exit 100"""
+    done = wine_arm64(tmp_path, qemu_aarch64_static="exit 1", apt_get=apt)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "error: Debian's Wine for arm64 can't be fetched: E: no\n"
+    assert [path.suffix for path in (tmp_path / "cache" / "wine-arm64").iterdir()] == [".lock"]
+
+
 # scripts/bench/load.py
 
 
