@@ -67,6 +67,9 @@ child::child(const std::vector<std::string> & words, bool merged)
 }
 
 child::~child() {
+    if (!readers.empty()) { // nobody asked for its end: a server that Ctrl-C can't be sent to
+        subprocess_terminate(process.get());
+    }
     end();
 }
 

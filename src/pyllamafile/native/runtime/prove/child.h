@@ -22,7 +22,7 @@ struct ended {
 
 struct subprocess_s;
 
-// A process of which all that it prints is read. It ends with the object at the latest.
+// A process of which all that it prints is read. With the object it is ended, if nobody waited.
 class child {
   public:
     // `merged`: what it says on standard error comes to `out` as well.
