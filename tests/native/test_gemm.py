@@ -20,8 +20,12 @@ from pyllamafile.targets import TARGETS
 # Of every product: five tiles of eight, one of four, one of one; too few for tiles.
 COLUMNS = [45, 5]
 TYPES = ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL"]
+K_TYPES = ["Q2_K", "Q3_K_S", "Q4_K_S", "Q5_K_S", "Q6_K", "IQ4_XS"]  # with --pure, all of one type
 # As they are, and rearranged by repack.cpp, which the lowest level doesn't do.
-CASES = [*((kind, ["--no-repack"]) for kind in TYPES), ("Q4_0", [])]
+CASES = [
+    *((kind, ["--no-repack"]) for kind in [*TYPES, *K_TYPES]),
+    *((kind, []) for kind in ["Q4_0", "Q2_K", "Q4_K_S"]),
+]
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +35,15 @@ def odd_phi3(tmp_path_factory: pytest.TempPathFactory) -> Path:
     vocabulary = native.llama_source() / "models" / "ggml-vocab-phi-3.gguf"
     path = folder / "phi3-odd.gguf"
     return tiny_phi3(path, vocabulary, width=96, inner=1056, heads=24, kv_heads=1)
+
+
+@pytest.fixture(scope="module")
+def odd_phi3_of_256(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Blocks of 256 in every row, and matrices whose rows fill no panel (264)."""
+    folder = tmp_path_factory.mktemp("odd")
+    vocabulary = native.llama_source() / "models" / "ggml-vocab-phi-3.gguf"
+    path = folder / "phi3-odd.gguf"
+    return tiny_phi3(path, vocabulary, width=256, inner=1280, heads=64, kv_heads=1)
 
 
 def here(runtime: Path) -> list[str]:
@@ -71,18 +84,23 @@ def test_seam_products_come_to_ours() -> None:
     command = [tools.program("ninja"), "-t", "inputs", "runtime"]
     linked = subprocess.run(command, cwd=out, capture_output=True, text=True).stdout.splitlines()
     suffixes = ["", *(f"__{level.name}" for level in target.levels[1:] if not level.sources)]
+    above = suffixes[1:]  # the lowest has none for the K types
+    repacked = ("gemm_q4_K", "gemm_q2_K", "quantize_mat_q8_K")
     # The last of them stands in for a better one, and asks ours which it is.
     dots = {"our_vec_dot_bf16", *(f"ggml_vec_dot_bf16{suffix}" for suffix in suffixes[:-1])}
     for source, asks, expected in (
         (
             "ggml-cpu.c",
             ("our_", "llamafile_sgemm", "ggml_vec_dot_bf16"),
-            {f"our_sgemm{suffix}" for suffix in suffixes} | dots,
+            {f"our_sgemm{suffix}" for suffix in suffixes}
+            | {f"our_{name}{s}" for name in ("tiled_product", "quantize_row_q8_K") for s in above}
+            | dots,
         ),
         (
             "repack.cpp",
             ("our_", "ggml_gemm_q4_0_8x8_q8_0"),
-            {f"our_gemm_q4_0{suffix}" for suffix in suffixes},
+            {f"our_gemm_q4_0{suffix}" for suffix in suffixes}
+            | {f"our_{name}{s}" for name in repacked for s in above},
         ),
     ):
         asked = set()
@@ -102,11 +120,13 @@ def test_all_levels_compute_the_same(
     flags: list[str],
     columns: int,
     odd_phi3: Path,
+    odd_phi3_of_256: Path,
     runtime: Path,
     tmp_path: Path,
 ) -> None:
     model = tmp_path / "model.gguf"
-    done = run(runtime, "--quantize", "--pure", odd_phi3, model, kind)
+    whole = odd_phi3_of_256 if kind in K_TYPES else odd_phi3
+    done = run(runtime, "--quantize", "--pure", whole, model, kind)
     assert done.returncode == 0, done.stderr.decode()
     base, *levels = here(runtime)
     flags = ["-ub", str(columns), *flags]

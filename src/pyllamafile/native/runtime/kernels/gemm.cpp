@@ -15,12 +15,13 @@
 #include "ggml-cpu-impl.h"
 #include "quants.h"
 #include "repack.h"
+#include "tiled/tiled.h"
 #include "vec.h"
 
 #if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 
+#include "k-products.h"
 #include "number-products.h"
-#include "quant-products.h"
 
 namespace {
 
@@ -33,6 +34,7 @@ struct row {
     ggml_type columns;
     product_of many;
     product_of few; // null where upstream's is as good
+    int64_t few_columns = FEW_COLUMNS;
 };
 
 #ifdef WITH_VNNI
@@ -43,6 +45,10 @@ struct row {
 
 template <typename block> row quants(ggml_type weights, ggml_type columns) {
     return { weights, columns, product<block>, WHERE_IT_PAYS(product_of_few<block>) };
+}
+
+template <typename block> row k_quants(ggml_type weights) {
+    return { weights, GGML_TYPE_Q8_K, k_product<block>, k_product_of_few<block>, FEW_COLUMNS_OF_K };
 }
 
 template <typename number> row numbers(ggml_type weights) {
@@ -57,6 +63,12 @@ const row PRODUCTS[] = {
     quants<block_q5_1>(GGML_TYPE_Q5_1, GGML_TYPE_Q8_1),
     quants<block_q8_0>(GGML_TYPE_Q8_0, GGML_TYPE_Q8_0),
     quants<block_iq4_nl>(GGML_TYPE_IQ4_NL, GGML_TYPE_Q8_0),
+    k_quants<block_q2_K>(GGML_TYPE_Q2_K),
+    k_quants<block_q3_K>(GGML_TYPE_Q3_K),
+    k_quants<block_q4_K>(GGML_TYPE_Q4_K),
+    k_quants<block_q5_K>(GGML_TYPE_Q5_K),
+    k_quants<block_q6_K>(GGML_TYPE_Q6_K),
+    k_quants<block_iq4_xs>(GGML_TYPE_IQ4_XS),
     numbers<float>(GGML_TYPE_F32),
     numbers<ggml_fp16_t>(GGML_TYPE_F16),
 #ifdef __AVX512BF16__
@@ -104,7 +116,7 @@ extern "C" bool our_sgemm(const ggml_compute_params * params, int64_t m, int64_t
     }
 #endif
     for (const row & known : PRODUCTS) {
-        const product_of run = n < FEW_COLUMNS ? known.few : known.many;
+        const product_of run = n < known.few_columns ? known.few : known.many;
         if (a_type == known.weights && b_type == known.columns && c_type == GGML_TYPE_F32 &&
             run != nullptr && run(params, m, n, k, a, lda, b, ldb, (float *)c, ldc)) {
             return true;
@@ -123,7 +135,43 @@ extern "C" void our_gemm_q4_0(int n, float * out, size_t ldc, const void * a, co
                      out, (int64_t)ldc);
 }
 
+extern "C" bool our_tiled_product(const ggml_compute_params * params, ggml_tensor * dst) {
+    for (const row & known : PRODUCTS) {
+        if (dst->src[0]->type == known.weights && known.columns == GGML_TYPE_Q8_K) {
+            return false;
+        }
+    }
+    return ggml_compute_forward_mul_mat_tiled(params, dst);
+}
+
+extern "C" void our_gemm_q4_K(int n, float * out, size_t ldc, const void * a, const void * b,
+                              int columns, int rows) {
+    repacked_k_product<block_q4_K>(rows, columns, n / QK_K, (const block_q4_Kx8 *)a,
+                                   (const block_q8_K *)b, out, (int64_t)ldc,
+                                   ggml_gemv_q4_K_8x8_q8_K);
+}
+
+extern "C" void our_gemm_q2_K(int n, float * out, size_t ldc, const void * a, const void * b,
+                              int columns, int rows) {
+    repacked_k_product<block_q2_K>(rows, columns, n / QK_K, (const block_q2_Kx8 *)a,
+                                   (const block_q8_K *)b, out, (int64_t)ldc,
+                                   ggml_gemv_q2_K_8x8_q8_K);
+}
+
+extern "C" void our_quantize_row_q8_K(const float * x, void * out, int64_t depth) {
+    round_column(x, (block_q8_K *)out, depth / QK_K);
+}
+
+// Four columns of repack.cpp's stay one after the other.
+extern "C" void our_quantize_mat_q8_K(const float * x, void * out, int64_t depth) {
+    round_column(x, (block_q8_K *)out, 4 * depth / QK_K);
+}
+
 #else
+
+extern "C" bool our_tiled_product(const ggml_compute_params * params, ggml_tensor * dst) {
+    return ggml_compute_forward_mul_mat_tiled(params, dst);
+}
 
 extern "C" bool our_sgemm(const ggml_compute_params * params, int64_t m, int64_t n, int64_t k,
                           const void * a, int64_t lda, const void * b, int64_t ldb, void * c,
@@ -134,6 +182,24 @@ extern "C" bool our_sgemm(const ggml_compute_params * params, int64_t m, int64_t
 extern "C" void our_gemm_q4_0(int n, float * out, size_t ldc, const void * a, const void * b,
                               int columns, int rows) {
     ggml_gemm_q4_0_8x8_q8_0(n, out, ldc, a, b, columns, rows);
+}
+
+extern "C" void our_gemm_q4_K(int n, float * out, size_t ldc, const void * a, const void * b,
+                              int columns, int rows) {
+    ggml_gemm_q4_K_8x8_q8_K(n, out, ldc, a, b, columns, rows);
+}
+
+extern "C" void our_gemm_q2_K(int n, float * out, size_t ldc, const void * a, const void * b,
+                              int columns, int rows) {
+    ggml_gemm_q2_K_8x8_q8_K(n, out, ldc, a, b, columns, rows);
+}
+
+extern "C" void our_quantize_row_q8_K(const float * x, void * out, int64_t depth) {
+    quantize_row_q8_K(x, out, depth);
+}
+
+extern "C" void our_quantize_mat_q8_K(const float * x, void * out, int64_t depth) {
+    ggml_quantize_mat_q8_K_4x8(x, out, depth);
 }
 
 #endif
