@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import lief
@@ -137,3 +138,26 @@ def test_all_levels_compute_the_same(
         # BF16 rounds what it multiplies to eight bits, and quants are rounded before: a value on
         # the edge between two falls to the other side.
         assert np.abs(got - expected).max() < 0.02 * spread
+
+
+@pytest.mark.native
+def test_a_product_does_not_depend_on_how_many_there_are(runtime: Path) -> None:
+    """Each column of a product with quants, beside the product of that column alone, bit by bit."""
+    _, *levels = here(runtime)
+    if not levels:
+        pytest.skip("this processor has the lowest level alone, whose products are upstream's")
+    kinds = [kind.removesuffix("_S").lower() for kind in [*TYPES[3:], *K_TYPES]]
+    script = Path(__file__).parents[2] / "scripts" / "bench" / "products.py"
+    # Rows that fill no panel but groups of eight, which repack.cpp takes; blocks that don't come in
+    # fours; tiles of each width.
+    command = [sys.executable, script, "--rows", "104", "--depth", "1280", "--rounds", "1"]
+    command += ["--milliseconds", "0", "--columns", "1,2,3,4,5,6,7,8,9,45", "--types"]
+    done = subprocess.run([*command, ",".join(kinds)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = [line.split()[:5] for line in done.stdout.splitlines()]
+    assert {(level, kind) for level, kind, *_ in lines} == {(a, b) for a in levels for b in kinds}
+    assert {("v3", "q4_k", "repacked"), ("v3", "q4_k", "file")} <= {(*line[:3],) for line in lines}
+    for level, kind, form, alone, error in lines:
+        assert float(error) < 0.005, (level, kind, form)
+        # repack.cpp's kernels of IQ4_NL are upstream's, and have an order of their own
+        assert alone == "alone" or (kind, form) == ("iq4_nl", "repacked"), (level, kind, form)

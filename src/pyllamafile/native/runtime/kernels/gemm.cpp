@@ -8,6 +8,9 @@
 //
 // A single column, or a few, are text being written, which is as fast as weights come from memory.
 // There quants are multiplied as they are read.
+//
+// What a column's product with quants is doesn't depend on how many there are: sums and roundings
+// are the same in a panel and outside of it, bit for bit.
 
 #include "llamafile/sgemm.h"
 
@@ -37,24 +40,29 @@ struct row {
     int64_t few_columns = FEW_COLUMNS;
 };
 
-#ifdef WITH_VNNI
-#define WHERE_IT_PAYS(few) few
-#else
-#define WHERE_IT_PAYS(few) nullptr
-#endif
-
 template <typename block> row quants(ggml_type weights, ggml_type columns) {
-    return { weights, columns, product<block>, WHERE_IT_PAYS(product_of_few<block>) };
+    return { weights, columns, product<block>, product_of_few<block>, FEW_COLUMNS_OF_QUANTS };
 }
 
 template <typename block> row k_quants(ggml_type weights) {
-    return { weights, GGML_TYPE_Q8_K, k_product<block>, k_product_of_few<block>, FEW_COLUMNS_OF_K };
+    return { weights, GGML_TYPE_Q8_K, k_product<block>, k_product_of_few<block>,
+             FEW_COLUMNS_OF_QUANTS };
 }
 
 template <typename number> row numbers(ggml_type weights) {
     return { weights, GGML_TYPE_F32, product_of_numbers<singly<number>>,
              numbers_of_few<widened<number>> };
 }
+
+#ifdef __AVX512BF16__
+
+// All that this level is asked for.
+const row PRODUCTS[] = {
+    { GGML_TYPE_BF16, GGML_TYPE_BF16, product_of_numbers<in_pairs>, nullptr },
+    { GGML_TYPE_BF16, GGML_TYPE_F32, nullptr, numbers_of_few<paired> },
+};
+
+#else
 
 const row PRODUCTS[] = {
     quants<block_q4_0>(GGML_TYPE_Q4_0, GGML_TYPE_Q8_0),
@@ -71,13 +79,10 @@ const row PRODUCTS[] = {
     k_quants<block_iq4_xs>(GGML_TYPE_IQ4_XS),
     numbers<float>(GGML_TYPE_F32),
     numbers<ggml_fp16_t>(GGML_TYPE_F16),
-#ifdef __AVX512BF16__
-    { GGML_TYPE_BF16, GGML_TYPE_BF16, product_of_numbers<in_pairs>, nullptr },
-    { GGML_TYPE_BF16, GGML_TYPE_F32, nullptr, numbers_of_few<paired> },
-#else
     numbers<ggml_bf16_t>(GGML_TYPE_BF16),
-#endif
 };
+
+#endif
 
 } // namespace
 
@@ -111,7 +116,7 @@ extern "C" bool our_sgemm(const ggml_compute_params * params, int64_t m, int64_t
                           const void * a, int64_t lda, const void * b, int64_t ldb, void * c,
                           int64_t ldc, int a_type, int b_type, int c_type) {
 #ifdef BETTER
-    if (is_better) {
+    if (is_better && a_type == GGML_TYPE_BF16) {
         return BETTER(our_sgemm)(params, m, n, k, a, lda, b, ldb, c, ldc, a_type, b_type, c_type);
     }
 #endif

@@ -10,15 +10,14 @@ namespace {
 
 const int EIGHTS = QK_K / 32; // registers of AVX2 that hold a block's quants, a byte for each
 const int PAIRS = QK_K / 32;  // of parts of sixteen quants
-const int STRIP = 2;          // registers of rows in a panel: each load of a column serves both
-const int ROWS_OF_K = STRIP * LANES;
+const int STRIP_OF_K = 2;
+const int ROWS_OF_K = STRIP_OF_K * LANES;
 
 #ifdef WITH_VNNI
-const int COLUMNS_OF_K = 6; // of a tile
+const int MOST_OF_K = 6; // columns of a tile
 #else
-const int COLUMNS_OF_K = 3;
+const int MOST_OF_K = 3;
 #endif
-const int64_t FEW_COLUMNS_OF_K = 4; // below, a panel doesn't pay
 
 // What the types have in common: a weight is (quant - OFFSET) * scale * d, or the same with OFFSET
 // 0 and - min * dmin; a part of PART quants has one scale and one min. The quants of some, times
@@ -397,14 +396,6 @@ template <typename T> k_column_block describe_k(const block_q8_K & x) {
     return out;
 }
 
-inline ints load_ints(const void * p) {
-#ifdef WITH_VNNI
-    return _mm512_load_si512(p);
-#else
-    return _mm256_load_si256((const __m256i *)p);
-#endif
-}
-
 // Adds the products of 16 bits.
 inline ints add_pairs(ints sum, ints a, ints b) {
 #ifdef WITH_VNNI
@@ -417,31 +408,31 @@ inline ints add_pairs(ints sum, ints a, ints b) {
 // Adds the products of part of a block, times its scale, to the sums.
 
 template <typename T, int N>
-inline void dot_k(ints (&sums)[STRIP][N], const k_panel_block<T> & panel,
+inline void dot_k(ints (&sums)[STRIP_OF_K][N], const k_panel_block<T> & panel,
                   const int8_t * const (&columns)[N]) {
 #ifdef WITH_VNNI
     const int PARTS = T::FOLDED ? 1 : T::PARTS;
     for (int part = 0; part < PARTS; part++) {
-        ints own[STRIP][N];
-        for (int r = 0; r < STRIP; r++) {
+        ints own[STRIP_OF_K][N];
+        for (int r = 0; r < STRIP_OF_K; r++) {
             for (int c = 0; c < N; c++) {
                 own[r][c] = T::FOLDED ? sums[r][c] : all(0);
             }
         }
         for (int i = 0; i < QK_K / 4 / PARTS; i++) {
             const int step = part * (QK_K / 4 / PARTS) + i;
-            ints weights[STRIP];
-            for (int r = 0; r < STRIP; r++) {
+            ints weights[STRIP_OF_K];
+            for (int r = 0; r < STRIP_OF_K; r++) {
                 weights[r] = load_ints(panel.quants[step][r * LANES]);
             }
             for (int c = 0; c < N; c++) {
                 const ints column = all(four(columns[c] + 4 * step));
-                for (int r = 0; r < STRIP; r++) {
+                for (int r = 0; r < STRIP_OF_K; r++) {
                     own[r][c] = _mm512_dpbusd_epi32(own[r][c], weights[r], column);
                 }
             }
         }
-        for (int r = 0; r < STRIP; r++) {
+        for (int r = 0; r < STRIP_OF_K; r++) {
             const ints scale = T::FOLDED ? all(0) : load_ints(panel.scales[part] + r * LANES);
             for (int c = 0; c < N; c++) {
                 sums[r][c] =
@@ -452,23 +443,23 @@ inline void dot_k(ints (&sums)[STRIP][N], const k_panel_block<T> & panel,
     }
 #else
     for (int first = 0; first < QK_K / 4; first += T::TOGETHER) {
-        ints pairs[STRIP][N];
+        ints pairs[STRIP_OF_K][N];
         for (int step = first; step < first + T::TOGETHER; step++) {
-            ints weights[STRIP], sizes[STRIP];
-            for (int r = 0; r < STRIP; r++) {
+            ints weights[STRIP_OF_K], sizes[STRIP_OF_K];
+            for (int r = 0; r < STRIP_OF_K; r++) {
                 weights[r] = load_ints(panel.quants[step][r * LANES]);
                 sizes[r] = T::WIDE ? _mm256_abs_epi8(weights[r]) : weights[r];
             }
             for (int c = 0; c < N; c++) {
                 const ints column = all(four(columns[c] + 4 * step));
-                for (int r = 0; r < STRIP; r++) {
+                for (int r = 0; r < STRIP_OF_K; r++) {
                     const ints sign = T::WIDE ? _mm256_sign_epi8(column, weights[r]) : column;
                     const ints more = _mm256_maddubs_epi16(sizes[r], sign);
                     pairs[r][c] = step == first ? more : _mm256_add_epi16(pairs[r][c], more);
                 }
             }
         }
-        for (int r = 0; r < STRIP; r++) {
+        for (int r = 0; r < STRIP_OF_K; r++) {
             const ints scale = load_ints(panel.scales[4 * first / T::PART] + r * LANES);
             for (int c = 0; c < N; c++) {
                 sums[r][c] = add_pairs(sums[r][c], pairs[r][c], scale);
@@ -483,20 +474,20 @@ template <typename T, int N>
 void k_tile(const k_panel_block<T> * panel, int64_t blocks, const block_q8_K * columns,
             int64_t stride, const k_column_block * facts, float * out, int64_t ldc, int count) {
     using block = k_panel_block<T>;
-    floats totals[STRIP][N], minima[STRIP][N];
-    for (int r = 0; r < STRIP; r++) {
+    floats totals[STRIP_OF_K][N], minima[STRIP_OF_K][N];
+    for (int r = 0; r < STRIP_OF_K; r++) {
         for (int c = 0; c < N; c++) {
             totals[r][c] = minima[r][c] = zero();
         }
     }
     for (int64_t b = 0; b < blocks; b++) {
         const block & x = panel[b];
-        ints sums[STRIP][N];
+        ints sums[STRIP_OF_K][N];
         const int8_t * quants[N];
         for (int c = 0; c < N; c++) {
             const k_column_block & fact = facts[c * blocks + b];
             quants[c] = columns[c * stride + b].qs;
-            for (int r = 0; r < STRIP; r++) {
+            for (int r = 0; r < STRIP_OF_K; r++) {
                 ints low = all(T::MIN ? 0 : fact.start);
                 for (int i = 0; i < block::SUMS; i++) {
                     low = add_pairs(low, load_ints(x.lows[i][r * LANES]), all(fact.sums[i]));
@@ -511,7 +502,7 @@ void k_tile(const k_panel_block<T> * panel, int64_t blocks, const block_q8_K * c
             }
         }
         dot_k<T, N>(sums, x, quants);
-        for (int r = 0; r < STRIP; r++) {
+        for (int r = 0; r < STRIP_OF_K; r++) {
             const floats d = load((const float *)x.scales[block::PARTS] + r * LANES);
             for (int c = 0; c < N; c++) {
                 const floats scale = multiply(d, all(facts[c * blocks + b].scale));
@@ -519,7 +510,7 @@ void k_tile(const k_panel_block<T> * panel, int64_t blocks, const block_q8_K * c
             }
         }
     }
-    for (int r = 0; r < STRIP; r++) {
+    for (int r = 0; r < STRIP_OF_K; r++) {
         const int rows = std::min(LANES, count - r * LANES);
         for (int c = 0; c < N && rows > 0; c++) {
             write(out + c * ldc + r * LANES, T::MIN ? totals[r][c] - minima[r][c] : totals[r][c],
@@ -528,29 +519,14 @@ void k_tile(const k_panel_block<T> * panel, int64_t blocks, const block_q8_K * c
     }
 }
 
-// A tile of so many columns.
-template <typename T, int N, typename... arguments>
-void k_tile_of(int64_t columns, const arguments &... rest) {
-    if (columns == N) {
-        k_tile<T, N>(rest...);
-    } else if constexpr (2 * N > COLUMNS_OF_K) {
-        k_tile_of<T, N - 1>(columns, rest...);
-    }
-}
-
-// Tiles that are as much alike as they can be: one of a single column takes as long as one of many.
 template <typename T>
 void k_tiles(const k_panel_block<T> * panel, int64_t blocks, const block_q8_K * columns,
-             int64_t stride, int64_t left, const k_column_block * facts, float * out, int64_t ldc,
-             int count) {
-    for (int64_t tiles = (left + COLUMNS_OF_K - 1) / COLUMNS_OF_K; tiles > 0; tiles--) {
-        const int64_t n = (left + tiles - 1) / tiles;
-        k_tile_of<T, COLUMNS_OF_K>(n, panel, blocks, columns, stride, facts, out, ldc, count);
-        columns += n * stride;
-        facts += n * blocks;
-        out += n * ldc;
-        left -= n;
-    }
+             int64_t stride, int64_t count, const k_column_block * facts, float * out, int64_t ldc,
+             int rows) {
+    in_tiles<MOST_OF_K>(count, [&](auto width, int64_t first) {
+        k_tile<T, width>(panel, blocks, columns + first * stride, stride, facts + first * blocks,
+                         out + first * ldc, ldc, rows);
+    });
 }
 
 template <typename T>
@@ -589,13 +565,13 @@ void repacked_k_product(int64_t rows, int64_t columns, int64_t blocks, const eig
                         const block_q8_K * values, float * out, int64_t ldc,
                         decltype(ggml_gemv_q4_K_8x8_q8_K) of_one) {
     using T = k_traits<block>;
-    for (int64_t row = 0; columns < FEW_COLUMNS_OF_K && row < rows; row += 8) {
+    for (int64_t row = 0; columns < FEW_COLUMNS_OF_QUANTS && row < rows; row += 8) {
         for (int64_t c = 0; c < columns; c++) {
             of_one((int)(blocks * QK_K), out + c * ldc + row, (size_t)ldc,
                    weights + row / 8 * blocks, values + c * blocks, 1, 8);
         }
     }
-    if (columns < FEW_COLUMNS_OF_K) {
+    if (columns < FEW_COLUMNS_OF_QUANTS) {
         return;
     }
     auto * panel = scratch<k_panel_block<T>>(panel_memory, blocks);
@@ -684,14 +660,12 @@ bool k_product_of_few(const ggml_compute_params * params, int64_t rows, int64_t 
                       int64_t blocks, const void * a, int64_t lda, const void * b, int64_t ldb,
                       float * out, int64_t ldc) {
     const auto * values = (const block_q8_K *)b;
-    const int64_t share = (rows + params->nth - 1) / params->nth;
-    const int64_t first = params->ith * share, end = std::min(rows, first + share);
     const auto run = columns == 1   ? dot_row_of_k<block, 1>
                      : columns == 2 ? dot_row_of_k<block, 2>
                                     : dot_row_of_k<block, 3>;
-    for (int64_t row = first; row < end; row++) {
+    share_rows(params, rows, [&](int64_t row) {
         run((const block *)a + row * lda, blocks, values, ldb, out + row, ldc);
-    }
+    });
     return true;
 }
 

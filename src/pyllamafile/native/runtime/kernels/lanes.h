@@ -123,6 +123,14 @@ template <typename T> T * scratch(std::vector<line> & memory, size_t count) {
 thread_local std::vector<line> panel_memory;
 thread_local std::vector<line> column_memory;
 
+inline ints load_ints(const void * p) {
+#ifdef WITH_VNNI
+    return _mm512_load_si512(p);
+#else
+    return _mm256_load_si256((const __m256i *)p);
+#endif
+}
+
 // Lets the threads, all of which come here, do jobs until there are none left.
 template <typename work>
 void share(const ggml_compute_params * params, int64_t jobs, const work & run) {

@@ -10,15 +10,27 @@
 
 #include <algorithm>
 #include <cstring>
+#include <type_traits>
 
 namespace {
 
 const int QUANTS = 32;        // in a block of the types here
 const int STEPS = QUANTS / 4; // four at a time
 
+#ifdef WITH_VNNI
+const int STRIP = 2; // registers of rows in a panel: each load of a column serves both
+const int MOST = 6;  // columns of a tile: their sums and totals stay in registers
+#else
+const int STRIP = 1;
+const int MOST = 4;
+#endif
+const int ROWS_OF_PANEL = STRIP * LANES;
+const int64_t FEW_COLUMNS_OF_QUANTS = 4; // below, a panel doesn't pay
+
 // Where the columns' quants are: one column after the other, each four quants after the other, or
 // as repack.cpp has them: four columns in a block, eight quants of one, eight of the next.
 template <typename block> struct one_by_one {
+    static constexpr int CHAINS = 4;
     const block * columns;
     int64_t stride;
 
@@ -31,6 +43,7 @@ template <typename block> struct one_by_one {
 };
 
 struct by_fours {
+    static constexpr int CHAINS = 1;
     const block_q8_0x4 * columns;
     int64_t stride;
 
@@ -55,12 +68,18 @@ inline int32_t four(const int8_t * p) {
 const bool SIGNED = false; // wide quants stand in a panel with 128 added
 
 template <bool WIDE, typename order, int N>
-inline void dot(ints (&sums)[N], const uint8_t * q, const int8_t * const (&columns)[N]) {
+inline void dot(ints (&sums)[STRIP][N], const uint8_t (&q)[STEPS][ROWS_OF_PANEL][4],
+                const int8_t * const (&columns)[N]) {
     for (int step = 0; step < STEPS; step++) {
-        const ints weights = _mm512_load_si512(q + step * sizeof(ints));
+        ints weights[STRIP];
+        for (int r = 0; r < STRIP; r++) {
+            weights[r] = load_ints(q[step][r * LANES]);
+        }
         for (int c = 0; c < N; c++) {
             const ints column = all(four(columns[c] + order::place(step)));
-            sums[c] = _mm512_dpbusd_epi32(sums[c], weights, column);
+            for (int r = 0; r < STRIP; r++) {
+                sums[r][c] = _mm512_dpbusd_epi32(sums[r][c], weights[r], column);
+            }
         }
     }
 }
@@ -70,28 +89,54 @@ inline void dot(ints (&sums)[N], const uint8_t * q, const int8_t * const (&colum
 const bool SIGNED = true; // two products of wide ones would not fit 16 bits otherwise
 
 template <bool WIDE, typename order, int N>
-inline void dot(ints (&sums)[N], const uint8_t * q, const int8_t * const (&columns)[N]) {
+inline void dot(ints (&sums)[STRIP][N], const uint8_t (&q)[STEPS][ROWS_OF_PANEL][4],
+                const int8_t * const (&columns)[N]) {
     const ints ones = _mm256_set1_epi16(1);
     const int together = WIDE ? 1 : 4; // steps whose sums fit 16 bits: 4 x 2 x 31 x 127
     for (int first = 0; first < STEPS; first += together) {
-        ints pairs[N];
+        ints pairs[STRIP][N];
         for (int step = first; step < first + together; step++) {
-            const ints weights = _mm256_load_si256((const ints *)(q + step * sizeof(ints)));
-            const ints size = WIDE ? _mm256_abs_epi8(weights) : weights;
-            for (int c = 0; c < N; c++) {
-                const ints column = all(four(columns[c] + order::place(step)));
-                const ints sign = WIDE ? _mm256_sign_epi8(column, weights) : column;
-                const ints more = _mm256_maddubs_epi16(size, sign);
-                pairs[c] = step == first ? more : _mm256_add_epi16(pairs[c], more);
+            for (int r = 0; r < STRIP; r++) {
+                const ints weights = load_ints(q[step][r * LANES]);
+                const ints size = WIDE ? _mm256_abs_epi8(weights) : weights;
+                for (int c = 0; c < N; c++) {
+                    const ints column = all(four(columns[c] + order::place(step)));
+                    const ints sign = WIDE ? _mm256_sign_epi8(column, weights) : column;
+                    const ints more = _mm256_maddubs_epi16(size, sign);
+                    pairs[r][c] = step == first ? more : _mm256_add_epi16(pairs[r][c], more);
+                }
             }
         }
-        for (int c = 0; c < N; c++) {
-            sums[c] = _mm256_add_epi32(sums[c], _mm256_madd_epi16(pairs[c], ones));
+        for (int r = 0; r < STRIP; r++) {
+            for (int c = 0; c < N; c++) {
+                sums[r][c] = _mm256_add_epi32(sums[r][c], _mm256_madd_epi16(pairs[r][c], ones));
+            }
         }
     }
 }
 
 #endif
+
+// Calls `run` with a number of columns that the compiler knows.
+template <int N, int LARGEST, typename work> void with_width(int64_t columns, const work & run) {
+    if (columns == N) {
+        run(std::integral_constant<int, N>());
+    } else if constexpr (2 * N > LARGEST) {
+        with_width<N - 1, LARGEST>(columns, run);
+    }
+}
+
+// Calls `run` with the width and the first column of each tile. They are as much alike as they can
+// be: a tile of one column takes nearly as long as one of several. There are enough columns for no
+// tile to be less than half of the largest.
+template <int LARGEST, typename work> void in_tiles(int64_t columns, const work & run) {
+    int64_t first = 0;
+    for (int64_t tiles = (columns + LARGEST - 1) / LARGEST; tiles > 0; tiles--) {
+        const int64_t width = (columns - first + tiles - 1) / tiles;
+        with_width<LARGEST, LARGEST>(width, [&](auto known) { run(known, first); });
+        first += width;
+    }
+}
 
 // What the types of weights have in common (ggml-common.h): a block is 32 quants, and a weight is
 // (quant - OFFSET) * d, or quant * d + m. WIDE ones need all eight bits.
@@ -116,17 +161,22 @@ inline __m256i nibbles(const uint8_t * qs) {
     return _mm256_and_si256(both, _mm256_set1_epi8(15));
 }
 
-// Bit i of a word as 16 in byte i.
-inline __m256i fifth_bits(const uint8_t * qh) {
+// Bit i of a word, as 16, in byte i as well.
+inline __m256i with_fifth_bits(__m256i quants, const uint8_t * qh) {
     uint32_t word;
     memcpy(&word, qh, sizeof(word));
+    const __m256i sixteen = _mm256_set1_epi8(16);
+#ifdef WITH_VNNI
+    return _mm256_mask_add_epi8(quants, word, quants, sixteen);
+#else
     const __m256i spread =
         _mm256_shuffle_epi8(_mm256_set1_epi32((int32_t)word),
                             _mm256_set_epi64x(0x0303030303030303, 0x0202020202020202,
                                               0x0101010101010101, 0x0000000000000000));
     const __m256i bit = _mm256_set1_epi64x((int64_t)0x8040201008040201);
     const __m256i set = _mm256_cmpeq_epi8(_mm256_and_si256(spread, bit), bit);
-    return _mm256_and_si256(set, _mm256_set1_epi8(16));
+    return _mm256_or_si256(quants, _mm256_and_si256(set, sixteen));
+#endif
 }
 
 inline __m256i unpack(const block_q4_0 & x) {
@@ -136,10 +186,10 @@ inline __m256i unpack(const block_q4_1 & x) {
     return nibbles(x.qs);
 }
 inline __m256i unpack(const block_q5_0 & x) {
-    return _mm256_or_si256(nibbles(x.qs), fifth_bits(x.qh));
+    return with_fifth_bits(nibbles(x.qs), x.qh);
 }
 inline __m256i unpack(const block_q5_1 & x) {
-    return _mm256_or_si256(nibbles(x.qs), fifth_bits(x.qh));
+    return with_fifth_bits(nibbles(x.qs), x.qh);
 }
 inline __m256i biased(__m256i quants) {
     return SIGNED ? quants : _mm256_xor_si256(quants, _mm256_set1_epi8((char)0x80));
@@ -163,9 +213,9 @@ template <typename block> inline float minimum(const block & x) {
 // A block of every row of a panel: of four neighbouring quants of every row, one instruction
 // makes the products with the same four of a column, and adds them up.
 struct panel_block {
-    alignas(64) uint8_t quants[STEPS][LANES][4];
-    alignas(64) float scales[LANES];
-    alignas(64) float minima[LANES];
+    alignas(64) uint8_t quants[STEPS][ROWS_OF_PANEL][4];
+    alignas(64) float scales[ROWS_OF_PANEL];
+    alignas(64) float minima[ROWS_OF_PANEL];
 };
 
 // Unpacks rows; the last one again in place of those that there aren't.
@@ -174,7 +224,7 @@ void unpack_panel(panel_block * panel, const block * rows, int64_t stride, int c
                   int64_t blocks) {
     for (int64_t b = 0; b < blocks; b++) {
         panel_block & out = panel[b];
-        for (int first = 0; first < LANES; first += 8) {
+        for (int first = 0; first < ROWS_OF_PANEL; first += 8) {
             __m256i eight[8];
             for (int i = 0; i < 8; i++) {
                 const int r = first + i;
@@ -199,7 +249,7 @@ void unpack_panel(panel_block * panel, const block_q4_0x8 * rows, int64_t stride
     const __m256i half = _mm256_set1_epi8(15), offset = _mm256_set1_epi8(8);
     for (int64_t b = 0; b < blocks; b++) {
         panel_block & out = panel[b];
-        for (int first = 0; first < LANES; first += 8) {
+        for (int first = 0; first < ROWS_OF_PANEL; first += 8) {
             const block_q4_0x8 & x = rows[(first < count ? first / 8 : 0) * stride + b];
             for (int i = 0; i < 8; i++) {
                 out.scales[first + i] = GGML_CPU_FP16_TO_FP32(x.d[i]);
@@ -265,48 +315,67 @@ void write(float * to, floats x, int count) {
     memcpy(to, values, count * sizeof(float));
 }
 
+// The order in which blocks are added up: every fourth in one sum, so that a register of four makes
+// them at once where a row meets few columns; or all in one, as upstream's kernels for one column
+// do with what repack.cpp arranged.
+template <int CHAINS, typename number> number sum_of_chains(const number (&x)[CHAINS]) {
+    if constexpr (CHAINS == 4) {
+        return (x[0] + x[1]) + (x[2] + x[3]);
+    } else {
+        return x[0];
+    }
+}
+
 // A panel times N columns, beginning with `first`.
 template <typename T, int N, typename order>
 void tile(const panel_block * panel, int64_t blocks, const order & columns, int64_t first,
           const column_block * facts, float * out, int64_t ldc, int count) {
+    const int CHAINS = order::CHAINS;
     facts += first * blocks;
     out += first * ldc;
-    floats totals[N];
-    for (int c = 0; c < N; c++) {
-        totals[c] = zero();
+    floats totals[STRIP][N][CHAINS];
+    for (int r = 0; r < STRIP; r++) {
+        for (int c = 0; c < N; c++) {
+            std::fill_n(totals[r][c], CHAINS, zero());
+        }
     }
     for (int64_t b = 0; b < blocks; b++) {
-        ints sums[N];
+        ints sums[STRIP][N];
         const int8_t * quants[N];
         for (int c = 0; c < N; c++) {
-            sums[c] = all(T::MIN ? 0 : facts[c * blocks + b].start);
             quants[c] = columns.quants(first + c, b);
+            for (int r = 0; r < STRIP; r++) {
+                sums[r][c] = all(T::MIN ? 0 : facts[c * blocks + b].start);
+            }
         }
-        dot<T::WIDE, order>(sums, panel[b].quants[0][0], quants);
-        const floats scales = load(panel[b].scales);
-        for (int c = 0; c < N; c++) {
-            const column_block & fact = facts[c * blocks + b];
-            totals[c] =
-                multiply_add(to_floats(sums[c]), multiply(scales, all(fact.scale)), totals[c]);
-            if (T::MIN) {
-                totals[c] = multiply_add(load(panel[b].minima), all(fact.sum), totals[c]);
+        dot<T::WIDE, order>(sums, panel[b].quants, quants);
+        for (int r = 0; r < STRIP; r++) {
+            const floats scales = load(panel[b].scales + r * LANES);
+            for (int c = 0; c < N; c++) {
+                const column_block & fact = facts[c * blocks + b];
+                floats & total = totals[r][c][b % CHAINS];
+                total =
+                    multiply_add(to_floats(sums[r][c]), multiply(scales, all(fact.scale)), total);
+                if constexpr (T::MIN) {
+                    total = multiply_add(load(panel[b].minima + r * LANES), all(fact.sum), total);
+                }
             }
         }
     }
-    for (int c = 0; c < N; c++) {
-        write(out + c * ldc, totals[c], count);
+    for (int r = 0; r < STRIP; r++) {
+        const int rows = std::min(LANES, count - r * LANES);
+        for (int c = 0; c < N && rows > 0; c++) {
+            write(out + c * ldc + r * LANES, sum_of_chains<CHAINS>(totals[r][c]), rows);
+        }
     }
 }
 
-template <typename T, int N, typename order>
-void tiles(const panel_block * panel, int64_t blocks, const order & columns, int64_t first,
-           int64_t end, const column_block * facts, float * out, int64_t ldc, int count) {
-    for (; first + N <= end; first += N) {
-        tile<T, N>(panel, blocks, columns, first, facts, out, ldc, count);
-    }
-    if constexpr (N > 1) {
-        tiles<T, N / 2>(panel, blocks, columns, first, end, facts, out, ldc, count);
-    }
+template <typename T, typename order>
+void tiles(const panel_block * panel, int64_t blocks, const order & columns, int64_t count,
+           const column_block * facts, float * out, int64_t ldc, int rows) {
+    in_tiles<MOST>(count, [&](auto width, int64_t first) {
+        tile<T, width>(panel, blocks, columns, first, facts, out, ldc, rows);
+    });
 }
 
 template <typename block>
@@ -323,12 +392,12 @@ bool product(const ggml_compute_params * params, int64_t rows, int64_t columns, 
             facts[c * blocks + i] = describe<T::OFFSET>(values[c * ldb + i]);
         }
     }
-    share(params, (rows + LANES - 1) / LANES, [&](int64_t job) {
-        const int64_t row = job * LANES;
-        const int count = (int)std::min<int64_t>(LANES, rows - row);
+    share(params, (rows + ROWS_OF_PANEL - 1) / ROWS_OF_PANEL, [&](int64_t job) {
+        const int64_t row = job * ROWS_OF_PANEL;
+        const int count = (int)std::min<int64_t>(ROWS_OF_PANEL, rows - row);
         unpack_panel(panel, weights + row * lda, lda, count, blocks);
-        tiles<T, COLUMNS>(panel, blocks, one_by_one<typename T::column>{ values, ldb }, 0, columns,
-                          facts, out + row, ldc, count);
+        tiles<T>(panel, blocks, one_by_one<typename T::column>{ values, ldb }, columns, facts,
+                 out + row, ldc, count);
     });
     return true;
 }
@@ -350,94 +419,140 @@ void repacked_product(int64_t rows, int64_t columns, int64_t blocks, const block
             }
         }
     }
-    for (int64_t row = 0; row < rows; row += LANES) {
-        const int count = (int)std::min<int64_t>(LANES, rows - row);
+    for (int64_t row = 0; row < rows; row += ROWS_OF_PANEL) {
+        const int count = (int)std::min<int64_t>(ROWS_OF_PANEL, rows - row);
         unpack_panel(panel, weights + row / 8 * blocks, blocks, count, blocks);
-        tiles<T, COLUMNS>(panel, blocks, order, 0, columns, facts, out + row, ldc, count);
+        tiles<T>(panel, blocks, order, columns, facts, out + row, ldc, count);
     }
 }
 
-// Few columns. Two blocks, as many as a register holds, are a group. (With the half registers of
-// AVX2, upstream's way was measured to be the faster one.)
+// Few columns: a row of weights after the other, as they stand in memory (several at once are too
+// much for the processor's prefetching), four blocks at a time in registers of AVX2. Sums and
+// roundings are those of a tile.
 
-#ifdef WITH_VNNI
-
-struct group {
-    alignas(64) int8_t quants[2][QUANTS];
-    alignas(64) int32_t starts[LANES]; // of the sums, to undo the offset
-    alignas(64) float scales[2][LANES / 2];
-    alignas(64) float sums[2][LANES / 2]; // of the column's values: one lane of a half has it all
+struct alignas(16) column_of_four {
+    float scales[4];
+    union {
+        int32_t starts[4];
+        float sums[4];
+    };
 };
 
-// Unpacks a column; of a last group that is not full, the rest adds nothing.
-template <typename T> void regroup(group * out, const typename T::column * column, int64_t blocks) {
-    const ints offset = all((int32_t)(T::OFFSET * 0x01010101u));
-    for (int64_t b = 0; b < blocks; b += 2, out++) {
-        *out = {};
-        for (int i = 0; i < 2 && b + i < blocks; i++) {
-            const typename T::column & x = column[b + i];
-            memcpy(out->quants[i], x.qs, QUANTS);
-            std::fill_n(out->scales[i], LANES / 2, GGML_CPU_FP16_TO_FP32(x.d));
+// Of the last four, those that there aren't add nothing.
+template <typename T>
+void describe_fours(column_of_four * out, const typename T::column * column, int64_t blocks) {
+    for (int64_t b = 0; b < blocks; b++) {
+        if (b % 4 == 0) {
+            out[b / 4] = {};
+        }
+        const column_block fact = describe<T::OFFSET>(column[b]);
+        out[b / 4].scales[b % 4] = fact.scale;
+        out[b / 4].starts[b % 4] = fact.start; // or the sum, which is in the same place
+    }
+}
+
+// The products of 32 quants, added up in eight numbers.
+template <bool WIDE> inline __m256i multiply_quants(__m256i weights, const int8_t * column) {
+    const __m256i values = _mm256_loadu_si256((const __m256i *)column);
+#ifdef WITH_VNNI
+    return _mm256_dpbusd_epi32(_mm256_setzero_si256(), weights, values);
+#else
+    const __m256i size = WIDE ? _mm256_abs_epi8(weights) : weights;
+    const __m256i sign = WIDE ? _mm256_sign_epi8(values, weights) : values;
+    return _mm256_madd_epi16(_mm256_maddubs_epi16(size, sign), _mm256_set1_epi16(1));
+#endif
+}
+
+inline __m128i sums_of(const __m256i (&x)[4]) {
+    const auto add_32 = [](__m256i a, __m256i b) {
+        return _mm256_add_epi32(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
+    };
+    const __m256i low = add_32(x[0], x[1]), high = add_32(x[2], x[3]);
+    const __m256i both =
+        _mm256_add_epi32(_mm256_unpacklo_epi64(low, high), _mm256_unpackhi_epi64(low, high));
+    return _mm_add_epi32(_mm256_castsi256_si128(both), _mm256_extracti128_si256(both, 1));
+}
+
+inline __m128 widen_four(ggml_half a, ggml_half b, ggml_half c, ggml_half d) {
+    return _mm_cvtph_ps(_mm_setr_epi16((short)a, (short)b, (short)c, (short)d, 0, 0, 0, 0));
+}
+
+// A row of weights times N columns.
+template <typename block, int N>
+void dot_row(const block * row, int64_t blocks, const typename traits<block>::column * columns,
+             int64_t stride, const column_of_four * facts, float * out, int64_t ldc) {
+    using T = traits<block>;
+    const int64_t fours = (blocks + 3) / 4;
+    __m128 totals[N] = {};
+    const auto add = [&](int64_t g, const int64_t(&at)[4]) {
+        __m256i quants[4];
+        for (int i = 0; i < 4; i++) {
+            quants[i] = unpack(row[at[i]]);
+        }
+        const __m128 d = widen_four(row[at[0]].d, row[at[1]].d, row[at[2]].d, row[at[3]].d);
+        for (int c = 0; c < N; c++) {
+            const column_of_four & fact = facts[c * fours + g];
+            __m256i products[4];
+            for (int i = 0; i < 4; i++) {
+                products[i] = multiply_quants<T::WIDE>(quants[i], columns[c * stride + at[i]].qs);
+            }
+            __m128i sums = sums_of(products);
+            if constexpr (!T::MIN) {
+                sums = _mm_add_epi32(sums, _mm_load_si128((const __m128i *)fact.starts));
+            }
+            totals[c] = _mm_fmadd_ps(_mm_cvtepi32_ps(sums), _mm_mul_ps(d, _mm_load_ps(fact.scales)),
+                                     totals[c]);
             if constexpr (T::MIN) {
-                out->sums[i][0] = GGML_CPU_FP16_TO_FP32(x.s);
+                const __m128 minima =
+                    widen_four(row[at[0]].m, row[at[1]].m, row[at[2]].m, row[at[3]].m);
+                totals[c] = _mm_fmadd_ps(minima, _mm_load_ps(fact.sums), totals[c]);
             }
         }
-        const ints quants = _mm512_load_si512(out->quants);
-        const ints sums = _mm512_dpbusd_epi32(all(0), offset, quants);
-        _mm512_store_si512(out->starts, _mm512_sub_epi32(all(0), sums));
+    };
+    int64_t g = 0;
+    for (; g < blocks / 4; g++) {
+        add(g, { 4 * g, 4 * g + 1, 4 * g + 2, 4 * g + 3 });
     }
-}
-
-template <typename block> ints unpack_group(const block & x, const block & y) {
-    return _mm512_inserti64x4(_mm512_castsi256_si512(unpack(x)), unpack(y), 1);
-}
-
-inline floats spread(ggml_half x, ggml_half y) {
-    return _mm512_cvtph_ps(_mm256_set_m128i(_mm_set1_epi16((short)y), _mm_set1_epi16((short)x)));
-}
-
-// A row of weights times a column. One row after the other, as they stand in memory: several at
-// once are too much for the processor's prefetching.
-template <typename block> float dot_row(const block * row, const group * column, int64_t blocks) {
-    floats total = zero();
-    for (int64_t b = 0; b < blocks; b += 2, column++) {
-        const block & x = row[b];
-        const block & y = row[std::min(b + 1, blocks - 1)];
-        const ints products =
-            _mm512_dpbusd_epi32(_mm512_load_si512(column->starts), unpack_group(x, y),
-                                _mm512_load_si512(column->quants));
-        const floats scales = multiply(load(column->scales[0]), spread(x.d, y.d));
-        total = multiply_add(to_floats(products), scales, total);
-        if constexpr (traits<block>::MIN) {
-            total = multiply_add(spread(x.m, y.m), load(column->sums[0]), total);
-        }
+    if (g < fours) {
+        const int64_t last = blocks - 1;
+        add(g, { 4 * g, std::min(4 * g + 1, last), std::min(4 * g + 2, last), last });
     }
-    return sum_of(total);
+    for (int c = 0; c < N; c++) {
+        float four[4];
+        _mm_storeu_ps(four, totals[c]);
+        out[c * ldc] = sum_of_chains<4>(four);
+    }
 }
 
 // Threads share the rows once for all: between so small products, waiting for each other costs
 // more than it brings.
+template <typename work>
+void share_rows(const ggml_compute_params * params, int64_t rows, const work & run) {
+    const int64_t share = (rows + params->nth - 1) / params->nth;
+    const int64_t first = params->ith * share, end = std::min(rows, first + share);
+    for (int64_t row = first; row < end; row++) {
+        run(row);
+    }
+}
+
 template <typename block>
 bool product_of_few(const ggml_compute_params * params, int64_t rows, int64_t columns,
                     int64_t blocks, const void * a, int64_t lda, const void * b, int64_t ldb,
                     float * out, int64_t ldc) {
-    const int64_t share = (rows + params->nth - 1) / params->nth;
-    const int64_t first = params->ith * share, end = std::min(rows, first + share);
-    const block * weights = (const block *)a;
-    const auto * values = (const typename traits<block>::column *)b;
-    const int64_t groups = (blocks + 1) / 2;
-    auto * grouped = scratch<group>(column_memory, columns * groups);
+    using T = traits<block>;
+    const auto * values = (const typename T::column *)b;
+    const int64_t fours = (blocks + 3) / 4;
+    auto * facts = scratch<column_of_four>(column_memory, columns * fours);
     for (int64_t c = 0; c < columns; c++) {
-        regroup<traits<block>>(grouped + c * groups, values + c * ldb, blocks);
+        describe_fours<T>(facts + c * fours, values + c * ldb, blocks);
     }
-    for (int64_t row = first; row < end; row++) {
-        for (int64_t c = 0; c < columns; c++) {
-            out[c * ldc + row] = dot_row(weights + row * lda, grouped + c * groups, blocks);
-        }
-    }
+    const auto run = columns == 1   ? dot_row<block, 1>
+                     : columns == 2 ? dot_row<block, 2>
+                                    : dot_row<block, 3>;
+    share_rows(params, rows, [&](int64_t row) {
+        run((const block *)a + row * lda, blocks, values, ldb, facts, out + row, ldc);
+    });
     return true;
 }
-
-#endif
 
 } // namespace

@@ -1,0 +1,217 @@
+// Products of weights with columns, by one level of the kernels in one thread: how fast each type
+// is, and whether a column's product depends on the others. products.py compiles and starts it.
+//
+//   products LEVEL TYPE ROWS DEPTH COLUMNS[,COLUMNS...] MILLISECONDS
+//
+// A line for the weights as they are in a file, and one as repack.cpp arranges them, if it does:
+//   TYPE file|repacked alone|apart ERROR COLUMNS=MICROSECONDS ...
+// "alone" if every column's product has the same bits as the product of that column alone; ERROR is
+// the distance from the products of the same weights with unrounded columns, relative to those.
+
+#include "ggml-alloc.h"
+#include "ggml-backend.h"
+#include "ggml.h"
+
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#define LEVEL(name) ggml_backend_reg_t ggml_backend_cpu_reg##name();
+extern "C" {
+#include "levels.inc"
+}
+#undef LEVEL
+
+namespace {
+
+using kernels = ggml_backend_reg_t (*)();
+#define LEVEL(name) { #name, ggml_backend_cpu_reg##name },
+const std::map<std::string, kernels> LEVELS = {
+#include "levels.inc"
+};
+
+std::vector<float> numbers(int64_t count, uint32_t seed) {
+    std::vector<float> out((size_t)count);
+    for (float & number : out) {
+        seed = seed * 1664525u + 1013904223u;
+        number = (float)(int32_t)seed / 2147483648.0f;
+    }
+    return out;
+}
+
+struct freed {
+    void operator()(ggml_context * context) const {
+        ggml_free(context);
+    }
+    void operator()(ggml_backend_t backend) const {
+        ggml_backend_free(backend);
+    }
+    void operator()(ggml_backend_buffer_t buffer) const {
+        ggml_backend_buffer_free(buffer);
+    }
+};
+template <typename thing> using owned = std::unique_ptr<std::remove_pointer_t<thing>, freed>;
+
+// Weights in memory of one kind.
+struct matrix {
+    owned<ggml_context *> context;
+    owned<ggml_backend_buffer_t> buffer;
+    ggml_tensor * tensor;
+};
+
+matrix weights_in(ggml_backend_buffer_type_t kind, ggml_type type, int64_t rows, int64_t depth,
+                  const std::vector<uint8_t> & data) {
+    matrix out;
+    out.context.reset(ggml_init({ 2 * ggml_tensor_overhead(), nullptr, true }));
+    out.tensor = ggml_new_tensor_2d(out.context.get(), type, depth, rows);
+    out.buffer.reset(ggml_backend_alloc_ctx_tensors_from_buft(out.context.get(), kind));
+    ggml_backend_buffer_set_usage(out.buffer.get(), GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
+    ggml_backend_tensor_set(out.tensor, data.data(), 0, data.size());
+    return out;
+}
+
+// The product with some columns, and the least microseconds that it took.
+std::vector<float> multiply(ggml_backend_t backend, const matrix & weights, const float * columns,
+                            int64_t count, int milliseconds, double & least) {
+    const owned<ggml_context *> context(
+        ggml_init({ 8 * ggml_tensor_overhead() + ggml_graph_overhead(), nullptr, true }));
+    const int64_t depth = weights.tensor->ne[0], rows = weights.tensor->ne[1];
+    ggml_tensor * const b = ggml_new_tensor_2d(context.get(), GGML_TYPE_F32, depth, count);
+    ggml_tensor * const c = ggml_mul_mat(context.get(), weights.tensor, b);
+    ggml_cgraph * const graph = ggml_new_graph(context.get());
+    ggml_build_forward_expand(graph, c);
+    const owned<ggml_backend_buffer_t> buffer(
+        ggml_backend_alloc_ctx_tensors(context.get(), backend));
+    ggml_backend_tensor_set(b, columns, 0, (size_t)(depth * count) * sizeof(float));
+    using clock = std::chrono::steady_clock;
+    const auto end = clock::now() + std::chrono::milliseconds(milliseconds);
+    least = 1e30;
+    do {
+        const auto start = clock::now();
+        if (ggml_backend_graph_compute(backend, graph) != GGML_STATUS_SUCCESS) {
+            fprintf(stderr, "products: the product can't be computed\n");
+            exit(1);
+        }
+        const std::chrono::duration<double, std::micro> took = clock::now() - start;
+        least = std::min(least, took.count());
+    } while (clock::now() < end);
+    std::vector<float> out((size_t)(rows * count));
+    ggml_backend_tensor_get(c, out.data(), 0, out.size() * sizeof(float));
+    return out;
+}
+
+// The distance of some products from those of unpacked weights, relative to these.
+double error_of(const std::vector<float> & products, const std::vector<float> & weights,
+                const std::vector<float> & columns, int64_t rows, int64_t depth) {
+    double apart = 0, whole = 0;
+    for (size_t at = 0; at < products.size(); at++) {
+        const float * const row = weights.data() + (int64_t)at % rows * depth;
+        const float * const column = columns.data() + (int64_t)at / rows * depth;
+        double exact = 0;
+        for (int64_t i = 0; i < depth; i++) {
+            exact += (double)row[i] * (double)column[i];
+        }
+        apart += (products[at] - exact) * (products[at] - exact);
+        whole += exact * exact;
+    }
+    return std::sqrt(apart / whole);
+}
+
+void report(ggml_backend_t backend, const char * name, const char * kind, const matrix & weights,
+            const std::vector<float> & unpacked, const std::vector<int64_t> & counts,
+            int milliseconds) {
+    const int64_t depth = weights.tensor->ne[0], rows = weights.tensor->ne[1];
+    int64_t most = 0;
+    for (const int64_t count : counts) {
+        most = std::max(most, count);
+    }
+    const std::vector<float> columns = numbers(depth * most, 3);
+    std::vector<float> alone;
+    double took;
+    for (int64_t c = 0; c < std::min<int64_t>(most, 64); c++) {
+        const std::vector<float> one =
+            multiply(backend, weights, columns.data() + c * depth, 1, 0, took);
+        alone.insert(alone.end(), one.begin(), one.end());
+    }
+    std::string times;
+    bool same = true;
+    double error = 0;
+    for (const int64_t count : counts) {
+        const std::vector<float> all =
+            multiply(backend, weights, columns.data(), count, milliseconds, took);
+        const size_t compared = std::min(all.size(), alone.size());
+        same = same && memcmp(all.data(), alone.data(), compared * sizeof(float)) == 0;
+        if (count == most) {
+            error =
+                error_of({ all.begin(), all.begin() + (long)std::min(compared, (size_t)rows * 8) },
+                         unpacked, columns, rows, depth);
+        }
+        times += " " + std::to_string(count) + "=" + std::to_string(took);
+    }
+    printf("%s %s %s %.5f%s\n", name, kind, same ? "alone" : "apart", error, times.c_str());
+    fflush(stdout);
+}
+
+} // namespace
+
+int main(int argc, char ** argv) {
+    if (argc != 7 || LEVELS.count(argv[1]) == 0) {
+        fprintf(stderr, "products LEVEL TYPE ROWS DEPTH COLUMNS[,COLUMNS...] MILLISECONDS\n");
+        return 1;
+    }
+    ggml_backend_reg_t const kernels = LEVELS.at(argv[1])();
+    const int64_t rows = atoll(argv[3]), depth = atoll(argv[4]);
+    std::vector<int64_t> counts;
+    for (const char * at = argv[5]; at != nullptr; at = strchr(at, ',')) {
+        at += *at == ',';
+        counts.push_back(atoll(at));
+    }
+    ggml_type type = GGML_TYPE_COUNT;
+    for (int i = 0; i < GGML_TYPE_COUNT; i++) {
+        if (ggml_type_name((ggml_type)i) != nullptr &&
+            strcasecmp(ggml_type_name((ggml_type)i), argv[2]) == 0) {
+            type = (ggml_type)i;
+        }
+    }
+    if (type == GGML_TYPE_COUNT) {
+        fprintf(stderr, "products: no such type: %s\n", argv[2]);
+        return 1;
+    }
+    const std::vector<float> values = numbers(rows * depth, 1);
+    std::vector<uint8_t> data(ggml_row_size(type, depth) * (size_t)rows);
+    ggml_quantize_chunk(type, values.data(), data.data(), 0, rows, depth, nullptr);
+    std::vector<float> unpacked = values;
+    if (type != GGML_TYPE_F32) {
+        ggml_get_type_traits(type)->to_float(data.data(), unpacked.data(), rows * depth);
+    }
+
+    ggml_backend_dev_t const device = ggml_backend_reg_dev_get(kernels, 0);
+    const owned<ggml_backend_t> backend(ggml_backend_dev_init(device, nullptr));
+    const auto set_threads = (ggml_backend_set_n_threads_t)ggml_backend_reg_get_proc_address(
+        kernels, "ggml_backend_set_n_threads");
+    set_threads(backend.get(), 1);
+    const int milliseconds = atoi(argv[6]);
+    ggml_backend_buffer_type_t const plain = ggml_backend_dev_buffer_type(device);
+    report(backend.get(), argv[2], "file", weights_in(plain, type, rows, depth, data), unpacked,
+           counts, milliseconds);
+    const auto extra = (ggml_backend_dev_get_extra_bufts_t)ggml_backend_reg_get_proc_address(
+        kernels, "ggml_backend_dev_get_extra_bufts");
+    for (ggml_backend_buffer_type_t * kind = extra(device); kind && *kind; kind++) {
+        const matrix probe = weights_in(plain, type, rows, depth, data);
+        matrix there;
+        there.context.reset(ggml_init({ 2 * ggml_tensor_overhead(), nullptr, true }));
+        there.tensor = ggml_new_tensor_2d(there.context.get(), type, depth, rows);
+        there.buffer.reset(ggml_backend_alloc_ctx_tensors_from_buft(there.context.get(), *kind));
+        if (there.tensor->extra == nullptr) {
+            continue;
+        }
+        report(backend.get(), argv[2], "repacked", weights_in(*kind, type, rows, depth, data),
+               unpacked, counts, milliseconds);
+    }
+}

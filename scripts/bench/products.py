@@ -1,0 +1,143 @@
+#!/usr/bin/env python3
+"""Products of weights with columns by each level's kernels in one thread, as prompts and writing
+make them: how fast, how exact, and whether a column's depends on the others.
+
+The program is products.cpp beside this, linked to the kernels of this machine's runtime, which is
+compiled first if need be. ``--beside`` is the folder of another compiled runtime (``out`` in its
+folder below the cache's ``build``): its kernels take turns with these, and ratios are printed.
+
+    scripts/bench/products.py [--types q4_K,...] [--levels v3,...] [--columns 1,8,512]
+        [--rows N] [--depth N] [--milliseconds N] [--rounds N] [--beside FOLDER]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parent.parent))
+
+import in_venv
+
+in_venv.ensure("runtimes", "pyllamafile")
+
+from pyllamafile import native  # noqa: E402
+from pyllamafile.native.building import driver  # noqa: E402
+from pyllamafile.progress import silent  # noqa: E402
+from pyllamafile.targets import Target, host  # noqa: E402
+
+TYPES = "q8_0,q4_0,q4_1,q5_0,q5_1,iq4_nl,q2_K,q3_K,q4_K,q5_K,q6_K,iq4_xs"
+
+
+@dataclass(frozen=True)
+class Line:
+    """What products.cpp says of weights in one form: as in a file, or repacked."""
+
+    form: str
+    alone: bool  # each column's product has the bits that it has alone
+    error: float  # relative to columns that aren't rounded
+    microseconds: dict[int, float]  # by how many columns there are
+
+
+def linked(target: Target, out: Path, folder: Path) -> Path:
+    """The program, linked to the kernels in the folder in which CMake compiled a runtime."""
+    levels = ["", *(f"__{level.name}" for level in target.levels[1:])]
+    (folder / "levels.inc").write_text("".join(f"LEVEL({suffix})\n" for suffix in levels))
+    program = folder / "products"
+    upstream = out / "llama" / "ggml" / "src"
+    libraries = [upstream / "libggml-cpu.a", upstream / "libggml-base.a"]
+    libraries += sorted(out.glob("z*-ggml-cpu-*.a"))
+    compiler = native.build_folder(target) / "tools" / "zig-c++"
+    include = native.llama_source() / "ggml" / "include"
+    source = Path(__file__).with_suffix(".cpp")
+    options = ["-O2", "-std=c++17", f"-I{folder}", f"-I{include}", "-o", program]
+    subprocess.run([compiler, *options, source, *libraries, "-lpthread"], check=True)
+    return program
+
+
+def measured(program: Path, level: str, kind: str, options: argparse.Namespace) -> Iterator[Line]:
+    """One round of one type by one level."""
+    sizes = [str(options.rows), str(options.depth), options.columns, str(options.milliseconds)]
+    command = [program, level, kind, *sizes]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise SystemExit(f"{' '.join(map(str, command))}: {done.stderr}")
+    for line in done.stdout.splitlines():
+        _, form, alone, error, *times = line.split()
+        pairs = (time.split("=") for time in times)
+        yield Line(form, alone == "alone", float(error), {int(n): float(t) for n, t in pairs})
+
+
+def best(rounds: list[list[Line]], form: int, columns: int) -> float:
+    """The least microseconds of all rounds."""
+    return min(lines[form].microseconds[columns] for lines in rounds)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--types", default=TYPES)
+    parser.add_argument("--levels", help="this processor's, but for the lowest, if not given")
+    parser.add_argument("--columns", default="1,4,8,45,512")
+    parser.add_argument("--rows", type=int, default=4096)
+    parser.add_argument("--depth", type=int, default=3072)
+    parser.add_argument("--milliseconds", type=int, default=200, help="at the least, of each")
+    parser.add_argument("--rounds", type=int, default=3, help="the least time of all is printed")
+    parser.add_argument("--beside", type=Path, help="the folder of another compiled runtime")
+    options = parser.parse_args()
+    target = host()
+    if target is None:
+        raise SystemExit("no target is like this machine")
+    out = native.build_folder(target) / "out"
+    driver.compile_runtime(target, native.llama_source(), None, silent)
+    with tempfile.TemporaryDirectory() as name:
+        programs = [linked(target, out, Path(name))]
+        if options.beside:
+            other = Path(name, "other")
+            other.mkdir()
+            programs.append(linked(target, options.beside, other))
+        known = here(out / "runtime")
+        levels = options.levels.split(",") if options.levels else known[1:]
+        for level in levels:
+            suffix = "" if level == target.levels[0].name else f"__{level}"
+            for kind in options.types.split(","):
+                turns = [
+                    [list(measured(program, suffix, kind, options)) for program in programs]
+                    for _ in range(options.rounds)
+                ]
+                report(level, kind, [list(rounds) for rounds in zip(*turns, strict=True)], options)
+
+
+def here(runtime: Path) -> list[str]:
+    """The levels that this processor has, the lowest first."""
+    asked = {**os.environ, "PYLLAMAFILE_CPU": "none"}
+    done = subprocess.run([runtime, "--version"], capture_output=True, text=True, env=asked)
+    return done.stderr.partition("it has: ")[2].split()
+
+
+def report(
+    level: str, kind: str, rounds: list[list[list[Line]]], options: argparse.Namespace
+) -> None:
+    """A line for each form: 10^9 products a second, and the ratio to the other program's."""
+    ours, *others = rounds
+    for form, line in enumerate(ours[0]):
+        cells = []
+        for columns in line.microseconds:
+            took = best(ours, form, columns)
+            speed = options.rows * options.depth * columns / took / 1000
+            cell = f"{columns}: {speed:.0f}"
+            if others:
+                cell += f" x{best(others[0], form, columns) / took:.2f}"
+            cells.append(cell)
+        same = "alone" if all(lines[form].alone for lines in ours) else "apart"
+        head = f"{level:10} {kind:7} {line.form:8} {same} {line.error:.5f}"
+        print(head, "  ".join(f"{cell:14}" for cell in cells).rstrip(), flush=True)
+
+
+if __name__ == "__main__":
+    main()
