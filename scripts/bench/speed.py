@@ -6,7 +6,12 @@ gcc -O3 -march=native here), into the cache. Both programs take turns; the media
 rounds are printed with their ratio, which is above 1 where the llamafile is faster.
 
     scripts/bench/speed.py --model FILE [--rounds N] [--threads N] [--types F16,...] [--level v3]
-        [--peer-flags FLAGS]
+        [--prompt N] [--generate N] [--peer-flags FLAGS]
+    scripts/bench/speed.py --shape phi3 [--layers N] ...
+
+--shape makes a model of random weights with the sizes of a real one, but fewer layers: it says
+nothing sensible, at that model's speed by layer. Its rows are multiples of 256, as the K types want
+them, which SmolLM2-135M's are not.
 """
 
 from __future__ import annotations
@@ -32,6 +37,7 @@ import in_venv
 
 in_venv.ensure("runtimes,test", "pyllamafile", "numpy")  # numpy comes with gguf
 
+import gguf  # noqa: E402
 import numpy as np  # noqa: E402
 
 import pyllamafile  # noqa: E402
@@ -41,7 +47,24 @@ from pyllamafile.native.building import tools  # noqa: E402
 from pyllamafile.targets import host  # noqa: E402
 
 TYPES = "F16,BF16,Q8_0,Q5_K_M,Q4_K_M,Q4_0,Q2_K"
-PROMPT, GENERATED = 512, 128  # tokens
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of a model's matrices."""
+
+    arch: str
+    width: int
+    inner: int
+    heads: int
+    kv_heads: int
+    layers: int  # unless --layers says otherwise
+
+
+SHAPES = {
+    "phi3": Shape("phi3", 3072, 8192, 32, 32, 8),  # Phi-3-mini has 32 layers
+    "llama-1b": Shape("llama", 2048, 8192, 32, 8, 16),  # Llama-3.2-1B, but for its vocabulary
+}
 
 
 @dataclass(frozen=True)
@@ -92,10 +115,12 @@ def measured(command: list[str], first_output: bool = False) -> tuple[str, float
     return text.decode(), seconds, usage.ru_maxrss / 1024
 
 
-def one(bench: list[str], complete: list[str], model: Path, threads: int) -> Run:
-    """One round of one program."""
+def one(
+    bench: list[str], complete: list[str], model: Path, threads: int, tokens: tuple[int, int]
+) -> Run:
+    """One round of one program, with so many tokens of a prompt, and so many written."""
     common = ["-m", str(model), "-t", str(threads)]
-    sizes = ["-p", str(PROMPT), "-n", str(GENERATED), "-r", "1", "-o", "json"]
+    sizes = ["-p", str(tokens[0]), "-n", str(tokens[1]), "-r", "1", "-o", "json"]
     text, _, memory = measured([*bench, *common, *sizes])
     speeds = {row["n_prompt"] > 0: row["avg_ts"] for row in json.loads(text)}
     asked = ["-p", "Once upon a time", "-n", "1", "--temp", "0", "--no-display-prompt"]
@@ -116,9 +141,67 @@ def bandwidth(threads: int) -> float:
     return data.nbytes / best
 
 
+def matrices(shape: Shape) -> dict[str, tuple[int, ...]]:
+    """What a layer consists of, as llama.cpp names it."""
+    width, inner = shape.width, shape.inner
+    keys = width // shape.heads * shape.kv_heads
+    common = {"attn_norm": (width,), "ffn_norm": (width,), "attn_output": (width, width)}
+    if shape.arch == "phi3":
+        own = {"attn_qkv": (width + 2 * keys, width), "ffn_up": (2 * inner, width)}
+    else:
+        own = {"attn_q": (width, width), "attn_k": (keys, width), "attn_v": (keys, width)}
+        own |= {"ffn_gate": (inner, width), "ffn_up": (inner, width)}
+    return common | own | {"ffn_down": (width, inner)}
+
+
+def shaped(name: str, layers: int | None, folder: Path) -> Path:
+    """A model of random weights in F16, with Phi-3's vocabulary."""
+    shape = SHAPES[name]
+    count = layers or shape.layers
+    path = folder / f"{name}-{count}-layers.gguf"
+    if path.exists():
+        return path
+    unfinished = path.with_suffix(".unfinished")
+    writer = gguf.GGUFWriter(unfinished, shape.arch, use_temp_file=False)
+    vocabulary = native.llama_source() / "models" / "ggml-vocab-phi-3.gguf"
+    words = 0
+    for key, field in gguf.GGUFReader(vocabulary).fields.items():
+        if key.startswith("tokenizer."):
+            element = field.types[-1] if len(field.types) > 1 else None
+            writer.add_key_value(key, field.contents(), field.types[0], element)
+            words = len(field.data) if key == "tokenizer.ggml.tokens" else words
+    writer.add_context_length(4096)
+    writer.add_embedding_length(shape.width)
+    writer.add_feed_forward_length(shape.inner)
+    writer.add_block_count(count)
+    writer.add_head_count(shape.heads)
+    writer.add_head_count_kv(shape.kv_heads)
+    writer.add_rope_dimension_count(shape.width // shape.heads)
+    writer.add_layer_norm_rms_eps(1e-5)
+    sizes = {"token_embd": (words, shape.width), "output_norm": (shape.width,)}
+    sizes["output"] = (words, shape.width)
+    for layer in range(count):
+        sizes |= {f"blk.{layer}.{part}": size for part, size in matrices(shape).items()}
+    rng = np.random.default_rng(1)
+    for part, size in sizes.items():
+        values = rng.standard_normal(size, dtype=np.float32) * np.float32(0.02)
+        kind = np.float32 if len(size) == 1 else np.float16
+        writer.add_tensor(f"{part}.weight", values.astype(kind))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return unfinished.rename(path)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model", type=Path, required=True, help="a GGUF to make the types from")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--model", type=Path, help="a GGUF to make the types from")
+    which.add_argument("--shape", choices=SHAPES, help="the sizes of a model of random weights")
+    parser.add_argument("--layers", type=int, help="of that one, instead of some")
+    parser.add_argument("--prompt", type=int, default=512, help="tokens")
+    parser.add_argument("--generate", type=int, default=128, help="tokens")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--types", default=TYPES)
@@ -146,20 +229,23 @@ def main() -> None:
     print("ours / upstream = ratio, in tokens per second; MiB; milliseconds to the first token\n")
 
     row = "{:8} {:>24} {:>24} {:>14} {:>14} {:>6}"
-    print(row.format("", f"prompt {PROMPT}", f"generation {GENERATED}", "memory", "first", "limit"))
+    tokens = options.prompt, options.generate
+    heads = (f"prompt {tokens[0]}", f"generation {tokens[1]}", "memory", "first", "limit")
+    print(row.format("", *heads))
+    source = options.model or shaped(options.shape, options.layers, folder)
     ratios: list[tuple[float, float]] = []
     for name in options.types.split(","):
-        model = quantized(program, options.model, name, folder)
+        model = quantized(program, source, name, folder)
         container = folder / f"{name}.llamafile"
         pyllamafile.build(model, container, gui=False, force=True, targets=[here.name])
         ours, theirs = [], []
         quiet = ["--no-warmup", "-no-cnv"]
         for _ in range(options.rounds):
             bench = [str(program), "--llamafile", str(container), "--bench"]
-            ours.append(one(bench, [str(program)], container, options.threads))
+            ours.append(one(bench, [str(program)], container, options.threads, tokens))
             bench = [str(peer / "llama-bench")]
             complete = [str(peer / "llama-completion"), *quiet]
-            theirs.append(one(bench, complete, model, options.threads))
+            theirs.append(one(bench, complete, model, options.threads, tokens))
         cells = []
         for field in ("prompt", "generation"):
             a, b = median(ours, field), median(theirs, field)
