@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gzip
 import importlib.util
+import json
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -108,6 +110,15 @@ def serving(*command: str | Path, env: dict[str, str] | None = None) -> Iterator
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=30) in (0, 130)
         process.stdout.close()
+
+
+def post(url: str, path: str, **body: Any) -> Any:
+    """What a server answers to JSON, as JSON."""
+    request = urllib.request.Request(
+        url + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request) as answer:
+        return json.load(answer)
 
 
 def ready(process: subprocess.Popen[bytes]) -> str:

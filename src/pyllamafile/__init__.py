@@ -31,7 +31,7 @@ if TYPE_CHECKING:
         UnavailableError,
     )
     from pyllamafile.models.forecast import Memory
-    from pyllamafile.ops.advise import Advice, Row, advise
+    from pyllamafile.ops.advise import Advice, Reading, Row, advise
     from pyllamafile.ops.build import Adapter, Built, build
     from pyllamafile.ops.doctor import Finding, examine
     from pyllamafile.ops.edit import add, remove
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from pyllamafile.passages import Documents
     from pyllamafile.persona import Persona
     from pyllamafile.progress import Progress, Step
+    from pyllamafile.state import State
 
 _MODULES = {
     "errors": (
@@ -56,7 +57,7 @@ _MODULES = {
         "UnavailableError",
     ),
     "models.forecast": ("Memory",),
-    "ops.advise": ("Advice", "Row", "advise"),
+    "ops.advise": ("Advice", "Reading", "Row", "advise"),
     "ops.build": ("Adapter", "Built", "build"),
     "ops.doctor": ("Finding", "examine"),
     "ops.edit": ("add", "remove"),
@@ -69,6 +70,7 @@ _MODULES = {
     "passages": ("Documents",),
     "persona": ("Persona",),
     "progress": ("Progress", "Step"),
+    "state": ("State",),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
@@ -91,11 +93,13 @@ __all__ = [
     "Problem",
     "Progress",
     "PyllamafileError",
+    "Reading",
     "RefusedError",
     "Report",
     "Row",
     "SignatureCheck",
     "Signed",
+    "State",
     "Step",
     "UnavailableError",
     "Upgraded",

@@ -203,6 +203,18 @@ def check_weights(paths: Sequence[Path], otherwise: str | None) -> None:
         )
 
 
+def tokens(weights: Path, text: bytes) -> int | None:
+    """How many tokens a text has for a model, by the runtime of this system; None without one.
+
+    Args:
+        weights: A GGUF.
+        text: In UTF-8.
+    """
+    here = host()
+    runtime = native.find(here) if here else None
+    return trial.tokens(runtime.program(), weights, text) if runtime else None
+
+
 _TEXTS: Final[Mapping[str, Callable[[bytes], object]]] = {
     PERSONA: persona.said_in,
     READ: documents.check,

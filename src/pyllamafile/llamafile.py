@@ -34,6 +34,8 @@ DOCUMENTS: Final = ".documents"
 EMBEDDER: Final = "embedder.model"
 """A model that makes vectors of questions about the documents: a GGUF, and none of those that the
 file is for."""
+STATE: Final = ".state"
+"""What the model remembers of what the file has read."""
 
 GUI: Final = "ui/"
 LICENSES: Final = "LICENSES/"
@@ -129,11 +131,16 @@ class Llamafile:
         """Whether another engine brings that model: unless the file was built without it."""
         return self.manifest.get("proof") is not False
 
+    @property
+    def wants_state(self) -> bool:
+        """Whether it is to have a state: it has read something, and was not built without one."""
+        return READ in self.members and self.manifest.get("state") is not False
+
     def is_engine(self, name: str) -> bool:
         """Whether an entry of this name belongs to the engine, so that an upgrade replaces it."""
         of_gui = self.has_gui and name.startswith(GUI) and name in self.digests
         of_proof = self.has_proof and name == PROOF
-        return of_gui or of_proof or name in (MANIFEST, SIGNATURE, GUI_NOTICES)
+        return of_gui or of_proof or name in (MANIFEST, SIGNATURE, GUI_NOTICES, STATE)
 
     @cached_property
     def digests(self) -> Mapping[str, Digest]:
@@ -200,6 +207,23 @@ class Llamafile:
             key = ""
         what = f"{self.path}: is no longer signed{key}: `pyllamafile sign` signs it again"
         return (Step("notice", what),)
+
+    def stale(self, changed: Collection[str]) -> Collection[str]:
+        """The names of entries that are no longer right once others were changed: of a state.
+
+        Args:
+            changed: Names of what is added, replaced or removed.
+        """
+        matters = any(name in (ARGS, READ) or name.endswith(WEIGHTS) for name in changed)
+        there = {STATE} & self.members.keys() if self.ours else set()
+        return there if matters and STATE not in changed else ()
+
+    def lost_state(self, gone: Collection[str]) -> Sequence[Step]:
+        """What to say once entries are gone: that its state is, if it is to have one."""
+        if STATE not in gone or READ in gone:
+            return ()
+        how = f"`pyllamafile upgrade {self.path}` evaluates anew what it has read"
+        return (Step("notice", f"{self.path}: has no state any more: {how}"),)
 
     def check_known(self) -> None:
         """Refuse a file of ours that this version must not change (FORMAT.md, section 6).

@@ -25,6 +25,7 @@ from pyllamafile.llamafile import (
     PERSONA,
     PROOF,
     READ,
+    STATE,
     WEIGHTS,
     manifest_entry,
 )
@@ -34,7 +35,12 @@ from pyllamafile.zipalign import Entry, Layout, Member
 TENSORS = 32
 """What tensors in a GGUF are aligned to, in bytes."""
 
-_ALIGNED = {EMBEDDER: launcher.BLOCK, PROOF: TENSORS, DOCUMENTS: passages.ALIGNMENT}
+_ALIGNED = {
+    EMBEDDER: launcher.BLOCK,
+    STATE: launcher.BLOCK,
+    PROOF: TENSORS,
+    DOCUMENTS: passages.ALIGNMENT,
+}
 
 
 @dataclass(frozen=True)
@@ -113,6 +119,7 @@ def engine(
     head_program: HeadProgram | None = None,
     gui: Sequence[Entry] = (),
     proof: Entry | None = None,
+    state: bool = True,
 ) -> Engine:
     """Decide what a llamafile runs with.
 
@@ -123,6 +130,7 @@ def engine(
         head_program: The program that the file itself is, one of those.
         gui: The web GUI's entries, its notices among them.
         proof: The model of `--prove`, or None to leave it out.
+        state: Whether a file that has read something is to have a state.
 
     Raises:
         PyllamafileError: A program can't be the head, or the script has no room for so many.
@@ -137,6 +145,7 @@ def engine(
         "name": name,
         "pyllamafile": version,
         "proof": proof is not None,
+        **({} if state else {"state": False}),
         "head": {"size": len(head), "sha256": hashlib.sha256(head).hexdigest()},
         "runtimes": [
             *([_facts(_as_it_stands(head_program.runtime, head))] if head_program else []),
@@ -161,6 +170,7 @@ def whole(
     documents: bytes | None = None,
     gui: Sequence[Entry] = (),
     proof: Entry | None = None,
+    state: bool = True,
 ) -> Plan:
     """Decide what a llamafile consists of and where each part goes.
 
@@ -177,6 +187,7 @@ def whole(
         documents: The passages that the file can look up.
         gui: The web GUI's entries, its notices among them.
         proof: The model of `--prove`, or None to leave it out.
+        state: Whether a file that has read something is to have a state.
 
     Raises:
         PyllamafileError: Two entries of one name, a name that isn't portable, or a program that
@@ -189,6 +200,7 @@ def whole(
         head_program=head_program,
         gui=gui,
         proof=proof,
+        state=state,
     )
     entries = [
         *(_entry(file) for file in (*models, *extras)),
@@ -276,6 +288,6 @@ def _entry(file: File) -> Entry:
 
 
 def alignment(name: str) -> int:
-    """What the data of an entry of this name are aligned to: weights are mapped."""
+    """What the data of an entry of this name are aligned to: weights are mapped, states can be."""
     # The runtime maps whole files, so for a small model it is enough that tensors are aligned.
     return launcher.BLOCK if name.endswith(WEIGHTS) else _ALIGNED.get(name, 1)

@@ -345,7 +345,7 @@ def keeper_of(server: subprocess.Popen[bytes]) -> int:
 @contextmanager
 def started(path: Path, *words: str | Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     process = subprocess.Popen(
-        [path, "--nobrowser", "--port", "0", *words],
+        [path, "--nobrowser", "--no-state", "--port", "0", *words],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
     )

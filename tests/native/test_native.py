@@ -932,9 +932,12 @@ def test_other_programs_are_removed_and_nothing_else(
     assert foreign[3].exists()
 
 
-def test_where_nothing_is_unpacked_there_is_nothing_to_remove(runtime: Path) -> None:
+def test_where_nothing_is_unpacked_there_is_nothing_to_remove(
+    runtime: Path, tmp_path: Path
+) -> None:
     others = sorted(runtime.parent.iterdir())
-    done = run(runtime, "--clean-cache")
+    env = {**os.environ, "PYLLAMAFILE_CACHE": str(tmp_path)}
+    done = run(runtime, "--clean-cache", env=env)
     assert (done.returncode, done.stderr) == (0, b"")
     assert done.stdout == b"nothing to remove: this file unpacks no program\n"
     assert sorted(runtime.parent.iterdir()) == others

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import urllib.request
 from pathlib import Path
-from typing import Any
 
 import pytest
-from running import run, serving
+from running import post, run, serving
 
 import pyllamafile
 from pyllamafile import engine
@@ -26,14 +23,6 @@ def librarian(smollm2: Path, runtime: Path, tmp_path_factory: pytest.TempPathFac
     return pyllamafile.build(
         smollm2, folder / "m.llamafile", read=folder / "secret.md", targets=["linux-amd64"]
     ).path
-
-
-def post(url: str, path: str, **body: Any) -> Any:
-    request = urllib.request.Request(
-        url + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
-    )
-    with urllib.request.urlopen(request) as answer:
-        return json.load(answer)
 
 
 def prompt(url: str, *messages: tuple[str, str]) -> str:

@@ -23,6 +23,7 @@ GRAPH = {
     "persona": {"arguments", "errors", "paths"},
     "documents": {"arguments", "errors"},
     "passages": {"documents", "errors"},
+    "state": {"errors"},
     "appearing": {"errors"},
     "machine": set(),
     "copying": {"errors", "progress"},
@@ -65,7 +66,11 @@ GRAPH = {
     "ops": set(),
     "ops.verify": {"errors", "progress"},
     "ops.inspect": {
-        "errors", "llamafile", "models.gguf", "passages", "paths", "persona", "zipalign",
+        "errors", "llamafile", "models.gguf", "passages", "paths", "persona", "state", "zipalign",
+    },
+    "ops.state": {
+        "errors", "llamafile", "native", "native.trial", "plan", "progress", "state", "targets",
+        "zipalign",
     },
     "ops.extract": {
         "appearing", "copying", "errors", "llamafile", "paths", "progress", "zipalign",
@@ -79,7 +84,8 @@ GRAPH = {
         "paths", "plan", "progress", "zipalign",
     },
     "ops.advise": {
-        "errors", "machine", "models.forecast", "models.sources", "paths", "targets",
+        "documents", "engine", "errors", "machine", "models.forecast", "models.gguf",
+        "models.sources", "paths", "state", "targets",
     },
     "ops.doctor": {
         "arguments", "engine", "errors", "llamafile", "machine", "ops.verify", "paths", "targets",
@@ -94,18 +100,19 @@ GRAPH = {
     "ops.build": {
         "", "appearing", "arguments", "documents", "engine", "errors", "llamafile",
         "models.convert", "models.fit", "models.forecast", "models.gguf", "models.source",
-        "models.sources", "native.trial", "ops.in_place", "output", "passages", "paths", "persona",
-        "plan", "progress", "targets", "zipalign",
+        "models.sources", "native.trial", "ops.in_place", "ops.state", "output", "passages",
+        "paths", "persona", "plan", "progress", "state", "targets", "zipalign",
     },
     "ops.upgrade": {
         "", "appearing", "arguments", "copying", "engine", "errors", "launcher", "llamafile",
-        "models.source", "output", "paths", "plan", "progress", "runtimes", "shift", "targets",
-        "zipalign",
+        "models.source", "ops.state", "output", "paths", "plan", "progress", "runtimes", "shift",
+        "state", "targets", "zipalign",
     },
     "": {
         "errors", "models.forecast", "ops.advise", "ops.build", "ops.doctor", "ops.edit",
         "ops.export", "ops.extract", "ops.inspect", "ops.sign", "ops.upgrade", "ops.verify",
         "passages", "persona", "progress",
+        "state",
     },
     "cli": {"cli.program", "cli.screen", "errors"},
     "cli.program": {""},
@@ -113,7 +120,7 @@ GRAPH = {
     "cli.advise": {"", "cli.options", "cli.screen"},
     "cli.build": {
         "", "arguments", "cli", "cli.options", "cli.screen", "models.forecast", "models.gguf",
-        "persona", "targets",
+        "persona", "state", "targets",
     },
     "cli.change": {
         "", "cli.options", "cli.screen", "errors", "llamafile", "ops.edit", "zipalign",

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 import pyllamafile
-from pyllamafile.cli.options import complete_files
+from pyllamafile.cli.options import PATH, complete_files
 from pyllamafile.cli.screen import amount, bold, say, shown
 
 if TYPE_CHECKING:
-    from pyllamafile import Advice
+    from pyllamafile import Advice, Reading
 
 
 def _finite(
@@ -39,8 +40,17 @@ def _finite(
     metavar="GB",
     help="The memory of another machine, in units of 10^9 bytes.  [default: this one's]",
 )
+@click.option(
+    "--read",
+    multiple=True,
+    type=PATH,
+    metavar="FILE",
+    help="A document that the model is to have read. Repeat it for several documents.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def advise(source: str, context: int | None, memory: float | None, as_json: bool) -> None:
+def advise(
+    source: str, context: int | None, memory: float | None, read: tuple[Path, ...], as_json: bool
+) -> None:
     """Say which format to quantize a model to.
 
     SOURCE is a GGUF, hf:OWNER/REPO[:FILE-or-quant] or ollama:NAME[:TAG]. From the hub only the
@@ -51,9 +61,13 @@ def advise(source: str, context: int | None, memory: float | None, as_json: bool
     at once. It fits if an eighth of the machine's memory stays free. A format that is good for
     reading is fast with long prompts, and one that is good for writing is fast with long answers.
     On Windows a file below 4 GiB is one file, and a larger one is two.
+
+    --read takes what `pyllamafile build --read` takes, and says how large the state would be: what
+    the model remembers of the documents, for each --read-as. The tokens are counted by the runtime
+    for this system if it is at hand; otherwise four bytes count as one.
     """
     machine = int(memory * 1e9) if memory else None
-    advice = pyllamafile.advise(source, context=context, machine=machine)
+    advice = pyllamafile.advise(source, context=context, machine=machine, read=read)
     if as_json:
         click.echo(json.dumps(advice.as_dict(), indent=2))
     else:
@@ -82,4 +96,17 @@ def _print_advice(advice: Advice) -> None:
             style="bold" if row.format == advice.recommended else None,
         )
     say(table)
+    if advice.reading:
+        _print_reading(advice.reading)
     say(shown(f"{advice.recommended or 'none'}: {advice.reason}"))
+
+
+def _print_reading(reading: Reading) -> None:
+    about = "" if reading.exact else "about "
+    more = "" if reading.fits else ", more than the model was trained for"
+    say(f"  reading {amount(reading.text)} of text, {about}{reading.tokens:,} tokens{more}")
+    sizes = (
+        f"{amount(size * reading.tokens)} in {type} ({size:,} bytes a token)"
+        for type, size in reading.per_token.items()
+    )
+    say(f"  state {', '.join(sizes)}")

@@ -19,6 +19,7 @@ from pyllamafile.cli.options import PATH, complete_files, named_file, target_opt
 from pyllamafile.cli.screen import amount, bold, say, shown, warn
 from pyllamafile.models.forecast import FORMATS
 from pyllamafile.models.gguf import part_of
+from pyllamafile.state import TYPES
 from pyllamafile.targets import TARGETS
 
 if TYPE_CHECKING:
@@ -80,6 +81,16 @@ if TYPE_CHECKING:
     metavar="SOURCE",
     shell_complete=complete_files,
     help="A model for embeddings, which finds in them what is worded otherwise, too.",
+)
+@click.option(
+    "--read-as",
+    type=click.Choice(TYPES),
+    help="What the model remembers texts as: its keys and values.  [default: f16]",
+)
+@click.option(
+    "--state/--no-state",
+    default=True,
+    help="Put in what the model remembers of what it has read, or leave it out.",
 )
 @click.option("--system", type=PATH, metavar="FILE", help="The system prompt, in a text file.")
 @click.option("--greeting", metavar="TEXT", help="What the model says before anybody asks.")
@@ -152,6 +163,8 @@ def build(
     read: tuple[Path, ...],
     documents: Path | None,
     embedder: str | None,
+    read_as: str | None,
+    state: bool,
     system: Path | None,
     greeting: str | None,
     suggest: tuple[str, ...],
@@ -203,7 +216,10 @@ def build(
     --read takes Markdown, plain text, HTML, PDF and DOCX (the last two take
     pip install 'pyllamafile[documents]'). The text stands behind the system prompt of every
     conversation, so it has to fit the context: about four letters are a token. The option --no-read
-    of the file leaves it out.
+    of the file leaves it out. From 256 tokens on it is evaluated now, by the runtime for this
+    system. What the model remembers of it, the state, goes into the file, so that no start
+    evaluates it. `pyllamafile advise --read` says how large it is. --read-as q8_0 makes it and the
+    context half as large and little less exact, q4_0 a quarter.
 
     --documents takes a folder of such documents, of any size. They are cut into passages. For each
     question the passages that fit it best are put in front of it, so that the model can answer out
@@ -255,6 +271,8 @@ def build(
             read=read,
             documents=documents,
             embedder=embedder,
+            read_as=read_as,
+            state=state,
             persona=_persona(persona_file, name, system, greeting, suggest, icon, accent),
             targets=targets,
             args=arg,
@@ -285,7 +303,7 @@ def build(
     for model in built.base:
         say(f"  no chat   {shown(model)} has no chat format's tokens: it seems a base model")
     if built.read:
-        say(f"  has read  {amount(built.read)} of text, about {built.read // 4:,} tokens")
+        say(f"  has read  {amount(built.read)} of text, {_remembered(built)}")
     if built.documents:
         way = shown(built.embedder) if built.embedder else "words alone (no --embedder)"
         say(f"  documents {built.documents:,}, in {built.passages:,} passages, found by {way}")
@@ -313,6 +331,13 @@ def build(
     serving = choice if not built.models else ""  # it has all models, and loads them on demand
     served = "web GUI and API" if gui else "API"
     say(f"  {run}{serving}   # {served} on http://127.0.0.1:8080")
+
+
+def _remembered(built: Built) -> str:
+    """What becomes of the text that was read."""
+    if not built.state:
+        return f"about {built.read // 4:,} tokens"
+    return f"{built.state.tokens:,} tokens, state of {amount(built.state.size)}"
 
 
 def _on_windows(built: Built) -> str | None:

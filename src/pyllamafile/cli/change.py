@@ -37,7 +37,8 @@ def upgrade(file: Path, engine: Path | None, targets: tuple[str, ...], drop_unkn
     """Put a new engine under the same weights.
 
     The programs, the launch script, the web GUI and the notices are replaced. The weights, .args
-    and everything that was added stay. From a llamafile of Mozilla's only the weights and .args
+    and everything that was added stay. What the model remembers of what it has read is made anew by
+    the new program for this system. From a llamafile of Mozilla's only the weights and .args
     are taken. If somebody added anything else to it, nothing is done without --drop-unknown.
 
     --engine takes a wheel of pyllamafile that has runtimes in it, or another llamafile.
@@ -57,6 +58,8 @@ def upgrade(file: Path, engine: Path | None, targets: tuple[str, ...], drop_unkn
     say(f"  weights   {shown(', '.join(done.models) or 'none: give some with -m FILE')}")
     say(f"  runs on   {', '.join(done.targets)}")
     say(f"  engine    {shown(', '.join(done.llama_cpp))}")
+    if done.state:
+        say(f"  has read  {done.state.tokens:,} tokens, state of {amount(done.state.size)}")
     if done.shifted:
         say("  the weights were shifted, not copied")
     if done.companion:
@@ -164,8 +167,10 @@ def zipalign_command(
         if entry.name == llamafile.ARGS:
             edit.check_args(file, names)
     found = _checked(archive, entries)
-    more = [found.updated_manifest(entries)] if found and found.ours else []
-    gone, lost = (found.signature_entry, found.unsigned()) if found else ((), ())
+    stale = found.stale([entry.name for entry in entries]) if found else ()
+    more = [found.updated_manifest(entries, stale)] if found and found.ours else []
+    gone = {*stale, *(found.signature_entry if found else ())}
+    lost = [*found.unsigned(), *found.lost_state(gone)] if found else []
     with screen.progress() as tell:
         dead = zipalign.add(archive, [*entries, *more], remove=gone, progress=tell)
         for step in lost:

@@ -93,6 +93,11 @@ def _print_report(report: Report) -> None:
                 for runtime in report.runtimes
             ],
         )
+    if report.state_problem:
+        say(f"  {'state':<12}  {shown(report.state_problem)}")
+    if report.state:
+        kept = f"{report.state.tokens:,} tokens, keys in {report.state.conditions.get('keys')}"
+        say(f"  {'state':<12}  {shown(kept)}, {amount(report.state.size)}")
     if report.persona_problem:
         say(f"  {'persona':<12}  {shown(report.persona_problem)}")
     if report.persona:

@@ -225,6 +225,18 @@ def memory(parts: Sequence[Weights], context: int, format: str | None = None) ->
     )
 
 
+def remembered(parts: Sequence[Weights], types: Sequence[str]) -> dict[str, int]:
+    """The bytes that a model remembers of each token, by the type of keys and values.
+
+    Args:
+        parts: The header of every file of the model.
+        types: Names of types as llama.cpp has them for keys and values, such as ``q8_0``.
+    """
+    model = _Model(parts[0], [tensor for part in parts for tensor in part.tensors])
+    elements = sum(model.key_and_value(tensor) for part in parts for tensor in part.tensors)
+    return {type: tensor_bytes((elements,), type.upper()) for type in types}
+
+
 # The rules
 
 

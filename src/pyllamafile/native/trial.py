@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import struct
 import subprocess
 import tempfile
@@ -100,15 +101,92 @@ def embedded(
             raise RefusedError(f"{model}: {said or 'makes no vectors of texts'}", path=model)
 
 
+def tokens(program: bytes, weights: Path, text: bytes) -> int | None:
+    """How many tokens a text has for a model.
+
+    Args:
+        program: A runtime that runs here.
+        weights: A GGUF.
+        text: In UTF-8.
+
+    Returns:
+        None if no program may be started here, or the weights can't be loaded.
+    """
+    with unpacked(program) as path:
+        file = path.with_name("text")
+        file.write_bytes(text)
+        words = ("--tokenize", "-m", weights, "-f", file, "--ids", "--no-bos", "--show-count")
+        done = _run(path, *words)
+    found = re.search(rb"Total number of tokens: (\d+)", done.stdout) if done else None
+    return int(found[1]) if found else None
+
+
 def _said(program: Path, *question: str | Path) -> str | None:
     """What a runtime says is wrong; None if it says nothing."""
+    done = _run(program, *question)
+    return _reason(done) if done and done.returncode == 1 else None
+
+
+def _run(
+    program: Path, *words: str | Path, keep: int | None = None, **variables: str
+) -> subprocess.CompletedProcess[bytes] | None:
+    """Run a runtime to its end, with an open file; None if no program may be started here."""
     # a variable that stands for an option is a matter of whoever starts the file
     environment = {k: v for k, v in os.environ.items() if not k.startswith("LLAMA_")}
     try:
-        done = subprocess.run([program, *question], env=environment,
-                              stdin=subprocess.DEVNULL, capture_output=True)  # fmt: skip
+        return subprocess.run(
+            [program, *words],
+            env=environment | variables,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+            pass_fds=() if keep is None else (keep,),
+        )
     except OSError:
         return None
-    if done.returncode != 1:
-        return None
+
+
+def _reason(done: subprocess.CompletedProcess[bytes]) -> str:
     return done.stderr.decode(errors="replace").rpartition("error: ")[2].strip()
+
+
+_SEVERAL = ": several models inside; "  # weights.cpp
+
+
+class FailedError(Exception):
+    """A runtime ended with an error; the text is its own words."""
+
+
+@contextlib.contextmanager
+def evaluated(program: bytes, llamafile: Path, model: str) -> Iterator[Path | None]:
+    """A file with what the model of a llamafile remembers of what it has read.
+
+    Args:
+        program: A runtime that runs here.
+        llamafile: Whose text, weights and default arguments are taken.
+        model: The name of the weights to take where it doesn't say so itself.
+
+    Yields:
+        The file, for as long as it is needed; None if there is none, because the text is short or
+        no program may be started here.
+
+    Raises:
+        FailedError: The runtime could not evaluate it.
+    """
+    # a file without a name keeps its number in the runtime
+    own = llamafile.match("/proc/self/fd/*")
+    with unpacked(program) as runtime:
+        cache = runtime.with_name("cache")
+        question = ("--ask", "?", "-n", "1", "--temp", "0")
+        for choice in ((), ("-m", f"@{model}")):
+            done = _run(
+                *(runtime, "--llamafile", llamafile, *question, *choice),
+                keep=int(llamafile.name) if own else None,
+                PYLLAMAFILE_CACHE=str(cache),
+            )
+            reason = _reason(done) if done and done.returncode == 1 else ""
+            if _SEVERAL not in reason:
+                break
+        if reason:
+            raise FailedError(reason)
+        yield next((cache / "state").glob("*.state"), None)

@@ -5,13 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Final
 
+from pyllamafile import documents, engine
 from pyllamafile.errors import RefusedError, UnavailableError
 from pyllamafile.machine import memory
 from pyllamafile.models import forecast, sources
 from pyllamafile.models.forecast import FORMATS, Memory
-from pyllamafile.paths import PathLike, path_of
+from pyllamafile.models.gguf import Weights
+from pyllamafile.paths import PathLike, path_of, several
+from pyllamafile.state import TYPES
 from pyllamafile.targets import TOO_LARGE
 
 # Reading is bound by computing, writing by memory: the smaller, the faster. As measured with
@@ -63,6 +67,25 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """What a model would remember of documents (`build` with `read`).
+
+    Attributes:
+        text: The bytes of their text.
+        tokens: How many tokens that is.
+        exact: Whether the model's own tokenizer said so; else a token counts as four bytes.
+        fits: Whether so many are within the context that the model was trained for.
+        per_token: What it remembers of each, in bytes, by the type of keys and values.
+    """
+
+    text: int
+    tokens: int
+    exact: bool
+    fits: bool
+    per_token: Mapping[str, int]
+
+
+@dataclass(frozen=True)
 class Advice:
     """What to do with a model.
 
@@ -77,6 +100,7 @@ class Advice:
         rows: The formats, best first; of a model that is quantized, that one first.
         recommended: The format to take, or None if none fits.
         reason: Why.
+        reading: What it would remember of documents, if any were given.
     """
 
     name: str
@@ -89,6 +113,7 @@ class Advice:
     rows: tuple[Row, ...]
     recommended: str | None
     reason: str
+    reading: Reading | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """All of it in types that JSON has, with the sum of each row's memory."""
@@ -98,13 +123,21 @@ class Advice:
         return found
 
 
-def advise(given: PathLike, *, context: int | None = None, machine: int | None = None) -> Advice:
+def advise(
+    given: PathLike,
+    *,
+    context: int | None = None,
+    machine: int | None = None,
+    read: PathLike | Sequence[PathLike] = (),
+) -> Advice:
     """Say what a model would be in each format, and which one to take.
 
     Args:
         given: A GGUF, as `sources.find` knows it; of one on the hub only the header is fetched.
         context: In tokens; by default the model's own, and 4096 at most.
         machine: The memory to fit into, in bytes; by default this machine's.
+        read: Documents that the model is to have read. Their tokens are counted by the runtime of
+            this system, if it is at hand and the GGUF is a file.
 
     Raises:
         PyllamafileError: There is no such model, it is no language model, or it can't have so
@@ -164,6 +197,23 @@ def advise(given: PathLike, *, context: int | None = None, machine: int | None =
         rows=tuple(rows),
         recommended=recommended,
         reason=reason,
+        reading=_reading(source.path, parts, own, several(read)) if several(read) else None,
+    )
+
+
+def _reading(
+    path: Path | None, parts: Sequence[Weights], own: int | None, given: Sequence[PathLike]
+) -> Reading:
+    """What a model would remember of documents."""
+    text = documents.joined([path_of(each) for each in given]).encode()
+    counted = engine.tokens(path, text) if path else None
+    tokens = len(text) // 4 if counted is None else counted
+    return Reading(
+        text=len(text),
+        tokens=tokens,
+        exact=counted is not None,
+        fits=own is None or tokens < own,
+        per_token=forecast.remembered(parts, TYPES),
     )
 
 

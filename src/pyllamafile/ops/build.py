@@ -8,7 +8,7 @@ import math
 import os
 import re
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
@@ -20,7 +20,16 @@ from pyllamafile.arguments import SYSTEM, quote
 from pyllamafile.documents import joined
 from pyllamafile.engine import Format
 from pyllamafile.errors import AccessError, NotFoundError, RefusedError
-from pyllamafile.llamafile import ARGS, EMBEDDER, GUI, MANIFEST, PROOF, SIGNATURE, WEIGHTS
+from pyllamafile.llamafile import (
+    ARGS,
+    EMBEDDER,
+    GUI,
+    MANIFEST,
+    PROOF,
+    SIGNATURE,
+    STATE,
+    WEIGHTS,
+)
 from pyllamafile.models import convert, forecast, sources
 from pyllamafile.models.fit import (
     broken_template,
@@ -35,11 +44,13 @@ from pyllamafile.models.gguf import Weights, part_of, read, shards
 from pyllamafile.models.source import PathLike, Source, gguf_name
 from pyllamafile.native import trial
 from pyllamafile.ops import in_place as conversion
+from pyllamafile.ops.state import put_in, renew
 from pyllamafile.output import check_written, companion_path, write, write_companion
 from pyllamafile.paths import named, path_of, several, strings
 from pyllamafile.persona import Persona
 from pyllamafile.plan import File, Plan
 from pyllamafile.progress import Progress, silent
+from pyllamafile.state import MOST, TYPES, State
 from pyllamafile.targets import TARGETS, TOO_LARGE, select
 
 
@@ -72,6 +83,7 @@ class Built:
         passages: How many passages these were cut into.
         embedder: What the model for embeddings is called by which it finds them, too.
         left_out: Names of files that are no documents, each with the reason.
+        state: What it remembers of that; None if nothing.
         own_args: The arguments that came with the weights and went into `.args`.
         remarks: What else came with the weights and was left out.
     """
@@ -95,6 +107,7 @@ class Built:
     passages: int = 0
     embedder: str | None = None
     left_out: tuple[tuple[str, str], ...] = ()
+    state: State | None = None
     own_args: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
 
@@ -123,6 +136,8 @@ def build(
     read: PathLike | Sequence[PathLike] = (),
     documents: PathLike | None = None,
     embedder: PathLike | None = None,
+    read_as: str | None = None,
+    state: bool = True,
     persona: Persona | None = None,
     targets: str | Sequence[str] = (),
     args: str | Sequence[str] = (),
@@ -157,6 +172,10 @@ def build(
         documents: A folder of such documents, in which the file looks up what a question is about.
         embedder: A model for embeddings, which finds passages worded otherwise than the question:
             what `sources.find` knows, or a name in `passages.EMBEDDERS`. Without one, words count.
+        read_as: What the model remembers texts as, one of `state.TYPES`: its keys and values. It
+            goes into ``.args``; by default they are of the type f16.
+        state: Whether what is read is evaluated now, with the runtime of this system, and what the
+            model remembers of it goes in: then no start evaluates it.
         persona: Who the file says it is. One that has no name takes `name`, if that is given.
         targets: Systems to run on, or groups of them such as ``linux``, ``arm64`` and
             ``all``; by default those whose runtimes are at hand.
@@ -193,6 +212,7 @@ def build(
             hint="give their folder with --documents",
         )
     found = passages.in_folder(path_of(documents)) if documents is not None else None
+    args = [*_remembered_as(read_as, bool(sources_of_text)), *strings(args, "args")]
     stem = asked.stem(quantize_to)
     if name and name != stem and not persona.name:
         persona = replace(persona, name=name)
@@ -230,23 +250,36 @@ def build(
             documents=looked_up,
             gui=engine.gui_entries(tell) if gui else (),
             proof=engine.proof_entry() if prove else None,
+            state=state,
         )
-        too_large = bool(program) and format == "portable" and decided.size >= TOO_LARGE
-        exe = companion_path(destination) if too_large and companion else None
-        if exe:
+        reads = state and read_text is not None
+        most = decided.size + (MOST if reads else 0)
+        for_windows = bool(program) and format == "portable"
+        starter = program if for_windows and companion and most >= TOO_LARGE else None
+
+        def beside(size: int) -> tuple[Path, bytes] | None:
+            """The program that a file of so many bytes needs beside it."""
+            if starter is None or size < TOO_LARGE:
+                return None
+            exe = companion_path(destination)
             _check_output(exe, given.paths, force)
-        exe_file = (exe, program.program) if exe and program else None
+            return exe, starter.program
+
+        beside(decided.size)  # now rather than after gigabytes were written
         del program  # as many bytes again as the head has; writing needs memory of its own
         if in_place:
-            _convert(decided, given, destination, exe_file, force, tell)
+            _convert(decided, given, destination, beside(decided.size), force, tell)
+            kept = renew(destination, tell) if reads else None
         else:
-            _write(decided, given, destination, exe_file, force, tell)
+            kept = _write(decided, given, destination, beside, force, reads, tell)
+        size = destination.stat().st_size
+        too_large = for_windows and size >= TOO_LARGE
 
     included = tuple(runtime.target for runtime in runtimes)
     untemplated = () if isinstance(given.template, str) else given.template
     return Built(
         path=destination,
-        size=decided.size,
+        size=size,
         name=name,
         models=(*(file.name for file in itertools.chain(*models)), *given.added_models),
         partners=tuple(
@@ -256,7 +289,7 @@ def build(
         targets=included,
         missing=tuple(target for target in TARGETS if target not in included),
         too_large=too_large,
-        companion=exe,
+        companion=companion_path(destination) if too_large and companion else None,
         template=given.template if isinstance(given.template, str) else None,
         untemplated=untemplated,
         base=tuple(name for name in untemplated if not family_template(given.facts[name])),
@@ -271,6 +304,7 @@ def build(
         passages=len(found.passages) if found else 0,
         embedder=asked.embedder.name if asked.embedder else None,
         left_out=found.left_out if found else (),
+        state=kept,
         own_args=tuple(itertools.chain(*asked.args)),
         remarks=tuple(asked.remarks),
     )
@@ -693,13 +727,33 @@ def _stamp(path: Path) -> tuple[int, ...] | None:
 
 def _check_names(extras: Sequence[File], gui: bool, prove: bool) -> None:
     """Leave to us what we write ourselves."""
-    own = {ARGS, MANIFEST, SIGNATURE, *([PROOF] if prove else [])}
+    own = {ARGS, MANIFEST, SIGNATURE, STATE, *([PROOF] if prove else [])}
     for file in extras:
         if file.name in own or (gui and file.name.startswith(GUI)):
             raise RefusedError(
                 f"cannot add {file.name!r}: pyllamafile itself writes what has such a name",
                 hint="--args-file FILE gives the text of .args" if file.name == ARGS else None,
             )
+
+
+def _remembered_as(type: str | None, reads: bool) -> Sequence[str]:
+    """The arguments for keys and values of a type.
+
+    Raises:
+        RefusedError: There is no such type, or nothing is read.
+    """
+    if type is None:
+        return ()
+    if type not in TYPES:
+        raise RefusedError(
+            f"keys and values can't be {type!r} here", hint=f"there are {', '.join(TYPES)}"
+        )
+    if not reads:
+        raise RefusedError(
+            "nothing is read whose keys and values could be of a type",
+            hint="--read names a document; --arg -ctk --arg TYPE holds for every context",
+        )
+    return ("-ctk", type, "-ctv", type)
 
 
 def _args_text(args: Sequence[str], args_file: Path | None) -> str | None:
@@ -745,20 +799,26 @@ def _write(
     decided: Plan,
     given: _Given,
     destination: Path,
-    companion: tuple[Path, bytes] | None,
+    beside: Callable[[int], tuple[Path, bytes] | None],
     force: bool,
+    state: bool,
     tell: Progress,
-) -> None:
-    """Write the file, and its companion before it gets its name."""
+) -> State | None:
+    """Write the file, with a state or without, and its companion before it gets its name."""
+    kept = None
     with contextlib.ExitStack() as undo:
         mode = permitted(0o777)
         with appearing(destination, decided.size, force=force, mode=mode) as (file, path):
             write(file, decided, tell)
             check_written(path, destination)
             given.headers.check_unchanged()
-            if companion:
+            if state:
+                kept = put_in(path, destination, tell)
+                check_written(path, destination)
+            if companion := beside(path.stat().st_size):
                 write_companion(*companion, force, undo)
         undo.pop_all()
+    return kept
 
 
 def _convert(

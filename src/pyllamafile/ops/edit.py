@@ -7,7 +7,17 @@ from pathlib import Path
 
 from pyllamafile import arguments, engine, plan, zipalign
 from pyllamafile.errors import AccessError, NotFoundError, RefusedError
-from pyllamafile.llamafile import ARGS, GUI, MANIFEST, PROOF, SIGNATURE, WEIGHTS, Llamafile, read
+from pyllamafile.llamafile import (
+    ARGS,
+    GUI,
+    MANIFEST,
+    PROOF,
+    SIGNATURE,
+    STATE,
+    WEIGHTS,
+    Llamafile,
+    read,
+)
 from pyllamafile.models import gguf
 from pyllamafile.models.fit import unmappable, unsound
 from pyllamafile.models.source import PathLike
@@ -43,7 +53,7 @@ def add(
     entries = []
     pairs = [named(each) for each in several(files)]
     for given, name in pairs:
-        own = {MANIFEST, SIGNATURE, *([PROOF] if found.has_proof else [])}
+        own = {MANIFEST, SIGNATURE, STATE, *([PROOF] if found.has_proof else [])}
         if name in own or (found.has_gui and name.startswith(GUI)):
             raise RefusedError(
                 f"{path}: cannot add {name!r}: pyllamafile itself writes what has such a name",
@@ -64,8 +74,9 @@ def add(
             engine.check_arguments(text, str(given), given)
             entry = zipalign.Entry(name, text, mode=entry.mode)
         entries.append(entry)
-    entries.append(found.updated_manifest(entries))
-    _change(found, entries, found.signature_entry, progress or silent)
+    stale = found.stale([entry.name for entry in entries])
+    entries.append(found.updated_manifest(entries, stale))
+    _change(found, entries, {*found.signature_entry, *stale}, progress or silent)
     return [entry.name for entry in entries[:-1]]
 
 
@@ -98,15 +109,16 @@ def remove(path: PathLike, names: str | Sequence[str], *, progress: Progress | N
     if set(names) == {SIGNATURE}:
         zipalign.add(path, [], remove={SIGNATURE})
         return
-    gone = {*names, *found.signature_entry}
-    _change(found, [found.updated_manifest([], names)], gone, progress or silent)
+    stale = found.stale(names)
+    gone = {*names, *stale, *found.signature_entry}
+    _change(found, [found.updated_manifest([], [*names, *stale])], gone, progress or silent)
 
 
 def _change(
     found: Llamafile, entries: Sequence[zipalign.Entry], gone: Collection[str], progress: Progress
 ) -> None:
-    """Add and remove entries, and say that what was signed is no longer."""
-    lost = found.unsigned()
+    """Add and remove entries, and say what no longer is: a signature, a state."""
+    lost = [*found.unsigned(), *found.lost_state(gone)]
     zipalign.add(found.path, entries, remove=gone, progress=progress)
     for step in lost:
         progress(step)

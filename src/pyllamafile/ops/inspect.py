@@ -8,14 +8,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pyllamafile import llamafile, passages, persona
+from pyllamafile import llamafile, passages, persona, zipalign
 from pyllamafile.errors import AccessError, PyllamafileError, RefusedError
-from pyllamafile.llamafile import DOCUMENTS, PERSONA, Llamafile, Maker
+from pyllamafile.llamafile import DOCUMENTS, PERSONA, STATE, Llamafile, Maker
 from pyllamafile.models import gguf
 from pyllamafile.models.gguf import Kind, Weights
 from pyllamafile.passages import Documents
 from pyllamafile.paths import path_of
 from pyllamafile.persona import Persona
+from pyllamafile.state import State
 from pyllamafile.zipalign import BLOCK, DEFLATED, STORED, Member
 
 
@@ -91,6 +92,8 @@ class Report:
         persona_problem: Why that can't be shown, if it can't.
         documents: What it can look things up in.
         documents_problem: Why that can't be shown, if it can't.
+        state: What it remembers of what it has read.
+        state_problem: Why that can't be shown, if it can't.
         args: The text of `.args`; what is not UTF-8 in it is shown as U+FFFD.
     """
 
@@ -111,6 +114,8 @@ class Report:
     persona_problem: str | None = None
     documents: Documents | None = None
     documents_problem: str | None = None
+    state: State | None = None
+    state_problem: str | None = None
     args: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
@@ -136,6 +141,7 @@ def inspect(path: str | os.PathLike[str]) -> Report:
     signed_with, signature_problem = _signature(found)
     who, persona_problem = _persona(found)
     looked_up, documents_problem = _documents(found)
+    state, state_problem = _state(found)
     return Report(
         path=path,
         size=found.archive.size,
@@ -154,6 +160,8 @@ def inspect(path: str | os.PathLike[str]) -> Report:
         persona_problem=persona_problem,
         documents=looked_up,
         documents_problem=documents_problem,
+        state=state,
+        state_problem=state_problem,
         args=args,
     )
 
@@ -191,6 +199,18 @@ def _documents(found: Llamafile) -> tuple[Documents | None, str | None]:
         return None, None
     try:
         return passages.facts(found.content(DOCUMENTS, passages.MOST_ENTRY)), None
+    except PyllamafileError as error:
+        return None, error.message.removeprefix(f"{found.path}: ")
+
+
+def _state(found: Llamafile) -> tuple[State | None, str | None]:
+    """What a state says of itself, or why that can't be known."""
+    member = found.members.get(STATE) if found.ours else None
+    if member is None:
+        return None, None
+    try:
+        front = next(zipalign.chunks(found.path, member), b"")
+        return State.of(front, member.size), None
     except PyllamafileError as error:
         return None, error.message.removeprefix(f"{found.path}: ")
 

@@ -31,11 +31,13 @@ from pyllamafile.llamafile import (
     read,
 )
 from pyllamafile.models.source import PathLike
+from pyllamafile.ops.state import renew
 from pyllamafile.output import check_written, companion_path, write, write_companion
 from pyllamafile.paths import path_of, strings
 from pyllamafile.plan import Engine, Plan
 from pyllamafile.progress import Progress, silent
 from pyllamafile.runtimes import Runtime
+from pyllamafile.state import State
 from pyllamafile.targets import TARGETS, TOO_LARGE, select
 from pyllamafile.zipalign import Archive, Entry, Member
 
@@ -60,6 +62,7 @@ class Upgraded:
         llama_cpp: The versions of llama.cpp inside.
         shifted: Whether the weights stayed where they were on the disk.
         companion: The program beside it that starts it on Windows, if it is too large for that.
+        state: What it remembers of what it has read, made by the new engine; None if nothing.
     """
 
     path: Path
@@ -70,6 +73,7 @@ class Upgraded:
     llama_cpp: tuple[str, ...]
     shifted: bool
     companion: Path | None
+    state: State | None = None
 
 
 def upgrade(
@@ -126,6 +130,7 @@ def upgrade(
             head_program=program,
             gui=parts.gui,
             proof=parts.proof if found.wants_proof else None,
+            state=found.manifest.get("state") is not False,
         )
         kept = _kept(found, new, drop_unknown)
         copy = plan.laid_out(new, _in_order([_as_ours(found, member) for member in kept]))
@@ -142,6 +147,9 @@ def upgrade(
                 undo.pop_all()
     for step in lost:
         tell(step)
+    state = renew(path, tell) if found.wants_state else None
+    if state:
+        size = path.stat().st_size
     return Upgraded(
         path=path,
         size=size,
@@ -151,6 +159,7 @@ def upgrade(
         llama_cpp=tuple(dict.fromkeys(runtime.llama_cpp for runtime in runtimes)),
         shifted=shifted,
         companion=exe,
+        state=state,
     )
 
 

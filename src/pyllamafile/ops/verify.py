@@ -41,6 +41,7 @@ from pyllamafile.progress import Progress, Step, silent
 MANIFEST: Final = "llamafile.json"
 SIGNATURE: Final = "llamafile.json.sig"
 ARGS: Final = ".args"
+STATE: Final = ".state"
 FORMAT: Final = 1
 BLOCK: Final = 65536  # what weights and runtimes are aligned to, in bytes
 
@@ -49,6 +50,7 @@ _MOST_DIRECTORY: Final = 256 << 20  # bytes: some million entries
 _MOST_MANIFEST: Final = 64 << 20
 _MOST_ARGS: Final = 1 << 20
 _MOST_SIGNATURE: Final = 1 << 16
+_MOST_STATE: Final = 2 << 30
 _MOST_MISFITS: Final = 20  # are enough to see what is wrong with a manifest
 
 _LOCAL: Final = struct.Struct("<4s5H3I2H")  # APPNOTE 4.3.7
@@ -499,6 +501,7 @@ def _survey(file: BinaryIO, path: Path) -> _Survey:
         _check_arguments(file, located, report)
         if manifest:
             _check_signature(file, located, report)
+            _check_state(file, located, report)
     except _PartError as bad:
         raise DamagedError(f"cannot read {path}: {bad}", path=path) from bad
     except OSError as error:
@@ -897,6 +900,27 @@ def _check_signature(file: BinaryIO, entries: Sequence[_Entry], report: _Report)
         raw = b""
     if not _is_signature(raw):
         report(entry.where, "it is no signature of OpenSSH's")
+
+
+def _check_state(file: BinaryIO, entries: Sequence[_Entry], report: _Report) -> None:
+    """That a runtime can read what the model remembers: all lengths in it agree."""
+    entry = next((entry for entry in entries if entry.name == STATE), None)
+    if entry is None:
+        return
+    if entry.method != _STORED or entry.data % BLOCK or entry.size > _MOST_STATE:
+        report(entry.where, "it is compressed, too long, or not where a runtime could map it")
+        return
+    try:
+        magic, length = struct.unpack("<8sQ", _exactly(file, entry.data, 16))
+        at = min(16 + length, entry.size)
+        slot, tokens, memory = struct.unpack(
+            "<8s8xQQ", _exactly(file, entry.data + at, 32 if at + 32 <= entry.size else 0)
+        )
+        fits = at == 16 + length and at + 32 + 4 * tokens + memory == entry.size
+    except (_PartError, struct.error):
+        magic, slot, fits = b"", b"", False
+    if magic != b"llamSTA1" or slot != b"llamSLT2" or not fits:
+        report(entry.where, "it is nothing that a model remembers, or is cut off")
 
 
 def _is_signature(raw: bytes) -> bool:

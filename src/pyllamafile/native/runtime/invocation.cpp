@@ -91,6 +91,7 @@ std::map<std::string, size_t> our_flags() {
                  { "--no-chats", 0 },
                  { "--no-documents", 0 },
                  { "--no-read", 0 },
+                 { "--no-state", 0 },
                  { "--unsafe-no-sandbox", 0 },
                  { "--unsecure", 0 },
                  { "--allow-host", 1 },
@@ -501,6 +502,7 @@ invocation read_invocation(const arguments & own, const arguments & user) {
     if (flags.take(args, { "--no-documents" })) {
         look_nothing_up();
     }
+    out.states = !flags.take(args, { "--no-state" });
     if (out.serves || out.converses) {
         text_read(); // now, if it can't be read
         check_documents();

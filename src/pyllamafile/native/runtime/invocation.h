@@ -18,6 +18,7 @@ struct invocation {
     bool several = false;   // which offers the models of this file side by side
     bool routes = false;    // it starts a process for each model, of this file or of others
     bool browser = true;    // and opens one
+    bool states = true;     // what the model remembers of a beginning is kept
     int grace = 0;          // seconds that running answers have once the server is to end
     bool scripted = false;  // standard output is the text and nothing else
     std::string model;      // what to call the weights

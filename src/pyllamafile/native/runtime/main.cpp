@@ -16,12 +16,14 @@
 #include "rehearsal.h"
 #include "router.h"
 #include "serve.h"
+#include "states.h"
 #include "system/cache.h"
 #include "system/cpu.h"
 #include "system/sandbox.h"
 #include "system/system.h"
 #include "text.h"
 #include "web/guard.h"
+#include "weights.h"
 
 #include <algorithm>
 #include <cstdio>
@@ -45,6 +47,8 @@ bool completion_is_scripted = false;
 char completion_last = '\0';
 
 namespace {
+
+const char * const NO_STATE = "PYLLAMAFILE_NO_STATE"; // for the router's processes
 
 std::string own_program; // not the llamafile that it is in; the router starts it again
 
@@ -111,6 +115,15 @@ void allow_what_is_named(const invocation & asked) {
     sandbox_names(names, asked.logs);
 }
 
+// A process of the router keeps no states: it may not write, nor start who does. The file that it
+// is for may have one.
+void open_own_state_of_router() {
+    container zip;
+    if (getenv(NO_STATE) == nullptr && read_container(own_container.path, zip)) {
+        open_own_state(zip);
+    }
+}
+
 // What the router's own sandbox allows still holds as well.
 void confine_routers_child(const arguments & args) {
     if (sandbox_was_off()) {
@@ -143,6 +156,18 @@ int run(const char * program, const arguments & user) {
         return call(asked.tool, program, { "--help" });
     case invocation::WORK:
         break;
+    }
+    if (!asked.states) {
+        set_variable(NO_STATE, "1");
+    }
+    if (asked.states && !asked.routes && (asked.serves || asked.converses)) {
+        const size_t at = asked.flags.find(asked.args, { "-m", "--model" });
+        const char * variable = getenv("LLAMA_ARG_MODEL");
+        settle_states(own_program,
+                      identity_of_weights(at + 1 < asked.args.size() ? asked.args[at + 1]
+                                          : variable != nullptr      ? variable
+                                                                     : ""));
+        open_own_state(own_container);
     }
     completion_is_scripted = asked.scripted;
     if (asked.is_quiet) {
@@ -235,6 +260,7 @@ int main(int argc, char ** argv) {
     }
     if (is_routers_child(user)) {
         web_take_over_policy();
+        open_own_state_of_router();
         confine_routers_child(user);
         return call(llama_server, argv[0], user);
     }

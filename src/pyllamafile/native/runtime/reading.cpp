@@ -59,6 +59,11 @@ std::string & system_prompt() {
     return text;
 }
 
+std::string & own_prompt() {
+    static std::string text;
+    return text;
+}
+
 bool is_system(const common_json & message) {
     return message.is_object() && message.contains("role") &&
            (message.at("role") == "system" || message.at("role") == "developer");
@@ -84,11 +89,15 @@ bool wants_nothing_in_front(const common_json & body) {
     return body.contains(NOTHING) && body.at(NOTHING) == true;
 }
 
-void put_in_front(common_json & body) {
+void give_own_prompt(const std::string & text) {
+    own_prompt() = text;
+}
+
+bool put_in_front(common_json & body) {
     const bool wanted = !wants_nothing_in_front(body);
     body.erase(NOTHING);
     if (!wanted || !body.contains("messages") || !body.at("messages").is_array()) {
-        return;
+        return false;
     }
     common_json & messages = body.at("messages");
     const std::string & text = text_read();
@@ -101,13 +110,15 @@ void put_in_front(common_json & body) {
             all.insert(messages);
             body["messages"] = all;
         }
-        return;
-    }
-    if (text.empty()) {
-        return;
+        return true;
     }
     common_json & system = messages.front();
     common_json content = system.contains("content") ? system.at("content") : common_json();
+    const bool own =
+        content.is_string() && !own_prompt().empty() && content.get<std::string>() == own_prompt();
+    if (text.empty()) {
+        return own;
+    }
     if (content.is_string()) {
         const std::string prompt = content.get<std::string>();
         system["content"] = prompt.empty() ? text : prompt + "\n\n" + text;
@@ -117,6 +128,7 @@ void put_in_front(common_json & body) {
     } else if (content.is_null()) {
         system["content"] = text;
     } // what is none of these is refused by who reads it next
+    return own;
 }
 
 void keep_nothing_in_front(common_json & body) {

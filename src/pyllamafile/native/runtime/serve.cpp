@@ -3,6 +3,7 @@
 #include "errors.h"
 #include "seams/ready.h"
 #include "seams/ui.h"
+#include "states.h"
 #include "system/sandbox.h"
 #include "system/system.h"
 #include "web/addresses.h"
@@ -594,6 +595,7 @@ int serve(const invocation & asked, const std::function<int(const arguments &)> 
     if (keeps_chats()) {
         web_restrict(at.prefix + "/chats", !kept.everybody);
     }
+    start_states();
     attendant helper(at, asked.browser && gui && !at.is_socket() && has_desktop());
     std::vector<int> ports = { at.port };
     std::vector<std::string> sockets;

@@ -6,14 +6,16 @@
 //
 // A file is its head, the tokens, and what llama_state_seq_get_data_ext gives.
 
-#include "llama.h"
+#include "slot-files.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
 #include <exception>
 #include <filesystem>
 #include <fstream>
+#include <iterator>
 #include <string>
 #include <vector>
 
@@ -28,44 +30,81 @@ struct head {
     uint64_t bytes; // of memory
 };
 
-const char MAGIC[8] = { 'l', 'l', 'a', 'm', 'S', 'L', 'T', '1' };
+const uint64_t START = 0xcbf29ce484222325, PRIME = 0x100000001b3;
 
 // 64-bit FNV-1a, which finds what broke by accident.
-uint64_t sum(uint64_t start, const void * data, size_t size) {
+uint64_t sum_bytes(uint64_t start, const void * data, size_t size) {
     const auto * bytes = (const unsigned char *)data;
     for (size_t i = 0; i < size; i++) {
-        start = (start ^ bytes[i]) * 0x100000001b3;
+        start = (start ^ bytes[i]) * PRIME;
     }
     return start;
 }
 
-uint64_t sum(const head & of, const void * tokens, const std::vector<uint8_t> & memory) {
-    const uint64_t sizes =
-        sum(0xcbf29ce484222325, &of.tokens, sizeof(of.tokens) + sizeof(of.bytes));
-    return sum(sum(sizes, tokens, of.tokens * sizeof(llama_token)), memory.data(), memory.size());
+// The same of words in four lanes, so that no multiplication waits for another: word i is for lane
+// i % 4. The last word is filled up with zeros. The sum is that of the lanes.
+uint64_t sum_words(uint64_t start, const void * data, size_t size) {
+    const auto * bytes = (const unsigned char *)data;
+    uint64_t lanes[4] = { start, start, start, start }, words[4];
+    size_t i = 0;
+    for (; i + sizeof(words) <= size; i += sizeof(words)) {
+        memcpy(words, bytes + i, sizeof(words));
+        for (int lane = 0; lane < 4; lane++) {
+            lanes[lane] = (lanes[lane] ^ words[lane]) * PRIME;
+        }
+    }
+    memset(words, 0, sizeof(words));
+    memcpy(words, bytes + i, size - i);
+    for (size_t lane = 0; lane * sizeof(uint64_t) < size - i; lane++) {
+        lanes[lane] = (lanes[lane] ^ words[lane]) * PRIME;
+    }
+    return sum_bytes(start, lanes, sizeof(lanes));
+}
+
+// By slot_sum.
+const struct {
+    char magic[8];
+    uint64_t (*sum)(uint64_t start, const void * data, size_t size);
+} KINDS[] = {
+    { { 'l', 'l', 'a', 'm', 'S', 'L', 'T', '1' }, sum_bytes },
+    { { 'l', 'l', 'a', 'm', 'S', 'L', 'T', '2' }, sum_words },
+};
+
+bool is_known(const head & of) {
+    return std::any_of(std::begin(KINDS), std::end(KINDS), [&](const auto & kind) {
+        return memcmp(kind.magic, of.magic, sizeof(of.magic)) == 0;
+    });
+}
+
+uint64_t sum(const head & of, const void * tokens, const void * memory) {
+    const auto add =
+        memcmp(of.magic, KINDS[1].magic, sizeof(of.magic)) == 0 ? KINDS[1].sum : KINDS[0].sum;
+    const uint64_t sizes = add(START, &of.tokens, sizeof(of.tokens) + sizeof(of.bytes));
+    return add(add(sizes, tokens, of.tokens * sizeof(llama_token)), memory, of.bytes);
+}
+
+// Whether so many bytes are as much as a head says.
+bool adds_up(const head & it, uint64_t size) {
+    return is_known(it) && it.tokens <= size / sizeof(llama_token) && it.bytes <= size &&
+           size == sizeof(it) + it.tokens * sizeof(llama_token) + it.bytes;
 }
 
 // Opens a file that is one, no link and no pipe, and reads its head. False if that is no slot
 // file's.
-bool open(const char * name, std::ifstream & file, head & out) {
+bool open(const char * name, std::ifstream & file, head & out, uint64_t & size) {
     const fs::path path = fs::u8path(name);
     if (fs::symlink_status(path).type() != fs::file_type::regular) {
         return false;
     }
-    const uint64_t size = fs::file_size(path);
+    size = fs::file_size(path);
     file.open(path, std::ios::binary);
-    return file.read((char *)&out, sizeof(out)) && memcmp(out.magic, MAGIC, sizeof(MAGIC)) == 0 &&
-           out.tokens <= size / sizeof(llama_token) && out.bytes <= size &&
-           size == sizeof(out) + out.tokens * sizeof(llama_token) + out.bytes;
+    return file.read((char *)&out, sizeof(out)) && adds_up(out, size);
 }
 
 size_t save(llama_context * context, const char * name, llama_seq_id sequence,
             const llama_token * tokens, size_t count) {
-    std::vector<uint8_t> memory(llama_state_seq_get_size_ext(context, sequence, 0));
-    llama_state_seq_get_data_ext(context, memory.data(), memory.size(), sequence, 0);
-    head it = { {}, 0, count, memory.size() };
-    memcpy(it.magic, MAGIC, sizeof(MAGIC));
-    it.sum = sum(it, tokens, memory);
+    const std::vector<uint8_t> bytes =
+        slot_bytes(context, sequence, tokens, count, slot_sum::BYTES, "");
     // A link that lies in its place is replaced, and what it leads to stays as it is.
     const fs::path path = fs::u8path(name);
     if (fs::is_directory(fs::symlink_status(path))) {
@@ -81,9 +120,7 @@ size_t save(llama_context * context, const char * name, llama_seq_id sequence,
     if (file == nullptr) {
         return 0;
     }
-    bool whole = fwrite(&it, sizeof(it), 1, file) == 1 &&
-                 fwrite(tokens, sizeof(llama_token), count, file) == count &&
-                 fwrite(memory.data(), 1, memory.size(), file) == memory.size();
+    bool whole = fwrite(bytes.data(), 1, bytes.size(), file) == bytes.size();
     whole = fclose(file) == 0 && whole;
     std::error_code error;
     if (whole) {
@@ -93,37 +130,87 @@ size_t save(llama_context * context, const char * name, llama_seq_id sequence,
         fs::remove(draft, error);
         return 0;
     }
-    return sizeof(it) + count * sizeof(llama_token) + memory.size();
+    return bytes.size();
 }
 
 size_t load(llama_context * context, const char * name, llama_seq_id sequence, llama_token * tokens,
             size_t capacity, size_t * count) {
     std::ifstream file;
     head it;
-    if (!open(name, file, it)) {
+    uint64_t size = 0;
+    if (!open(name, file, it, size)) {
         return 0;
     }
     *count = it.tokens;
     if (tokens == nullptr) {
         return sizeof(it);
     }
-    std::vector<uint8_t> memory(it.bytes);
-    if (it.tokens > capacity ||
-        !file.read((char *)tokens, (std::streamsize)(it.tokens * sizeof(llama_token))) ||
-        !file.read((char *)memory.data(), (std::streamsize)memory.size()) ||
-        sum(it, tokens, memory) != it.sum ||
-        llama_state_seq_set_data_ext(context, memory.data(), memory.size(), sequence, 0) !=
-            memory.size()) {
+    std::vector<uint8_t> bytes(size);
+    std::vector<llama_token> found;
+    if (it.tokens > capacity || !file.seekg(0) ||
+        !file.read((char *)bytes.data(), (std::streamsize)size) ||
+        !restore_slot(context, sequence, bytes.data(), size, found) || found.size() > capacity) {
         return 0;
+    }
+    *count = found.size();
+    std::copy(found.begin(), found.end(), tokens);
+    return size;
+}
+
+} // namespace
+
+std::vector<uint8_t> slot_bytes(llama_context * context, llama_seq_id sequence,
+                                const llama_token * tokens, size_t count, slot_sum by,
+                                const std::string & front) {
+    head it = { {}, 0, count, llama_state_seq_get_size_ext(context, sequence, 0) };
+    memcpy(it.magic, KINDS[(int)by].magic, sizeof(it.magic));
+    std::vector<uint8_t> out(front.size() + sizeof(it) + count * sizeof(llama_token) + it.bytes);
+    uint8_t * const start = out.data() + front.size();
+    uint8_t * const memory = start + sizeof(it) + count * sizeof(llama_token);
+    llama_state_seq_get_data_ext(context, memory, it.bytes, sequence, 0);
+    it.sum = sum(it, tokens, memory);
+    std::copy(front.begin(), front.end(), out.data());
+    memcpy(start, &it, sizeof(it));
+    memcpy(start + sizeof(it), tokens, count * sizeof(llama_token));
+    return out;
+}
+
+std::vector<llama_token> slot_tokens(const uint8_t * data, size_t size) {
+    head it;
+    if (size < sizeof(it)) {
+        return {};
+    }
+    memcpy(&it, data, sizeof(it));
+    if (!is_known(it) || it.tokens > (size - sizeof(it)) / sizeof(llama_token)) {
+        return {};
+    }
+    std::vector<llama_token> out(it.tokens);
+    memcpy(out.data(), data + sizeof(it), it.tokens * sizeof(llama_token));
+    return out;
+}
+
+bool restore_slot(llama_context * context, llama_seq_id sequence, const uint8_t * data, size_t size,
+                  std::vector<llama_token> & tokens, const std::vector<llama_token> * expected) {
+    head it;
+    if (size < sizeof(it)) {
+        return false;
+    }
+    memcpy(&it, data, sizeof(it));
+    if (!adds_up(it, size)) {
+        return false;
+    }
+    tokens.resize(it.tokens);
+    memcpy(tokens.data(), data + sizeof(it), it.tokens * sizeof(llama_token));
+    const uint8_t * const memory = data + sizeof(it) + it.tokens * sizeof(llama_token);
+    if ((expected != nullptr && tokens != *expected) || sum(it, tokens.data(), memory) != it.sum ||
+        llama_state_seq_set_data_ext(context, memory, it.bytes, sequence, 0) != it.bytes) {
+        return false;
     }
     const llama_memory_t restored = llama_get_memory(context);
     const llama_pos first = llama_memory_seq_pos_min(restored, sequence);
     const llama_pos last = llama_memory_seq_pos_max(restored, sequence);
-    const bool fits = it.tokens == 0 || (first >= 0 && last < (llama_pos)llama_n_ctx(context));
-    return fits ? sizeof(it) + it.tokens * sizeof(llama_token) + memory.size() : 0;
+    return it.tokens == 0 || (first >= 0 && last < (llama_pos)llama_n_ctx(context));
 }
-
-} // namespace
 
 extern "C" size_t slot_file_save(llama_context * context, const char * name, llama_seq_id sequence,
                                  const llama_token * tokens, size_t count) {

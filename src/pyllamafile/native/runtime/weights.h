@@ -56,3 +56,8 @@ std::string find_weights(const std::string & name, weights & out);
 // The file that holds what a name means, and nothing but its path where that is a file by itself:
 // for those who open a GGUF again to read from places that they know.
 std::string file_of_weights(const std::string & name);
+
+// What tells weights from others without reading all of them: the digests that the manifest of
+// their llamafile has of them and of their other parts, or else where they are, and the size and
+// the date of that file. Empty if there are none.
+std::string identity_of_weights(const std::string & name);

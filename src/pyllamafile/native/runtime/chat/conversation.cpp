@@ -9,6 +9,8 @@
 #include "llama.h"
 #include "log.h"
 #include "persona.h"
+#include "seams/reading.h"
+#include "states.h"
 #include "system/sandbox.h"
 #include "system/system.h"
 #include "text.h"
@@ -716,6 +718,7 @@ int talk(cli_client & server, const common_params & params) {
 class model_server : public cli_server {
   public:
     bool split_off(int, char **) {
+        start_states();
         return true;
     }
     std::vector<int> ports() const {
@@ -723,9 +726,12 @@ class model_server : public cli_server {
     }
     void run(const common_params & params) {
         common_params with = params;
+        give_own_prompt(params.system_prompt);
         start(with);
     }
-    void end() const {}
+    void end() const {
+        finish_states();
+    }
 };
 
 #else
@@ -789,6 +795,7 @@ class model_server {
     [[noreturn]] void serve(int argc, char ** argv, int parent) const {
         const int errors = dup(STDERR_FILENO), nowhere = open("/dev/null", O_WRONLY);
         signal(SIGINT, SIG_IGN);
+        start_states();
         enter_sandbox(duty::SERVES, { port });
         std::thread([parent] {
             char byte;
@@ -797,6 +804,7 @@ class model_server {
                     common_log_set_verbosity_thold(LOG_LEVEL_OUTPUT);
                 }
             }
+            finish_states();
             _exit(0);
         }).detach();
         common_params params;
@@ -809,6 +817,7 @@ class model_server {
             _exit(1);
         }
         params.port = port;
+        give_own_prompt(params.system_prompt);
         params.sampling.grammar = {}; // it would hold the prompt against a JSON schema
         const int code = llama_server(params, 0, nullptr);
         common_log_flush(common_log_main());

@@ -17,8 +17,12 @@ void read_nothing();
 // starts.
 void give_system_prompt(const std::string & text);
 
-// Puts both into the messages of a request for a conversation.
-void put_in_front(common_json & body);
+// That a client has this as its system prompt says that the client is one of the server's own.
+void give_own_prompt(const std::string & text);
+
+// Puts both into the messages of a request for a conversation. Whether all that stands in front of
+// them is the server's then, and not this one client's.
+bool put_in_front(common_json & body);
 
 // Whether a request is marked so.
 bool wants_nothing_in_front(const common_json & body);

@@ -1,5 +1,7 @@
 #include "system/cache.h"
 
+#include "states.h"
+
 #include <algorithm>
 #include <cerrno>
 #include <chrono>
@@ -56,12 +58,55 @@ bool is_running(const fs::path & path) {
     return busy;
 }
 
+bool was_unpacked(const fs::path & program) {
+    return is_program(program.filename().u8string()) && program.parent_path().filename() == "run";
+}
+
+std::string variable(const char * name) {
+    const char * value = getenv(name);
+    return value != nullptr ? value : "";
+}
+
+// The same places as launch.sh and handover.cpp have, in the same order.
+fs::path base_of_cache() {
+    std::error_code error;
+    const std::string given = variable("PYLLAMAFILE_CACHE");
+    if (!given.empty()) {
+        return fs::absolute(fs::u8path(given), error);
+    }
+#ifdef _WIN32
+    const std::string local = variable("LOCALAPPDATA");
+    return local.empty() ? fs::path() : fs::u8path(local) / "pyllamafile";
+#else
+    const std::string cache = variable("XDG_CACHE_HOME"), home = variable("HOME");
+    return cache[0] == '/'  ? fs::path(cache) / "pyllamafile"
+           : home[0] == '/' ? fs::path(home) / ".cache" / "pyllamafile"
+                            : fs::path();
+#endif
+}
+
+// Says so if there were any.
+void clean_states(const std::string & folder) {
+    const removed_states removed = remove_states(folder);
+    if (removed.count > 0) {
+        printf("%s: %d removed, %.1f MB\n", folder.c_str(), removed.count,
+               (double)removed.bytes / 1e6);
+    }
+}
+
 } // namespace
+
+std::string state_folder_of(const std::string & program) {
+    const fs::path own = fs::u8path(program);
+    const fs::path base = was_unpacked(own) ? own.parent_path().parent_path() : base_of_cache();
+    return base.empty() ? "" : (base / "state").u8string();
+}
 
 int clean_cache(const std::string & program) {
     const fs::path own = fs::path(program);
     const fs::path folder = own.parent_path();
-    if (!is_program(own.filename().string()) || folder.filename() != "run") {
+    clean_states(state_folder_of(program));
+    if (!was_unpacked(own)) {
         puts("nothing to remove: this file unpacks no program");
         return 0;
     }

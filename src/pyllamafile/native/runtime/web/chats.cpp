@@ -1,26 +1,16 @@
 #include "chats.h"
 
+#include "../system/files.h"
+
 #include <hash/hash.h>
 
 #include <algorithm>
 #include <cerrno>
-#include <chrono>
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
 #include <random>
 #include <vector>
-
-#ifdef _WIN32
-#include "../system/wide.h"
-
-#include <io.h>
-#else
-#include <fcntl.h>
-#include <sys/file.h>
-#include <sys/stat.h>
-#include <unistd.h>
-#endif
 
 namespace fs = std::filesystem;
 
@@ -58,97 +48,9 @@ std::string random_digits() {
     return out;
 }
 
-#ifdef _WIN32
-
-FILE * open_for(const std::string & path, bool writes) {
-    return _wfopen(wide(path).c_str(), writes ? L"wbx" : L"rb");
-}
-
-bool is_on_disk(FILE * file) {
-    return _commit(_fileno(file)) == 0;
-}
-
-bool put_in_place(const std::string & draft, const std::string & path) {
-    if (MoveFileExW(wide(draft).c_str(), wide(path).c_str(),
-                    MOVEFILE_REPLACE_EXISTING | MOVEFILE_WRITE_THROUGH)) {
-        return true;
-    }
-    errno = GetLastError() == ERROR_DISK_FULL ? ENOSPC : EACCES;
-    return false;
-}
-
-bool make_one(const std::string & path) {
-    return CreateDirectoryW(wide(path).c_str(), nullptr) || GetLastError() == ERROR_ALREADY_EXISTS;
-}
-
-void settle(const std::string &) {}
-
-// There is one process on Windows, and web/keeper.cpp lets one request in at a time.
-struct folder_lock {
-    explicit folder_lock(const std::string &) {}
-};
-
-#else
-
-// Of what somebody else put there, nothing but a file is opened: no link, and no pipe, which would
-// be waited for.
-FILE * open_for(const std::string & path, bool writes) {
-    const int flags = writes ? O_WRONLY | O_CREAT | O_EXCL : O_RDONLY | O_NONBLOCK;
-    const int file = open(path.c_str(), flags | O_CLOEXEC | O_NOFOLLOW, 0600);
-    struct stat status;
-    if (file >= 0 && (fstat(file, &status) != 0 || !S_ISREG(status.st_mode))) {
-        close(file);
-        return nullptr;
-    }
-    return file < 0 ? nullptr : fdopen(file, writes ? "wb" : "rb");
-}
-
-bool is_on_disk(FILE * file) {
-    return fsync(fileno(file)) == 0;
-}
-
-bool put_in_place(const std::string & draft, const std::string & path) {
-    return rename(draft.c_str(), path.c_str()) == 0;
-}
-
-bool make_one(const std::string & path) {
-    return mkdir(path.c_str(), 0700) == 0 || errno == EEXIST;
-}
-
-// The names in a folder are on the disk.
-void settle(const std::string & folder) {
-    const int descriptor = open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (descriptor >= 0) {
-        fsync(descriptor);
-        close(descriptor);
-    }
-}
-
-// Two servers of one file look and write in turn. Where a file system has no locks, they may not.
-class folder_lock {
-  public:
-    explicit folder_lock(const std::string & folder)
-        : descriptor(open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)) {
-        while (descriptor >= 0 && flock(descriptor, LOCK_EX) != 0 && errno == EINTR) {
-        }
-    }
-    ~folder_lock() {
-        if (descriptor >= 0) {
-            close(descriptor);
-        }
-    }
-    folder_lock(const folder_lock &) = delete;
-    folder_lock & operator=(const folder_lock &) = delete;
-
-  private:
-    const int descriptor;
-};
-
-#endif
-
 // As much of a file as `most` bytes; false where there is no such file.
 bool read_file(const std::string & path, size_t most, std::string & out) {
-    FILE * file = open_for(path, false);
+    FILE * file = open_own(path, false);
     if (file == nullptr) {
         return false;
     }
@@ -180,22 +82,13 @@ std::string version_of(const std::string & path) {
                : "";
 }
 
-// What a process that was ended left behind; another one may be writing its own at this moment.
-void remove_old_draft(const fs::path & path) {
-    std::error_code error;
-    const auto written = fs::last_write_time(path, error);
-    if (!error && fs::file_time_type::clock::now() - written > std::chrono::hours(1)) {
-        fs::remove(path, error);
-    }
-}
-
 bool ends_with(const std::string & text, const std::string & end) {
     return text.size() > end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
 }
 
 // 0, or why not.
 int write_draft(const std::string & draft, const std::string & head, const std::string & text) {
-    FILE * file = open_for(draft, true);
+    FILE * file = open_own(draft, true);
     if (file == nullptr) {
         return errno;
     }
@@ -224,16 +117,7 @@ bool chat_folder::exists() const {
 }
 
 std::string chat_folder::make() const {
-    int error = ENOTDIR;
-    for (size_t at = 0; at != std::string::npos;) {
-        at = path.find_first_of("/\\", at + 1);
-        const std::string part = path.substr(0, at);
-        std::error_code ignored;
-        if (!fs::exists(fs::u8path(part), ignored) && !make_one(part)) {
-            error = errno;
-        }
-    }
-    return exists() ? "" : path + " can't be made: " + strerror(error);
+    return make_folder(path);
 }
 
 chat_answer chat_folder::list() const {
@@ -303,7 +187,7 @@ chat_answer chat_folder::write(const std::string & id, const std::string & expec
         fs::remove(fs::u8path(draft), ignored);
         return failed(error);
     }
-    settle(path);
+    settle_folder(path);
     return { 200, version, "{\"version\":\"" + version + "\"}" };
 }
 
@@ -314,6 +198,6 @@ chat_answer chat_folder::erase(const std::string & id) const {
         return error ? refuse(500, "the conversation can't be removed: " + error.message())
                      : refuse(404, "there is no such conversation");
     }
-    settle(path);
+    settle_folder(path);
     return { 200, "", "{}" };
 }

@@ -2,6 +2,7 @@
 
 #include "../container.h"
 #include "../persona.h"
+#include "../system/pipes.h"
 #include "../system/sandbox.h"
 #include "pages.h"
 
@@ -152,44 +153,6 @@ chat_answer ask(const request & asked) {
 #else
 
 int to_keeper = -1, from_keeper = -1;
-
-bool transfer(int file, bool writes, char * data, size_t size) {
-    while (size > 0) {
-        const ssize_t count = writes ? write(file, data, size) : read(file, data, size);
-        if (count <= 0) {
-            if (count < 0 && errno == EINTR) {
-                continue;
-            }
-            return false;
-        }
-        data += count;
-        size -= (size_t)count;
-    }
-    return true;
-}
-
-template <typename Number> bool send(int to, Number number) {
-    return transfer(to, true, (char *)&number, sizeof(number));
-}
-
-bool send(int to, const std::string & text) {
-    return send(to, (uint64_t)text.size()) &&
-           transfer(to, true, const_cast<char *>(text.data()), text.size());
-}
-
-template <typename Number> bool receive(int from, Number & number) {
-    return transfer(from, false, (char *)&number, sizeof(number));
-}
-
-// Neither of the two believes the other in how much there is to come.
-bool receive(int from, std::string & text, uint64_t most) {
-    uint64_t size = 0;
-    if (!receive(from, size) || size > most) {
-        return false;
-    }
-    text.resize(size);
-    return transfer(from, false, text.data(), size);
-}
 
 const uint64_t SHORT = 1024; // bytes
 const uint64_t LONG = chat_folder::LARGEST + SHORT;

@@ -1,0 +1,42 @@
+// Files in folders of this program's own, which several of its processes may use at once.
+#pragma once
+
+#include <cstdio>
+#include <filesystem>
+#include <string>
+
+// Opens a file in such a folder, or makes a new one for this user alone. Of what somebody else put
+// there, nothing but a file is opened: no link, and no pipe, which would be waited for. Null and
+// errno when it fails.
+FILE * open_own(const std::string & path, bool writes);
+
+// Dates a file now, by writing what is there already: the sandbox lets nobody set a date.
+void touch_own(const std::string & path);
+
+// What was written is on the disk.
+bool is_on_disk(FILE * file);
+
+// A draft gets its name, in place of what had it. False and errno when it fails.
+bool put_in_place(const std::string & draft, const std::string & path);
+
+// Makes a folder for this user alone, and those that it is in. Returns why not, or nothing.
+std::string make_folder(const std::string & path);
+
+// The names in a folder are on the disk.
+void settle_folder(const std::string & path);
+
+// Removes what a process that was ended left behind; another one may be writing its own at this
+// moment.
+void remove_old_draft(const std::filesystem::path & path);
+
+// Two processes look and write in turn. Where a file system has no locks, they may not.
+class folder_lock {
+  public:
+    explicit folder_lock(const std::string & folder);
+    ~folder_lock();
+    folder_lock(const folder_lock &) = delete;
+    folder_lock & operator=(const folder_lock &) = delete;
+
+  private:
+    [[maybe_unused]] const int descriptor; // Windows locks none
+};
