@@ -57,8 +57,10 @@ class Passage(NamedTuple):
 
     @property
     def embedded(self) -> str:
-        """What a vector is made of: its headings say what a passage is about."""
-        return f"{self.heading}\n{self.text}" if self.heading else self.text
+        """What a vector is made of: where a passage stands says what it is about."""
+        name = self.source.rpartition("/")[2]
+        title = name.rpartition(".")[0] or name
+        return "\n".join(part for part in (title, self.heading, self.text) if part)
 
 
 @dataclass(frozen=True)
@@ -355,11 +357,19 @@ def facts(content: bytes) -> Documents:
     try:
         inflate = zlib.decompressobj(-15)
         text = inflate.decompress(content[_TEXTS_AT:end], size + 1)
-        said = json.loads(text) if len(text) == size and inflate.eof else None
+        whole_text = len(text) == size and inflate.eof
+        said = json.loads(text, object_pairs_hook=_each_once) if whole_text else None
         sources = _checked(said, count)
-    except (zlib.error, ValueError, TypeError, KeyError, RecursionError) as error:
+    except (zlib.error, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise RefusedError("holds no passages: its texts are damaged") from error
     return Documents(tuple(sources), count, dimension)
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        raise ValueError("a key is there twice")
+    return made
 
 
 def _checked(said: Any, count: int) -> list[str]:  # noqa: ANN401
@@ -370,7 +380,8 @@ def _checked(said: Any, count: int) -> list[str]:  # noqa: ANN401
     """
     sources, passages = said["sources"], said["passages"]
     fine = (
-        isinstance(said["query"], str)
+        said.keys() == {"sources", "query", "passages"}
+        and isinstance(said["query"], str)
         and isinstance(sources, list)
         and all(isinstance(name, str) for name in sources)
         and isinstance(passages, list)

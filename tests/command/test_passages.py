@@ -125,7 +125,7 @@ def test_a_folder_goes_in(run, here):
     assert vectors == []
     assert pyllamafile.verify("o") == []
     shown = run("inspect", "o").out
-    assert "documents\n  passages      4 of 2, found by words\n  document      handbook.md" in shown
+    assert "documents\n  passages      4, found by words\n  document      handbook.md" in shown
     documents = pyllamafile.inspect("o").as_dict()["documents"]
     assert documents["sources"] == ("handbook.md", "sub/notes.txt")
     assert documents["passages"] == 4
@@ -234,6 +234,21 @@ def test_an_entry_that_is_none_is_refused_and_shown(fails, run, here):
     shown = run("inspect", "o")
     assert shown.code == 0
     assert "documents     holds no passages: its numbers don't fit its size" in shown.out
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (PASSAGES[:40], "it has 40 bytes, and documents begin with 64"),
+        (b"x" + PASSAGES[1:], "it does not begin as documents do"),
+        (PASSAGES[:-1], f"its numbers are those of {len(PASSAGES)} bytes, not {len(PASSAGES) - 1}"),
+    ],
+)
+def test_verify_sees_documents_that_are_none(run, here, content, what):
+    run("build", "--gguf", "m.gguf", "-o", "o")
+    Path(DOCUMENTS).write_bytes(content)
+    assert run("zipalign", "o", DOCUMENTS).code == 0
+    assert [each.what for each in pyllamafile.verify("o")] == [what]
 
 
 def test_whatever_stands_there_is_read_or_refused(rng: random.Random):

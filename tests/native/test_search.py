@@ -19,7 +19,7 @@ from hostile import NO_DOCUMENTS
 from running import ARTIFACTS, browsing, run, serving
 
 import pyllamafile
-from pyllamafile import engine, passages
+from pyllamafile import engine, passages, zipalign
 from pyllamafile.llamafile import DOCUMENTS, EMBEDDER
 from pyllamafile.native import trial
 from pyllamafile.passages import Passage
@@ -296,22 +296,11 @@ def test_what_embeds_nothing(smollm2: Path, runtime: Path, folder: Path, tmp_pat
 # Many passages, and hostile ones
 
 
-def with_entry(smollm2: Path, path: Path, content: bytes, patch: pytest.MonkeyPatch) -> Path:
-    """A file with any bytes as its documents, as another tool would add them."""
-    entry = path.with_suffix(".entry")
-    entry.write_bytes(content)
-    with patch.context() as patched:
-        patched.setitem(engine._TEXTS, DOCUMENTS, lambda _: None)
-        add = [(entry, DOCUMENTS)]
-        return pyllamafile.build(smollm2, path, add=add, targets=["linux-amd64"], force=True).path
-
-
 def test_ten_thousand_passages(
     smollm2: Path,
     minilm: Path,
     runtime: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     rng: random.Random,
 ) -> None:
     words = [f"w{number}" for number in range(20_000)]
@@ -339,12 +328,11 @@ def test_ten_thousand_passages(
         assert min(taken) < 0.2  # a busy machine; docs/measurements.md has the figure
 
 
-def test_entries_of_strangers(
-    smollm2: Path, runtime: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_entries_of_strangers(smollm2: Path, runtime: Path, tmp_path: Path) -> None:
     said = b"error: .documents of this file holds no passages (--no-documents leaves it out)\n"
+    path = pyllamafile.build(smollm2, tmp_path / "f.llamafile", targets=["linux-amd64"]).path
     for content in NO_DOCUMENTS:
-        path = with_entry(smollm2, tmp_path / "f.llamafile", content, monkeypatch)
+        zipalign.add(path, [zipalign.Entry(DOCUMENTS, content)])  # as any zip tool does
         done = run(path, "--ask", "Hi.", "-n", "1")
         assert (done.returncode, done.stderr) == (1, said), content[:80]
     assert run(path, "--server", "--nobrowser").stderr == said
@@ -353,7 +341,7 @@ def test_entries_of_strangers(
 
 
 def test_vectors_that_are_no_numbers(
-    smollm2: Path, minilm: Path, runtime: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    smollm2: Path, minilm: Path, runtime: Path, tmp_path: Path
 ) -> None:
     for number in (math.nan, math.inf, -math.inf):
         content = passages.entry([Passage("a", 0, "", "x")] * 3, [[number] * 384] * 3)

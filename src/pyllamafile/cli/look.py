@@ -149,7 +149,7 @@ def _print_documents(documents: Documents) -> None:
     count = len(documents.sources)
     by = f"words and vectors of {documents.dimension}" if documents.dimension else "words"
     say(bold("documents"))
-    say(f"  {'passages':<12}  {documents.passages:,} of {count:,}, found by {by}")
+    say(f"  {'passages':<12}  {documents.passages:,}, found by {by}")
     for source in documents.sources[:_MOST_SHOWN]:
         say(f"  {'document':<12}  {shown(source)}")
     if count > _MOST_SHOWN:

@@ -42,6 +42,8 @@ MANIFEST: Final = "llamafile.json"
 SIGNATURE: Final = "llamafile.json.sig"
 ARGS: Final = ".args"
 STATE: Final = ".state"
+DOCUMENTS: Final = ".documents"
+EMBEDDER: Final = "embedder.model"
 FORMAT: Final = 1
 BLOCK: Final = 65536  # what weights and runtimes are aligned to, in bytes
 
@@ -53,6 +55,7 @@ _MOST_SIGNATURE: Final = 1 << 16
 _MOST_STATE: Final = 2 << 30
 _MOST_MISFITS: Final = 20  # are enough to see what is wrong with a manifest
 
+_PASSAGES: Final = struct.Struct("<8s4I3Q16s")  # FORMAT.md, section 11
 _LOCAL: Final = struct.Struct("<4s5H3I2H")  # APPNOTE 4.3.7
 _CENTRAL: Final = struct.Struct("<4s6H3I5H2I")  # APPNOTE 4.3.12
 _END: Final = struct.Struct("<4s4H2IH")  # APPNOTE 4.3.16
@@ -706,7 +709,10 @@ def _locate(
         unreadable = list(_unreadable(located, limit))
         for what in unreadable:
             report(entry.where, what)
-        if entry.name.endswith(".gguf"):
+        if entry.name == DOCUMENTS and not unreadable:
+            for what in _misplaced(file, located):
+                report(entry.where, what)
+        if entry.name.endswith(".gguf") or entry.name == EMBEDDER:
             if entry.method != _STORED:
                 report(entry.where, "weights must be stored, not compressed")
             if located.data % BLOCK:
@@ -714,6 +720,26 @@ def _locate(
                 report(entry.where, what)
         if not unreadable:
             yield located
+
+
+def _misplaced(file: BinaryIO, entry: _Entry) -> Iterator[str]:
+    """What is wrong with the numbers that documents begin with."""
+    if entry.method != _STORED:
+        yield "documents must be stored, not compressed: they are compressed in themselves"
+        return
+    if entry.size < _PASSAGES.size:
+        yield f"it has {entry.size} bytes, and documents begin with {_PASSAGES.size}"
+        return
+    fields = _PASSAGES.unpack(_exactly(file, entry.data, _PASSAGES.size))
+    magic, version, count, dimension, unused, stored, _, vectors, zeros = fields
+    if (magic, version, unused, zeros) != (b"passages", 1, 0, bytes(16)):
+        yield "it does not begin as documents do"
+        return
+    end = _PASSAGES.size + stored
+    if not dimension:
+        vectors = vectors or end
+    if vectors < end or vectors + 2 * count * dimension != entry.size or not count:
+        yield f"its numbers are those of {vectors + 2 * count * dimension} bytes, not {entry.size}"
 
 
 def _unreadable(entry: _Entry, limit: int) -> Iterator[str]:

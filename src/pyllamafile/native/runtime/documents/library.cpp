@@ -12,6 +12,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <optional>
 #include <stdexcept>
 
 extern container own_container; // main.cpp
@@ -34,8 +35,13 @@ std::weak_ptr<library> & opened() {
 
 size_t room = MOST_PASSAGES;
 
-// The passages of the own file; empty if it has none. `embedder` becomes the name of the model.
-passages own_passages(std::string & embedder) {
+// What the file has.
+struct own_documents {
+    passages texts;
+    std::string embedder; // the name of the model; empty if there is none
+};
+
+own_documents read_own() {
     const char * said = getenv(SWITCH);
     container zip; // a process of the router knows its file by name only
     if ((said != nullptr && said == std::string("off")) || own_container.path.empty() ||
@@ -46,21 +52,23 @@ passages own_passages(std::string & embedder) {
     if (member == nullptr) {
         return {};
     }
-    if (zip.find(EMBEDDER) != nullptr) {
-        embedder = zip.path + "@" + EMBEDDER;
-    }
+    const bool embeds = zip.find(EMBEDDER) != nullptr;
     try {
-        return read_passages(member->size <= MOST ? zip.content(*member) : "");
+        return { read_passages(member->size <= MOST ? zip.content(*member) : ""),
+                 embeds ? zip.path + "@" + EMBEDDER : "" };
     } catch (const std::runtime_error & problem) {
         throw std::runtime_error(std::string(ENTRY) + " of this file " + problem.what() +
                                  " (--no-documents leaves it out)");
     }
 }
 
+// It is checked at the start, and used by whichever process serves.
+std::optional<own_documents> checked;
+
 std::vector<std::string> searched(const passages & texts) {
     std::vector<std::string> out;
     for (const passage & each : texts.all) {
-        out.push_back(each.all());
+        out.push_back(texts.found_by(each));
     }
     return out;
 }
@@ -145,18 +153,23 @@ std::vector<ranked> library::find(const std::string & whole, size_t most) {
     }
     std::vector<ranking> rankings = { index->find(question, CANDIDATES) };
     if (model && !words_of(question).empty()) {
-        rankings.push_back(vectors->find(model->vector_of(texts.query + question), CANDIDATES));
+        try {
+            rankings.push_back(vectors->find(model->vector_of(texts.query + question), CANDIDATES));
+        } catch (const std::exception & problem) {
+            LOG_WRN("this question is compared by its words alone: %s\n", problem.what());
+        }
     }
     return merged(rankings, most);
 }
 
 std::shared_ptr<library> open_library() {
-    std::string embedder;
-    passages texts = own_passages(embedder);
-    if (texts.all.empty()) {
+    check_documents();
+    own_documents own = std::move(*checked);
+    checked.reset();
+    if (own.texts.all.empty()) {
         return nullptr;
     }
-    const auto one = std::make_shared<library>(std::move(texts), embedder);
+    const auto one = std::make_shared<library>(std::move(own.texts), own.embedder);
     opened() = one;
     return one;
 }
@@ -174,8 +187,9 @@ void look_nothing_up() {
 }
 
 void check_documents() {
-    std::string embedder;
-    own_passages(embedder);
+    if (!checked) {
+        checked = read_own();
+    }
 }
 
 void put_passages_in(common_json & body) {

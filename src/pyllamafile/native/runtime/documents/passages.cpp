@@ -4,7 +4,9 @@
 
 #include <nlohmann/json.hpp>
 
+#include <algorithm>
 #include <cstring>
+#include <set>
 #include <stdexcept>
 
 namespace {
@@ -42,38 +44,96 @@ bool fits(const header & head, uint64_t size) {
            size - head.vectors == rows;
 }
 
-json parsed(const std::string & text) {
-    const auto shallow = [](int depth, json::parse_event_t, json &) { return depth <= 3; };
-    return json::parse(text, shallow, false);
-}
+// Takes the texts as they are parsed: in a tree of its own JSON takes many times its size.
+class texts_reader : public json::json_sax_t {
+  public:
+    explicit texts_reader(passages & out) : out(out) {}
 
-bool is_passage(const json & row, size_t sources) {
-    return row.is_array() && row.size() == 4 && row[0].is_number_unsigned() &&
-           row[0].get<uint64_t>() < sources && row[1].is_number_unsigned() &&
-           row[1].get<uint64_t>() <= INT32_MAX && row[2].is_string() && row[3].is_string();
-}
+    // Whether all is there, once it was parsed.
+    bool complete(uint32_t count) const {
+        const auto is_of_one = [this](const passage & each) {
+            return each.source < out.sources.size();
+        };
+        return seen == std::set<std::string>{ "sources", "query", "passages" } &&
+               out.all.size() == count && std::all_of(out.all.begin(), out.all.end(), is_of_one);
+    }
 
-bool take_texts(const json & said, uint32_t count, passages & out) {
-    if (!said.is_object() || !said.contains("sources") || !said["sources"].is_array() ||
-        !said.contains("query") || !said["query"].is_string() || !said.contains("passages") ||
-        !said["passages"].is_array() || said["passages"].size() != count) {
+    bool start_object(size_t) override {
+        return depth++ == 0;
+    }
+    bool end_object() override {
+        depth--;
+        return true;
+    }
+    bool key(std::string & name) override {
+        part = name;
+        return seen.insert(name).second;
+    }
+    bool start_array(size_t) override {
+        const bool outer = depth == 1 && (part == "sources" || part == "passages");
+        if (depth == 2 && part == "passages") {
+            out.all.emplace_back();
+            field = 0;
+        } else if (!outer) {
+            return false;
+        }
+        depth++;
+        return true;
+    }
+    bool end_array() override {
+        return --depth == 1 || field == FIELDS;
+    }
+    bool string(std::string & text) override {
+        if (depth == 1 && part == "query") {
+            out.query = std::move(text);
+        } else if (depth == 2 && part == "sources") {
+            out.sources.push_back(std::move(text));
+        } else if (depth == 3 && (field == 2 || field == 3)) {
+            (field++ == 2 ? out.all.back().heading : out.all.back().text) = std::move(text);
+        } else {
+            return false;
+        }
+        return true;
+    }
+    bool number_unsigned(uint64_t value) override {
+        if (depth != 3 || field > 1 || value > INT32_MAX) {
+            return false;
+        }
+        (field++ == 0 ? out.all.back().source : out.all.back().page) = (uint32_t)value;
+        return true;
+    }
+
+    bool null() override {
         return false;
     }
-    for (const json & name : said["sources"]) {
-        if (!name.is_string()) {
-            return false;
-        }
-        out.sources.push_back(name);
+    bool boolean(bool) override {
+        return false;
     }
-    out.query = said["query"];
-    out.all.reserve(count);
-    for (const json & row : said["passages"]) {
-        if (!is_passage(row, out.sources.size())) {
-            return false;
-        }
-        out.all.push_back({ row[0], row[1], row[2], row[3] });
+    bool number_integer(int64_t) override {
+        return false; // a negative one
     }
-    return true;
+    bool number_float(double, const std::string &) override {
+        return false;
+    }
+    bool binary(json::binary_t &) override {
+        return false;
+    }
+    bool parse_error(size_t, const std::string &, const nlohmann::detail::exception &) override {
+        return false;
+    }
+
+  private:
+    static const int FIELDS = 4; // of a passage
+    passages & out;
+    std::set<std::string> seen;
+    std::string part;
+    int depth = 0;
+    int field = 0;
+};
+
+bool take_texts(const std::string & text, uint32_t count, passages & out) {
+    texts_reader reader(out);
+    return json::sax_parse(text, &reader) && reader.complete(count);
 }
 
 // It stands in brackets.
@@ -94,6 +154,13 @@ std::string passages::label(const passage & of) const {
     return plain(sources[of.source] + (place.empty() ? "" : ", ") + place);
 }
 
+std::string passages::found_by(const passage & one) const {
+    const std::string & source = sources[one.source];
+    const std::string name = source.substr(source.rfind('/') + 1);
+    const size_t end = name.rfind('.');
+    return (end == 0 ? name : name.substr(0, end)) + "\n" + one.heading + "\n" + one.text;
+}
+
 passages read_passages(const std::string & bytes) {
     header head = {};
     passages out;
@@ -101,8 +168,7 @@ passages read_passages(const std::string & bytes) {
         memcpy(&head, bytes.data(), sizeof(head)); // every target has the lowest byte first
     }
     if (bytes.size() < HEADER || !fits(head, bytes.size()) ||
-        !take_texts(parsed(inflated(bytes.data() + HEADER, head.stored, head.size)), head.count,
-                    out)) {
+        !take_texts(inflated(bytes.data() + HEADER, head.stored, head.size), head.count, out)) {
         throw std::runtime_error("holds no passages");
     }
     out.dimension = head.dimension;

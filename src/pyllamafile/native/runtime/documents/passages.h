@@ -6,15 +6,10 @@
 #include <vector>
 
 struct passage {
-    uint32_t source;     // which of the documents
-    uint32_t page;       // from 1; 0 where there are none
+    uint32_t source = 0; // which of the documents
+    uint32_t page = 0;   // from 1; 0 where there are none
     std::string heading; // those above it, the outermost first
     std::string text;
-
-    // What it is found by.
-    std::string all() const {
-        return heading.empty() ? text : heading + "\n" + text;
-    }
 };
 
 struct passages {
@@ -26,6 +21,9 @@ struct passages {
 
     // How an answer names a passage: "handbook.md, p. 12", or by the heading next to it.
     std::string label(const passage & of) const;
+
+    // What a passage is found by: the name of its document, its headings, and its text.
+    std::string found_by(const passage & one) const;
 };
 
 // Throws std::runtime_error where the bytes are no such entry; nothing in it is believed before.

@@ -4,6 +4,7 @@
 #include "../seams/documents-routes.h"
 
 #include "documents/library.h"
+#include "weights.h"
 
 #include <nlohmann/json.hpp>
 
@@ -124,8 +125,11 @@ server_http_res_ptr one_of(const passages & texts, const std::string & number) {
 
 void documents_routes(const server_http_context & http, const common_params & params) {
     // A passage has some 300 tokens, and half of the context is for the rest.
-    if (params.n_ctx > 0) {
-        bound_passages(std::min<size_t>((size_t)params.n_ctx / 600, MOST_PASSAGES));
+    weights model = {};
+    const bool known = params.n_ctx == 0 && find_weights(params.model.path, model).empty();
+    const size_t context = known ? model.context : (size_t)params.n_ctx;
+    if (context > 0) {
+        bound_passages(std::min(context / 600, MOST_PASSAGES));
     }
     const std::shared_ptr<library> own = open_library();
     http.get("/v1/documents", [own](const server_http_req &) {
