@@ -168,6 +168,9 @@ std::string front() {
     return std::string(MAGIC, 8) + std::string((const char *)&size, sizeof(size)) + lines;
 }
 
+const char * const DAMAGED = "it is damaged";
+const char * const NO_ROOM = "there is no room for it in the context now";
+
 // A state's conditions, and the slot's bytes behind them; empty if it is none.
 struct parts {
     std::string conditions;
@@ -195,15 +198,21 @@ std::string restore(llama_context * context, llama_seq_id sequence, const parts 
                     const std::vector<llama_token> & tokens) {
     std::vector<llama_token> found;
     try {
-        if (restore_slot(context, sequence, from.slot, from.size, found, &tokens) &&
-            llama_memory_seq_pos_max(llama_get_memory(context), sequence) + 1 ==
-                (llama_pos)tokens.size()) {
-            return "";
+        switch (restore_slot(context, sequence, from.slot, from.size, found, &tokens)) {
+        case outcome::RESTORED:
+            return llama_memory_seq_pos_max(llama_get_memory(context), sequence) + 1 ==
+                           (llama_pos)tokens.size()
+                       ? ""
+                       : DAMAGED;
+        case outcome::NO_ROOM:
+            return NO_ROOM;
+        case outcome::NO_SLOT:
+            break;
         }
     } catch (const std::exception & problem) {
         return problem.what();
     }
-    return "it is damaged, or there is no room for it";
+    return DAMAGED;
 }
 
 // Of the state in the file.
@@ -231,7 +240,7 @@ void settle_own() {
         return;
     }
     const parts from = parts_of(bytes);
-    const std::string wrong = from.slot == nullptr ? "it is damaged" : difference(from.conditions);
+    const std::string wrong = from.slot == nullptr ? DAMAGED : difference(from.conditions);
     if (wrong.empty()) {
         own_tokens = slot_tokens(from.slot, from.size);
     } else {
@@ -283,6 +292,7 @@ void note_prefix(const common_chat_templates * templates, common_chat_templates_
     if (text.size() < LEAST) {
         return;
     }
+    own = own && inputs.tools.empty(); // which are the client's
     const size_t hash = std::hash<std::string>()(text);
     const std::lock_guard<std::mutex> lock(one_at_a_time);
     const auto found = std::find_if(known.begin(), known.end(),
@@ -310,24 +320,23 @@ void prefix_ends::settle(const common_params & params, const llama_context * con
     }
 }
 
-// Whether the state of a prefix was restored. If it was not, all is forgotten.
-static bool restored(llama_context * context, llama_seq_id sequence, const state_bytes & bytes,
-                     const prefix & of, const char * which, bool checked, int64_t began) {
+// Restores the state of a prefix. If that fails, all is forgotten.
+static outcome restore_of(llama_context * context, llama_seq_id sequence, const state_bytes & bytes,
+                          const prefix & of, const char * which, bool checked, int64_t began) {
     const parts from = parts_of(bytes);
-    const std::string wrong = from.slot == nullptr ? "it is damaged"
+    const std::string wrong = from.slot == nullptr ? DAMAGED
                               : !checked && from.conditions != conditions
                                   ? "it was made by another model or with other options"
                                   : restore(context, sequence, from, of.tokens);
     if (wrong.empty()) {
         LOG_INF("state: %zu tokens restored in %.1f ms (%s, %.1f MB)\n", of.tokens.size(),
                 (double)(ggml_time_us() - began) / 1e3, which, (double)bytes.size / 1e6);
-        return true;
+        return outcome::RESTORED;
     }
-    LOG_WRN("state: %zu tokens are evaluated anew, for their state (%s) is not "
-            "used: %s\n",
+    LOG_WRN("state: %zu tokens are evaluated anew, for their state (%s) is not used: %s\n",
             of.tokens.size(), which, wrong.c_str());
     llama_memory_seq_rm(llama_get_memory(context), sequence, -1, -1);
-    return false;
+    return wrong == NO_ROOM ? outcome::NO_ROOM : outcome::NO_SLOT;
 }
 
 int restore_prefix(llama_context * context, llama_seq_id sequence,
@@ -342,24 +351,29 @@ int restore_prefix(llama_context * context, llama_seq_id sequence,
     const int size = (int)it->tokens.size();
     const int64_t began = ggml_time_us();
     if (has < size && it->tokens == own_tokens) {
-        if (restored(context, sequence, own_state(), *it, "in the file", true, began)) {
-            it->kept = true;
-            return size;
+        const outcome it_is =
+            restore_of(context, sequence, own_state(), *it, "in the file", true, began);
+        if (it_is == outcome::NO_SLOT) {
+            own_tokens.clear();
         }
-        own_tokens.clear();
-        has = 0;
+        it->kept = it_is != outcome::NO_SLOT;
+        has = it_is == outcome::RESTORED ? size : 0;
+        if (it->kept) {
+            return has;
+        }
     } else if (has < size && it->own && it->came == 1 && !own_tokens.empty()) {
         LOG_WRN("state: that in the file is not used: it is of another text or template\n");
     }
     if (has < size && (it->kept || !it->asked)) {
         it->asked = true;
+        it->kept = false;
         const state_bytes bytes = read_state(it->key);
-        it->kept = bytes.data != nullptr &&
-                   restored(context, sequence, bytes, *it, it->key.c_str(), false, began);
-        if (it->kept) {
-            return size;
+        if (bytes.data != nullptr) {
+            const outcome it_is =
+                restore_of(context, sequence, bytes, *it, it->key.c_str(), false, began);
+            it->kept = it_is != outcome::NO_SLOT;
+            has = it_is == outcome::RESTORED ? size : 0;
         }
-        has = bytes.data == nullptr ? has : 0;
     }
     if (it->kept || (!it->own && it->came < REPEATED)) {
         return has;
@@ -381,13 +395,18 @@ void keep_prefix(llama_context * context, llama_seq_id sequence,
     }
     it->kept = true; // or it would be tried again and again
     try {
-        if (keeps_states() && llama_state_seq_get_size_ext(context, sequence, 0) < MOST_STATE) {
-            std::vector<uint8_t> bytes = slot_bytes(context, sequence, tokens.data(), tokens.size(),
-                                                    slot_sum::WORDS, front());
-            LOG_INF("state: of %zu tokens kept (%s, %.1f MB)\n", tokens.size(), it->key.c_str(),
-                    (double)bytes.size() / 1e6);
-            write_state(it->key, std::move(bytes));
+        if (!keeps_states() || llama_state_seq_get_size_ext(context, sequence, 0) > MOST_STATE) {
+            return;
         }
+        std::vector<uint8_t> bytes =
+            slot_bytes(context, sequence, tokens.data(), tokens.size(), slot_sum::WORDS, front());
+        const size_t size = bytes.size();
+        write_state(it->key, std::move(bytes),
+                    [count = tokens.size(), size, key = it->key](bool written) {
+                        LOG_INF("state: of %zu tokens %s (%s, %.1f MB)\n", count,
+                                written ? "kept" : "not kept, for it can't be written", key.c_str(),
+                                (double)size / 1e6);
+                    });
     } catch (const std::exception & problem) {
         LOG_WRN("state: of %zu tokens not kept: %s\n", tokens.size(), problem.what());
     }

@@ -149,7 +149,8 @@ size_t load(llama_context * context, const char * name, llama_seq_id sequence, l
     std::vector<llama_token> found;
     if (it.tokens > capacity || !file.seekg(0) ||
         !file.read((char *)bytes.data(), (std::streamsize)size) ||
-        !restore_slot(context, sequence, bytes.data(), size, found) || found.size() > capacity) {
+        restore_slot(context, sequence, bytes.data(), size, found) != outcome::RESTORED ||
+        found.size() > capacity) {
         return 0;
     }
     *count = found.size();
@@ -189,27 +190,31 @@ std::vector<llama_token> slot_tokens(const uint8_t * data, size_t size) {
     return out;
 }
 
-bool restore_slot(llama_context * context, llama_seq_id sequence, const uint8_t * data, size_t size,
-                  std::vector<llama_token> & tokens, const std::vector<llama_token> * expected) {
+outcome restore_slot(llama_context * context, llama_seq_id sequence, const uint8_t * data,
+                     size_t size, std::vector<llama_token> & tokens,
+                     const std::vector<llama_token> * expected) {
     head it;
     if (size < sizeof(it)) {
-        return false;
+        return outcome::NO_SLOT;
     }
     memcpy(&it, data, sizeof(it));
     if (!adds_up(it, size)) {
-        return false;
+        return outcome::NO_SLOT;
     }
     tokens.resize(it.tokens);
     memcpy(tokens.data(), data + sizeof(it), it.tokens * sizeof(llama_token));
     const uint8_t * const memory = data + sizeof(it) + it.tokens * sizeof(llama_token);
-    if ((expected != nullptr && tokens != *expected) || sum(it, tokens.data(), memory) != it.sum ||
-        llama_state_seq_set_data_ext(context, memory, it.bytes, sequence, 0) != it.bytes) {
-        return false;
+    if ((expected != nullptr && tokens != *expected) || sum(it, tokens.data(), memory) != it.sum) {
+        return outcome::NO_SLOT;
+    }
+    if (llama_state_seq_set_data_ext(context, memory, it.bytes, sequence, 0) != it.bytes) {
+        return outcome::NO_ROOM;
     }
     const llama_memory_t restored = llama_get_memory(context);
     const llama_pos first = llama_memory_seq_pos_min(restored, sequence);
     const llama_pos last = llama_memory_seq_pos_max(restored, sequence);
-    return it.tokens == 0 || (first >= 0 && last < (llama_pos)llama_n_ctx(context));
+    const bool fits = it.tokens == 0 || (first >= 0 && last < (llama_pos)llama_n_ctx(context));
+    return fits ? outcome::RESTORED : outcome::NO_SLOT;
 }
 
 extern "C" size_t slot_file_save(llama_context * context, const char * name, llama_seq_id sequence,

@@ -19,9 +19,11 @@ std::vector<uint8_t> slot_bytes(llama_context * context, llama_seq_id sequence,
 // The tokens in the first of these bytes, however many follow; empty if they are no slot file's.
 std::vector<llama_token> slot_tokens(const uint8_t * data, size_t size);
 
-// The other way, after all lengths in them and their sum were checked. False if they are no slot
-// file's, are of other tokens than expected, or don't fit the context: what it remembered of the
-// conversation may be gone then, and has to be removed. May throw what llama.cpp throws.
-bool restore_slot(llama_context * context, llama_seq_id sequence, const uint8_t * data, size_t size,
-                  std::vector<llama_token> & tokens,
-                  const std::vector<llama_token> * expected = nullptr);
+// The other way, after all lengths in them and their sum were checked: they are no slot file's, or
+// of other tokens than expected; or they don't fit the context, which may have no room for them at
+// the moment. What it remembered of the conversation may be gone then, and has to be removed. May
+// throw what llama.cpp throws.
+enum class outcome { RESTORED, NO_SLOT, NO_ROOM };
+outcome restore_slot(llama_context * context, llama_seq_id sequence, const uint8_t * data,
+                     size_t size, std::vector<llama_token> & tokens,
+                     const std::vector<llama_token> * expected = nullptr);

@@ -186,13 +186,13 @@ state_bytes ask_for(const std::string & key) {
     return whole ? out : state_bytes();
 }
 
-void hand_over(const std::string & key, const std::vector<uint8_t> & bytes) {
+bool hand_over(const std::string & key, const std::vector<uint8_t> & bytes) {
     const state_folder folder(folder_path, of_weights);
     std::string draft;
     FILE * file = folder.begin(key, bytes.size(), draft);
-    if (file != nullptr) {
-        folder.end(key, file, draft, fwrite(bytes.data(), 1, bytes.size(), file) == bytes.size());
-    }
+    return file != nullptr &&
+           folder.end(key, file, draft,
+                      fwrite(bytes.data(), 1, bytes.size(), file) == bytes.size());
 }
 
 #else
@@ -288,11 +288,11 @@ state_bytes ask_for(const std::string & key) {
     return out;
 }
 
-void hand_over(const std::string & key, const std::vector<uint8_t> & bytes) {
-    uint64_t answer = 0;
-    (void)(send(to_keeper, key) && send(to_keeper, (uint64_t)bytes.size()) &&
+bool hand_over(const std::string & key, const std::vector<uint8_t> & bytes) {
+    uint64_t written = 0;
+    return send(to_keeper, key) && send(to_keeper, (uint64_t)bytes.size()) &&
            transfer(to_keeper, true, (char *)bytes.data(), bytes.size()) &&
-           receive(from_keeper, answer));
+           receive(from_keeper, written) && written != 0;
 }
 
 #endif
@@ -383,15 +383,20 @@ state_bytes read_state(const std::string & key) {
     return ask_for(key);
 }
 
-void write_state(const std::string & key, std::vector<uint8_t> && bytes) {
+void write_state(const std::string & key, std::vector<uint8_t> && bytes,
+                 const std::function<void(bool)> & then) {
     if (!kept) {
         return;
     }
     finish_states();
     const std::lock_guard<std::mutex> alone(writers);
-    writer = std::thread([key, all = std::move(bytes)] {
-        const std::lock_guard<std::mutex> lock(one_at_a_time);
-        hand_over(key, all);
+    writer = std::thread([key, all = std::move(bytes), then] {
+        bool written = false;
+        {
+            const std::lock_guard<std::mutex> lock(one_at_a_time);
+            written = hand_over(key, all);
+        }
+        then(written);
     });
 }
 

@@ -6,6 +6,7 @@
 #include "container.h"
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -39,8 +40,10 @@ state_bytes own_state();
 // The state of a key, 32 hexadecimal digits, if there is one.
 state_bytes read_state(const std::string & key);
 
-// Writes it, beside what this process does, over what is there.
-void write_state(const std::string & key, std::vector<uint8_t> && bytes);
+// Writes it, beside what this process does, over what is there. `then` is told whether it was
+// written.
+void write_state(const std::string & key, std::vector<uint8_t> && bytes,
+                 const std::function<void(bool)> & then);
 
 // Waits until all is written.
 void finish_states();

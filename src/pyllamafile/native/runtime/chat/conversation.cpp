@@ -805,6 +805,7 @@ class model_server {
                 }
             }
             finish_states();
+            common_log_flush(common_log_main());
             _exit(0);
         }).detach();
         common_params params;
