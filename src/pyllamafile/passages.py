@@ -186,12 +186,22 @@ def cut(source: str, pages: Sequence[str]) -> list[Passage]:
     numbered = len(pages) > 1 or source.lower().endswith(".pdf")
     marked = Path(source).suffix.lower() in _WITH_MARKS
     out = []
-    trail: list[str] = []  # a page goes on with the section of the one before
+    # A page goes on with the section of the one before.
+    trail = [] if marked else _titles(pages[0])
     for number, page in enumerate(pages, 1):
         for heading, text in _sections(page, trail, marked):
             for piece in _pieces(text):
                 out.append(Passage(source, number if numbered else 0, heading, piece))
     return out
+
+
+def _titles(page: str) -> list[str]:
+    """What a manual page is about, which its first section says in a line."""
+    match = re.search(
+        r"^(?:NAME|Name)\n+[ \t]+(\S.{0,300}(?:\n[ \t]+\S.{0,300})?)", page, re.MULTILINE
+    )
+    found = " ".join(match[1].split()) if match else ""
+    return [found] if re.search(r" [-\u2013\u2014] ", found) else []
 
 
 _WITH_MARKS: Final = {".md", ".markdown", ".html", ".htm", ".xhtml", ".docx"}
@@ -233,7 +243,7 @@ def _heading(lines: Sequence[str], at: int, marked: bool) -> tuple[int, str, int
     if underline and line[:1].isalnum():
         return (1 if underline[1][0] == "=" else 2), line.strip(), 2
     capitals = not marked and _CAPITALS.match(line.rstrip())
-    return (1, line.strip(), 1) if capitals else (0, "", 1)
+    return (2, line.strip(), 1) if capitals else (0, "", 1)
 
 
 def _trail(trail: Sequence[str]) -> str:
@@ -358,7 +368,7 @@ def facts(content: bytes) -> Documents:
         inflate = zlib.decompressobj(-15)
         text = inflate.decompress(content[_TEXTS_AT:end], size + 1)
         whole_text = len(text) == size and inflate.eof
-        said = json.loads(text, object_pairs_hook=_each_once) if whole_text else None
+        said = json.loads(text.decode(), object_pairs_hook=_each_once) if whole_text else None
         sources = _checked(said, count)
     except (zlib.error, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise RefusedError("holds no passages: its texts are damaged") from error
@@ -391,6 +401,8 @@ def _checked(said: Any, count: int) -> list[str]:  # noqa: ANN401
         fine &= type(source) is int and 0 <= source < len(sources)
         fine &= type(page) is int and 0 <= page < 1 << 31
         fine &= isinstance(heading, str) and isinstance(text, str)
+        f"{heading}{text}".encode()  # half a surrogate pair is no text
     if not fine:
         raise ValueError(said)
+    "".join([said["query"], *sources]).encode()
     return list(sources)

@@ -81,8 +81,8 @@ def test_sections_and_headings():
     ]
     manual = "LS(1)\n\nNAME\n     ls - list\n\nSEE ALSO\n     cd\n# no heading\n"
     assert [(p.heading, p.text) for p in passages.cut("ls.txt", [manual])] == [
-        ("NAME", "     ls - list"),
-        ("SEE ALSO", "     cd\n# no heading"),
+        ("ls - list > NAME", "     ls - list"),
+        ("ls - list > SEE ALSO", "     cd\n# no heading"),
     ]
 
 
