@@ -10,8 +10,8 @@ import zlib
 from pathlib import Path
 
 import pytest
+from fixtures import pdf
 from hostile import NO_DOCUMENTS, PASSAGES
-from test_documents import pdf
 
 import pyllamafile
 from pyllamafile import passages

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fixtures import pdf
 from hostile import NO_DOCUMENTS
-from running import ARTIFACTS, browsing, run, serving
+from running import ARTIFACTS, browsing, package, run, serving
 
 import pyllamafile
 from pyllamafile import engine, passages, zipalign
@@ -177,6 +178,31 @@ def test_words_are_compared_by_what_they_say(smollm2: Path, runtime: Path, tmp_p
         for name, queries in asked.items():
             for query in queries:
                 assert [each["source"] for each in search(url, query)] == [name], query
+
+
+def test_they_ask_for_the_key(plain: Path) -> None:
+    with serving(plain, "--nobrowser", "--api-key", "k") as url:
+        for path, body in (
+            ("v1/search", {"query": "card"}),
+            ("v1/documents", None),
+            ("v1/passages/0", None),
+            ("v1/passages?cite=handbook.md", None),
+        ):
+            assert ask(url, path, body)[0] == 401
+
+
+def test_pages_are_named(smollm2: Path, runtime: Path, tmp_path: Path) -> None:
+    package("pypdf", "documents")
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "a.pdf").write_bytes(pdf("One turnip costs seven."))
+    path = tmp_path / "f.llamafile"
+    pyllamafile.build(smollm2, path, documents=tmp_path / "docs", targets=["linux-amd64"])
+    with serving(path, "--nobrowser") as url:
+        [found] = search(url, "turnips")
+        assert (found["label"], found["page"]) == ("a.pdf, p. 1", 1)
+        assert "[a.pdf, p. 1]\nOne turnip costs seven." in prompt(url, user("Any turnips?"))
+        [same] = ask(url, "v1/passages?cite=a.pdf,%20p.%201")["data"]
+        assert same["text"] == found["text"]
 
 
 # In conversations
