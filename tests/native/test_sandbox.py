@@ -30,7 +30,7 @@ pytestmark = pytest.mark.native
 ATTEMPTS = Path(__file__).with_name("sandbox.cpp")
 SANDBOX = RUNTIME / "system" / "sandbox"
 # As system/sandbox.h counts them.
-PRINTS, COMPUTES, SERVES, ROUTES, CONVERSES, ASKS, QUESTIONS, KEEPS = range(8)
+PRINTS, COMPUTES, SERVES, ROUTES, CONVERSES, ASKS, QUESTIONS, KEEPS, WORKS = range(9)
 REFUSED = {"EPERM", "EACCES", "ENOSYS"}
 
 # What each duty may do, out of all that tests/native/sandbox.cpp tries; all else is refused.
@@ -48,6 +48,7 @@ MAY = {
                                "connect other", "fast open"},
     QUESTIONS: EVERYBODY | {"socket", "connect own"},
     KEEPS: EVERYBODY,
+    WORKS: EVERYBODY,
 }  # fmt: skip
 WHEN_READY = {**MAY, SERVES: EVERYBODY}
 

@@ -3,12 +3,12 @@
 #include "arg.h"
 #include "common.h"
 #include "fit.h"
+#include "system/memory.h"
 #include "system/threads.h"
 
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
-#include <fstream>
 #include <stdexcept>
 
 namespace {
@@ -42,20 +42,6 @@ std::string gib(double bytes) {
     char text[40];
     snprintf(text, sizeof(text), "%.1f GiB", bytes / (1 << 30));
     return text;
-}
-
-// Bytes that can be had without swapping, where the system says so (proc_meminfo(5)); else `most`.
-double available(double most) {
-#ifdef __linux__
-    std::ifstream info("/proc/meminfo");
-    std::string name, unit;
-    for (double kib; info >> name >> kib; std::getline(info, unit)) {
-        if (name == "MemAvailable:") {
-            return std::min(most, kib * 1024);
-        }
-    }
-#endif
-    return most;
 }
 
 // What upstream's tool would make of the arguments.
@@ -108,7 +94,7 @@ bool estimate(const arguments & args, const flag_table & flags, int tool, memory
     }
     const auto & here = needs.back();
     out.bytes = (double)here.context + (double)here.compute;
-    out.free = available((double)here.free);
+    out.free = available_memory((double)here.free);
     return true;
 }
 

@@ -87,6 +87,8 @@ std::map<std::string, size_t> our_flags() {
                  { "--licenses", 0 },
                  { "--nobrowser", 0 },
                  { "--grace", 1 },
+                 { "--on", 1 },
+                 { "--split", 1 },
                  { "--chats", 1 },
                  { "--no-chats", 0 },
                  { "--no-documents", 0 },
@@ -277,7 +279,8 @@ void choose_batches(arguments & args, const flag_table & flags, const weights & 
 
 // Puts the weights into the arguments under a name that weights.cpp can open again. Returns what to
 // call them.
-std::string choose_weights(arguments & args, const flag_table & flags, const mode & chosen) {
+std::string choose_weights(arguments & args, const flag_table & flags, const mode & chosen,
+                           int & layers) {
     const size_t https = flags.find(args, HTTPS);
     if (https < args.size()) {
         refuse(args[https],
@@ -305,6 +308,7 @@ std::string choose_weights(arguments & args, const flag_table & flags, const mod
     if (!problem.empty()) {
         refuse(about, problem);
     }
+    layers = (int)found.layers;
     if (found.kind != weights_kind::MODEL) {
         refuse(about, name + ": goes with a model and is none itself");
     }
@@ -489,6 +493,11 @@ invocation read_invocation(const arguments & own, const arguments & user) {
     if (out.wanted != invocation::WORK) {
         return out;
     }
+    out.machines = take_machines(args, flags);
+    const bool several_machines = !out.machines.names.empty();
+    if (several_machines && (!chosen.model || chosen.tool == llama_tokenize_main)) {
+        fail(std::string("--on means nothing with ") + chosen.flag);
+    }
     leave_out_gpu(args, flags);
     translate_former(args, flags, chosen.flags);
     if (chosen.flags != NO_COMMON_FLAGS) {
@@ -530,7 +539,13 @@ invocation read_invocation(const arguments & own, const arguments & user) {
     if (out.several) {
         out.model = offer_models(args, flags);
     } else if (chosen.model) {
-        out.model = choose_weights(args, flags, chosen);
+        out.model = choose_weights(args, flags, chosen, out.layers);
+    }
+    if (several_machines && (out.several || out.layers == 0)) {
+        fail("--on needs one model: choose it with -m");
+    }
+    if (several_machines && flags.knows(chosen.flags, "--no-mmproj-offload")) {
+        args.push_back("--no-mmproj-offload"); // to the first of the machines
     }
     out.routes = out.serves && !flags.has(args, MODEL) && getenv("LLAMA_ARG_MODEL") == nullptr;
     if (chosen.model && chosen.tool != llama_tokenize_main) {
@@ -566,8 +581,10 @@ invocation read_invocation(const arguments & own, const arguments & user) {
     args.insert(args.begin(), first.begin(), first.end());
     if (chosen.model && !out.several && chosen.flags != NO_COMMON_FLAGS &&
         chosen.tool != llama_tokenize_main) {
-        bound_batch(args, flags, chosen.flags);
-        bound_context(args, flags, chosen.flags);
+        if (!several_machines) { // else what is free here does not decide
+            bound_batch(args, flags, chosen.flags);
+            bound_context(args, flags, chosen.flags);
+        }
     }
     return out;
 }

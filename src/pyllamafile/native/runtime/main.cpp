@@ -10,6 +10,8 @@
 #include "invocation.h"
 #include "llama.h"
 #include "log.h"
+#include "machines/machines.h"
+#include "machines/worker.h"
 #include "manual.h"
 #include "named.h"
 #include "prove/prove.h"
@@ -136,7 +138,11 @@ void confine_routers_child(const arguments & args) {
 }
 
 int run(const char * program, const arguments & user) {
-    const invocation asked = read_invocation(arguments_in(own_container), user);
+    invocation asked = read_invocation(arguments_in(own_container), user);
+    if (!asked.machines.names.empty()) {
+        const arguments shares = start_workers(asked.machines, own_container, asked.layers);
+        asked.args.insert(asked.args.end(), shares.begin(), shares.end());
+    }
     allow_what_is_named(asked);
     if (asked.wanted != invocation::WORK) {
         enter_sandbox(duty::PRINTS);
@@ -175,6 +181,9 @@ int run(const char * program, const arguments & user) {
         say_the_first_error_of(at + 1 < asked.args.size() ? asked.args[at + 1] : "the model");
     }
     const auto start = [&](const arguments & args) {
+        if (!asked.converses) {
+            use_workers(); // there another process has the model
+        }
         return call(asked.tool, asked.several ? own_program.c_str() : program, args);
     };
     return asked.serves ? serve(asked, start) : start(asked.args);
@@ -222,6 +231,15 @@ int main(int argc, char ** argv) {
             return fail(problem.what());
         }
     }
+#ifndef _WIN32
+    if (user.size() == 1 && user[0] == WORK) {
+        return work();
+    }
+    if (user.size() == 3 && user[2] == WHERE) {
+        puts(own_path().c_str());
+        return flushed() ? 0 : 1;
+    }
+#endif
     if (user.empty() || (user.size() == 2 && user[0] == "--llamafile")) {
         window_waits();
     }

@@ -293,6 +293,7 @@ std::string check_header(range_reader & in, weights & out) {
     out.looks_ahead = false;
     out.alignment = 32;
     out.context = 0;
+    out.layers = 0;
     for (uint64_t i = 0; i < values; i++) {
         std::string key;
         uint32_t type;
@@ -314,6 +315,10 @@ std::string check_header(range_reader & in, weights & out) {
             }
             if (out.context == 0 || out.context > MOST_CONTEXT) {
                 return "damaged: " + key + " is " + std::to_string(out.context);
+            }
+        } else if (key == out.architecture + ".block_count" && type == TYPE_UINT32) {
+            if (!in.read(out.layers)) {
+                return TRUNCATED;
             }
         } else if (ends_with(key, ".attention.causal") && type == TYPE_BOOL) {
             uint8_t causal;

@@ -30,6 +30,7 @@ struct weights {
     bool looks_ahead;   // a token of it attends to those behind it, too
     uint32_t alignment; // of its tensors, bytes
     uint32_t context;   // that it was trained on, tokens; 0 if it doesn't say
+    uint32_t layers;    // 0 if it doesn't say
 
     // ggml maps tensors only at multiples of this (ggml-impl.h).
     static const uint64_t TENSOR_ALIGNMENT = 32;

@@ -8,6 +8,7 @@
 #include "console.h"
 #include "llama.h"
 #include "log.h"
+#include "machines/machines.h"
 #include "persona.h"
 #include "seams/reading.h"
 #include "states.h"
@@ -753,6 +754,7 @@ class model_server {
             serve(argc, argv, ends[0]);
         }
         close(ends[0]);
+        leave_workers();
         to_it = ends[1];
         fcntl(to_it, F_SETFD, FD_CLOEXEC);
         return child > 0;
@@ -797,6 +799,7 @@ class model_server {
         signal(SIGINT, SIG_IGN);
         start_states();
         enter_sandbox(duty::SERVES, { port });
+        use_workers();
         std::thread([parent] {
             char byte;
             while (read(parent, &byte, 1) == 1) { // from here on, its answers say what is wrong

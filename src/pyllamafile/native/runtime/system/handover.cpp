@@ -1,13 +1,12 @@
 #include "system/handover.h"
 
+#include "packed.h"
 #include "system/wide.h"
 
 #include <bcrypt.h>
-#include <climits>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
-#include <nlohmann/json.hpp>
 
 // stb_image.h, which llama.cpp links in to read PNG files
 extern "C" int stbi_zlib_decode_noheader_buffer(char * out, int out_size, const char * in,
@@ -16,41 +15,6 @@ extern "C" int stbi_zlib_decode_noheader_buffer(char * out, int out_size, const 
 namespace {
 
 namespace fs = std::filesystem;
-
-// Deflate makes of a byte at most this many: 258 out of two bits (RFC 1951, 3.2.5).
-const size_t MOST_INFLATED = 1032;
-
-// A row of `runtimes` in llamafile.json (FORMAT.md, section 6).
-struct packed_program {
-    int64_t offset;     // in the llamafile
-    size_t packed_size; // of the gzip member there
-    size_t size;        // of the program
-    std::string sha256; // of the program
-};
-
-std::optional<packed_program> look_up(const container & llamafile, const std::string & target) {
-    const entry * manifest = llamafile.find("llamafile.json");
-    if (manifest == nullptr) {
-        return {};
-    }
-    try {
-        const auto json = nlohmann::json::parse(llamafile.content(*manifest));
-        for (const auto & row : json.at("runtimes")) {
-            if (row.at("target") == target) {
-                packed_program found = { row.at("offset"), row.at("packed_size"), row.at("size"),
-                                         row.at("sha256") };
-                const bool hex =
-                    found.sha256.find_first_not_of("0123456789abcdef") == std::string::npos;
-                const bool sane = found.packed_size <= INT_MAX && found.size <= INT_MAX &&
-                                  found.size / MOST_INFLATED <= found.packed_size;
-                return hex && sane ? std::optional(found) : std::nullopt;
-            }
-        }
-    } catch (const nlohmann::json::exception &) {
-        // `pyllamafile verify` says what is wrong with it
-    }
-    return {};
-}
 
 // Ten bytes, a comment ended by NUL, deflated data, checksum and length (FORMAT.md, section 3).
 // Empty where that is not as many bytes as the caller knows it to be.
@@ -80,16 +44,7 @@ std::string sha256(const std::string & bytes) {
 }
 
 std::string unpack(const container & llamafile, const packed_program & program) {
-    const file_ptr file = open_file(llamafile.path);
-    if (!file || !file_seek(file.get(), 0, SEEK_END) ||
-        file_tell(file.get()) < (int64_t)program.packed_size) {
-        return {};
-    }
-    std::string member(program.packed_size, '\0');
-    if (!file_seek(file.get(), program.offset) ||
-        fread(member.data(), 1, member.size(), file.get()) != member.size()) {
-        return {};
-    }
+    const std::string member = read_bytes(llamafile, program.offset, program.packed_size);
     const std::string out = gunzip(member, program.size);
     return sha256(out) == program.sha256 ? out : "";
 }
@@ -186,7 +141,7 @@ bool is_emulated() {
 }
 
 std::optional<int> hand_over(const container & llamafile, const std::string & target) {
-    const auto program = look_up(llamafile, target);
+    const auto program = find_program(llamafile, target);
     const fs::path path = program ? cached(*program) : fs::path();
     if (path.empty()) {
         return {};

@@ -1,6 +1,9 @@
+#include "system/memory.h"
+
 #include "ggml-backend.h"
 
 #include <algorithm>
+#include <string>
 
 #ifdef __linux__
 
@@ -46,4 +49,23 @@ extern "C" void memory_at_hand(ggml_backend_dev_t device, size_t * free, size_t 
         *total = (size_t)allowed;
         *free = std::min(*free, *total);
     }
+}
+
+double available_memory(double most) {
+#ifdef __linux__
+    std::ifstream info("/proc/meminfo");
+    std::string name, unit;
+    for (double kib; info >> name >> kib; std::getline(info, unit)) {
+        if (name == "MemAvailable:") {
+            return std::min(most, kib * 1024);
+        }
+    }
+#endif
+    return most;
+}
+
+double free_memory() {
+    size_t free = 0, total = 0;
+    memory_at_hand(ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU), &free, &total);
+    return available_memory((double)free);
 }

@@ -18,6 +18,8 @@ static const permissions TABLE[] = {
     { duty::QUESTIONS, "--ask",                  files::NAMED, files::NAMED, network::CONNECTS, false },
     // It has the web GUI's conversations, in a folder that is all it may use (web/keeper.cpp).
     { duty::KEEPS,     "the server's keeper",    files::NAMED, files::NAMED, network::NONE,     false },
+    // It computes for another machine, which it knows by standard input and output alone.
+    { duty::WORKS,     "a worker of --on",       files::NAMED, files::NAMED, network::NONE,     false },
 };
 // clang-format on
 

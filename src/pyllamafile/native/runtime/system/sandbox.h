@@ -6,7 +6,7 @@
 #include <vector>
 
 // What a process is there for.
-enum class duty { PRINTS, COMPUTES, SERVES, ROUTES, CONVERSES, ASKS, QUESTIONS, KEEPS };
+enum class duty { PRINTS, COMPUTES, SERVES, ROUTES, CONVERSES, ASKS, QUESTIONS, KEEPS, WORKS };
 
 // Files beside its own llamafile: the ones that were named to it, or all that its user may use.
 enum class files { NAMED, ALL };

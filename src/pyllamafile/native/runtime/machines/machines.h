@@ -1,0 +1,37 @@
+// --on: a model over several machines. On each of them a worker (worker.h) computes some of the
+// layers. ssh starts it, and what the two say to each other goes through that ssh alone, so that
+// nothing listens anywhere, and nothing is left when either side ends.
+#pragma once
+
+#include "container.h"
+#include "flags.h"
+
+#include <string>
+#include <vector>
+
+// What a command line asks for.
+struct machines {
+    std::vector<std::string> names; // as ssh knows them; none without --on
+    std::vector<double> shares;     // of --split, the first this machine's; empty without it
+    arguments upstreams;            // -ngl and -ts, where they say who has how much
+};
+
+// Takes --on and --split out of the arguments, and with them what is for GPUs otherwise. In `.args`
+// they have no effect, with a line. Throws std::runtime_error with one line.
+machines take_machines(arguments & args, const flag_table & flags);
+
+// How many of the layers each gets, by its weight; of a weight that is not 0, one at least, while
+// there are any.
+std::vector<int> share_out(int layers, const std::vector<double> & weights);
+
+// Starts a worker on each machine, with the program that the llamafile has for it, and says who has
+// how much. Returns the arguments by which llama.cpp shares the layers so. Throws
+// std::runtime_error with one line that names the machine. `layers`: of the model.
+arguments start_workers(const machines & asked, const container & llamafile, int layers);
+
+// Makes devices of llama.cpp's of the workers that were started; nothing where there are none. In
+// the process that loads the model, once it is in its sandbox.
+void use_workers();
+
+// The other process of the two has the model.
+void leave_workers();

@@ -1,0 +1,523 @@
+"""A model over several machines: real sshds on this one, each with a cache of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import struct
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from running import free_port, need, ready, run
+
+import pyllamafile
+from pyllamafile.native.building.driver import RUNTIME
+from pyllamafile.targets import TARGETS
+
+pytestmark = pytest.mark.native
+
+PROMPT = "The three laws of robotics are"
+SHORT = ("-p", PROMPT, "-n", "24", "--temp", "0", "--no-display-prompt")
+LONG = ("-p", PROMPT, "-n", "1000", "--temp", "0", "--ignore-eos")
+NAMES = ("one", "two", "three")
+
+
+@dataclass
+class Machines:
+    """Those that `ssh` of this environment reaches by their names."""
+
+    folder: Path
+    env: dict[str, str]
+    sshds: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def cached(self, name: str) -> list[Path]:
+        """The programs in the cache of one."""
+        return [path for path in (self.folder / name / "cache" / "run").glob("*") if path.is_file()]
+
+    def workers(self) -> list[int]:
+        """The processes of the workers, on all of them."""
+        return self._processes(lambda words: words[-1] == b"--worker" and b"sh" not in words[0])
+
+    def sessions(self) -> list[int]:
+        """The processes of ssh that were started for these machines."""
+        config = str(self.folder / "config").encode()
+        return self._processes(lambda words: config in words)
+
+    def _processes(self, wanted: object) -> list[int]:
+        found = []
+        for path in Path("/proc").glob("[0-9]*"):
+            try:
+                words = (path / "cmdline").read_bytes().rstrip(b"\0").split(b"\0")
+                ours = str(self.folder).encode() in (path / "environ").read_bytes()
+            except OSError:
+                continue
+            if ours and words != [b""] and wanted(words):  # type: ignore[operator]
+                found.append(int(path.name))
+        return found
+
+    def left(self) -> tuple[list[int], list[int], list[str]]:
+        """What is left of processes and temporary files, after twelve seconds at most."""
+        deadline = time.monotonic() + 12
+        while time.monotonic() < deadline and (self.workers() or self.sessions()):
+            time.sleep(0.1)
+        files = [str(path) for name in NAMES for path in (self.folder / name / "tmp").glob("*")]
+        return self.workers(), self.sessions(), files
+
+
+@pytest.fixture(scope="module")
+def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
+    sshd = need("sshd", "openssh-server")
+    ssh = need("ssh", "openssh-client")
+    if os.getuid() != 0:
+        pytest.skip("sshd is started by root alone")
+    Path("/run/sshd").mkdir(exist_ok=True)
+    folder = tmp_path_factory.mktemp("machines")
+    key = folder / "key"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+    public = key.with_suffix(".pub").read_text()
+    config, known = "", ""
+    there = Machines(folder, {})
+    for name in NAMES:
+        own = folder / name
+        (own / "tmp").mkdir(parents=True)
+        host_key = own / "host_key"
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", host_key], check=True)
+        (own / "authorized").write_text(public)
+        port = free_port()
+        (own / "sshd_config").write_text(
+            f"ListenAddress 127.0.0.1:{port}\nHostKey {host_key}\nPidFile none\nUsePAM no\n"
+            f"AuthorizedKeysFile {own / 'authorized'}\nStrictModes no\nPermitRootLogin yes\n"
+            "PasswordAuthentication no\nKbdInteractiveAuthentication no\n"
+            "DisableForwarding yes\n"
+            f"SetEnv PYLLAMAFILE_CACHE={own / 'cache'} TMPDIR={own / 'tmp'}\n"
+        )
+        command = [sshd, "-D", "-f", own / "sshd_config", "-E", own / "log"]
+        there.sshds.append(subprocess.Popen([str(word) for word in command]))
+        known += f"[127.0.0.1]:{port} {host_key.with_suffix('.pub').read_text()}"
+        config += f"Host {name}\n HostName 127.0.0.1\n Port {port}\n"
+    (folder / "known").write_text(known)
+    (folder / "config").write_text(
+        f"{config}Host stranger\n HostName 127.0.0.1\n Port {free_port()}\n"
+        f"Match all\n User root\n IdentityFile {key}\n IdentitiesOnly yes\n"
+        f" UserKnownHostsFile {folder / 'known'}\n StrictHostKeyChecking yes\n"
+    )
+    (folder / "bin").mkdir()
+    wrapper = folder / "bin" / "ssh"
+    wrapper.write_text(f'#!/bin/sh\nexec {ssh} -F {folder / "config"} "$@"\n')
+    wrapper.chmod(0o755)
+    there.env = {**os.environ, "PATH": f"{wrapper.parent}:{os.environ['PATH']}"}
+    try:
+        yield there
+    finally:
+        for process in there.sshds:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(machines: Machines) -> Iterator[None]:
+    """Whatever a test did, no process and no temporary file of it stays."""
+    yield
+    assert machines.left() == ([], [], [])
+
+
+@pytest.fixture(scope="module")
+def alone(llamafile: Path) -> bytes:
+    """What one machine says."""
+    done = run(llamafile, *SHORT)
+    assert done.returncode == 0
+    return done.stdout
+
+
+@pytest.mark.parametrize("names", ["one", "one,two", "one,two,three"])
+def test_seam_a_model_over_several_machines(
+    llamafile: Path, machines: Machines, alone: bytes, names: str
+) -> None:
+    done = run(llamafile, *SHORT, "--on", names, env=machines.env)
+    assert (done.returncode, done.stdout) == (0, alone), done.stderr
+    lines = done.stderr.decode().splitlines()
+    shares = [line for line in lines if " layers, " in line]
+    assert [line.split()[0] for line in shares] == ["this", *names.split(",")]
+    counts = [int(count) for line in shares for count in re.findall(r": (\d+) of 31 layers", line)]
+    assert sum(counts) == 31
+    assert min(counts) > 0
+    for name in names.split(","):
+        (program,) = machines.cached(name)
+        assert program.stat().st_mode & 0o777 == 0o700
+
+
+def test_the_program_is_sent_once(llamafile: Path, machines: Machines) -> None:
+    for path in machines.cached("two"):
+        path.unlink()
+    first = run(llamafile, *SHORT, "--on", "two", env=machines.env)
+    second = run(llamafile, *SHORT, "--on", "two", env=machines.env)
+    assert b"two: sending the program, " in first.stderr
+    assert b"sending" not in second.stderr
+    assert first.stdout == second.stdout
+
+
+def test_shares(llamafile: Path, machines: Machines, alone: bytes) -> None:
+    split = ("--on", "one", "--on", "two", "--split", "0,1,3")
+    done = run(llamafile, *SHORT, *split, env=machines.env)
+    assert (done.returncode, done.stdout) == (0, alone), done.stderr
+    counts = re.findall(r": (\d+) of 31 layers", done.stderr.decode())
+    assert counts == ["0", "8", "23"]
+    words = ("--on", "one,two", "-ngl", "20", "-ts", "1,1", "-v")
+    done = run(llamafile, *SHORT, *words, env=machines.env)
+    assert (done.returncode, done.stdout) == (0, alone), done.stderr
+    assert b"offloaded 20/31 layers" in done.stderr
+
+
+def test_server_ask_chat_and_bench(llamafile: Path, machines: Machines) -> None:
+    question = ("--temp", "0", "-n", "12")
+    expected = run(llamafile, "--ask", "What is the capital of France?", *question)
+    done = run(
+        llamafile, "--ask", "What is the capital of France?", *question, "--on", "one,two",
+        env=machines.env,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, expected.stdout), done.stderr
+    talk = [llamafile, "--chat", *question, "--on", "one"]
+    done = run(*talk, stdin=b"What is the capital of France?\n", env=machines.env)
+    assert (done.returncode, done.stdout) == (0, expected.stdout), done.stderr
+    words = ("--bench", "-p", "8", "-n", "4", "-r", "1", "-o", "json", "--on", "one")
+    done = run(llamafile, *words, env=machines.env)
+    assert done.returncode == 0, done.stderr
+    assert {row["n_prompt"] for row in json.loads(done.stdout)} == {0, 8}
+    command = [llamafile, "--server", "--nobrowser", "--port", "0", "--on", "one,two"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, env=machines.env)
+    try:
+        url = ready(process)
+        body = json.dumps({"prompt": PROMPT, "n_predict": 8, "temperature": 0}).encode()
+        answer = json.load(urllib.request.urlopen(f"{url}completion", body))
+        assert answer["tokens_predicted"] == 8
+    finally:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) in (0, 130)
+        process.stdout.close()
+
+
+# Deaths
+
+
+def begin(llamafile: Path, machines: Machines, *words: str) -> subprocess.Popen[bytes]:
+    """A long text over one machine and another; returns when the first words of it are there."""
+    process = subprocess.Popen(
+        [llamafile, *LONG, "--on", "one,two", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=machines.env,
+    )
+    assert process.stdout.read(len(PROMPT) + 20)
+    return process
+
+
+def ended(process: subprocess.Popen[bytes]) -> tuple[int, list[str], float]:
+    """How it ends, the errors that it says, and after how many seconds."""
+    began = time.monotonic()
+    _, err = process.communicate(timeout=30)
+    lines = [line for line in err.decode().splitlines() if line.startswith("error: ")]
+    return process.returncode, lines, time.monotonic() - began
+
+
+def below(pids: list[int], machine: int, machines: Machines) -> list[int]:
+    """Those of the processes that belong to the sshd of one machine."""
+    name = str(machines.folder / NAMES[machine] / "tmp").encode()
+    return [pid for pid in pids if name in Path(f"/proc/{pid}/environ").read_bytes()]
+
+
+def test_a_worker_that_dies(llamafile: Path, machines: Machines) -> None:
+    process = begin(llamafile, machines)
+    (worker,) = below(machines.workers(), 1, machines)
+    os.kill(worker, signal.SIGKILL)
+    code, lines, seconds = ended(process)
+    assert (code, len(lines), seconds < 10) == (1, 1, True)
+    assert lines[0].startswith("error: two is gone: ")
+
+
+def test_an_ssh_that_dies(llamafile: Path, machines: Machines) -> None:
+    process = begin(llamafile, machines)
+    os.kill(machines.sessions()[0], signal.SIGKILL)
+    code, lines, seconds = ended(process)
+    assert (code, len(lines), seconds < 10) == (1, 1, True)
+    assert re.match("error: (one|two) is gone: ", lines[0])
+
+
+def test_a_worker_that_hangs(llamafile: Path, machines: Machines) -> None:
+    process = begin(llamafile, machines)
+    (worker,) = below(machines.workers(), 0, machines)
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        code, lines, seconds = ended(process)
+        assert (code, seconds < 10) == (1, True)
+        assert lines == ["error: one is gone: no sign of life for 8 seconds"]
+    finally:
+        os.kill(worker, signal.SIGCONT)
+
+
+def test_the_program_here_dies(llamafile: Path, machines: Machines) -> None:
+    process = begin(llamafile, machines)
+    assert len(machines.workers()) == 2
+    process.kill()
+    process.communicate()
+
+
+def test_a_server_that_idles_hears_of_a_death(llamafile: Path, machines: Machines) -> None:
+    command = [llamafile, "--server", "--nobrowser", "--port", "0", "--on", "one"]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, env=machines.env, **streams)
+    ready(process)
+    os.kill(machines.workers()[0], signal.SIGKILL)
+    code, lines, seconds = ended(process)
+    assert (code, len(lines), seconds < 10) == (1, 1, True)
+    assert lines[0].startswith("error: one is gone: ")
+
+
+# What can't be started
+
+
+def refused(llamafile: Path, machines: Machines, *words: str) -> str:
+    """The one error that it ends with."""
+    done = run(llamafile, *SHORT, *words, env=machines.env)
+    assert (done.returncode, done.stdout) == (1, b"")
+    (line,) = done.stderr.decode().splitlines()
+    return line
+
+
+def test_machines_that_are_not_there(llamafile: Path, machines: Machines) -> None:
+    assert re.match(
+        "error: stranger: ssh: connect to host .* Connection refused",
+        refused(llamafile, machines, "--on", "stranger"),
+    )
+    line = refused(llamafile, machines, "--on", "nobody.invalid")
+    assert line.startswith("error: nobody.invalid: ssh: Could not resolve hostname")
+    authorized = machines.folder / "three" / "authorized"
+    keys = authorized.read_text()
+    authorized.write_text("")
+    try:
+        line = refused(llamafile, machines, "--on", "one,three")
+        assert line.startswith("error: three: ")
+        assert "Permission denied" in line
+    finally:
+        authorized.write_text(keys)
+
+
+def test_another_key_than_the_known_one(llamafile: Path, machines: Machines) -> None:
+    known = machines.folder / "known"
+    before = known.read_text()
+    lines = before.splitlines()
+    known.write_text("\n".join([lines[0].replace(lines[0].split()[2], lines[1].split()[2])]) + "\n")
+    try:
+        line = refused(llamafile, machines, "--on", "one")
+        assert line == "error: one: Host key verification failed."
+    finally:
+        known.write_text(before)
+
+
+@pytest.mark.parametrize(
+    ("system", "error"),
+    [
+        ("Plan9 sparc", "there is no worker for its system, Plan9 sparc"),
+        ("Darwin arm64", "this file has no program for its system, Darwin arm64; "
+                         "one that has it is built with --target macos-arm64 as well"),
+    ],
+)  # fmt: skip
+def test_a_system_without_a_program(
+    llamafile: Path, machines: Machines, tmp_path: Path, system: str, error: str
+) -> None:
+    for name, text in (
+        ("there/uname", f"echo {system}"),
+        (
+            "here/ssh",
+            'while [ "$1" != -- ]; do shift; done\n'
+            f'exec {machines.folder}/bin/ssh -- "$2" "PATH={tmp_path}/there:\\$PATH; $3"',
+        ),
+    ):
+        path = tmp_path / name
+        path.parent.mkdir()
+        path.write_text(f"#!/bin/sh\n{text}\n")
+        path.chmod(0o755)
+    env = {**machines.env, "PATH": f"{tmp_path / 'here'}:{machines.env['PATH']}"}
+    done = run(llamafile, *SHORT, "--on", "three", env=env)
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert done.stderr.decode() == f"error: three: {error}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (("--on", "-oProxyCommand=true"), "--on -oProxyCommand=true: not the name of a machine"),
+        (("--on", "one,,two"), "--on : not the name of a machine"),
+        (("--on", "one:4"), "--on one:4: a port is given as ssh://HOST:PORT"),
+        (("--split", "1,1"), "--split is for several machines"),
+        (("--on", "one", "--split", "1"), "--split 1: 2 shares are wanted"),
+        (("--on", "one", "--split", "1,x"), "--split 1,x: x is no share"),
+        (("--on", "one", "--split", "1,0"), "--split 1,0: 2 shares are wanted"),
+        (("--tokenize", "--on", "one"), "--on means nothing with --tokenize"),
+    ],
+)
+def test_what_makes_no_sense(
+    llamafile: Path, machines: Machines, words: tuple[str, ...], error: str
+) -> None:
+    assert refused(llamafile, machines, *words).startswith(f"error: {error}")
+
+
+def test_a_file_may_not_reach_for_machines(
+    smollm2: Path, machines: Machines, tmp_path: Path
+) -> None:
+    path = tmp_path / "x.llamafile"
+    pyllamafile.build(smollm2, path, args=["--on", "one"], targets=["linux-amd64"])
+    done = run(path, "-p", PROMPT, "-n", "1", env=machines.env)
+    assert done.returncode == 0
+    assert b"note: --on and --split in .args have no effect" in done.stderr
+    assert b"layers" not in done.stderr
+
+
+def test_a_bare_runtime_has_no_programs(runtime: Path, smollm2: Path, machines: Machines) -> None:
+    done = run(runtime, "-m", smollm2, *SHORT, "--on", "one", env=machines.env)
+    assert done.returncode == 1
+    assert done.stderr.startswith(b"error: --on needs a llamafile")
+
+
+def test_systems_are_those_of_the_table() -> None:
+    source = (RUNTIME / "machines" / "machines.cpp").read_text()
+    rows = re.findall(r'\{ "([A-Z]\w+ \w+)", "([a-z0-9-]+)" \}', source)
+    expected = {
+        (pattern, target.name)
+        for target in TARGETS.values()
+        for pattern in target.uname
+        if pattern != "NetBSD aarch64"  # `uname -m` names the board there
+    }
+    assert set(rows) == expected
+
+
+# What a worker is told: the numbers are those of ggml-rpc.cpp
+
+ALLOCATE, SET_TENSOR, GET_TENSOR, GRAPH, HELLO = 0, 6, 8, 10, 14
+COMPUTE = 16  # GGML_TENSOR_FLAG_COMPUTE
+TENSOR = struct.Struct("<Q I Q 4I 4I I 16i i 10Q Q Q Q 64s i")
+
+
+def tensor(
+    id: int, buffer: int, data: int, *, ne: tuple[int, ...] = (4, 1, 1, 1),
+    nb: tuple[int, ...] = (4, 16, 16, 16), op: int = 0, src: tuple[int, ...] = (),
+) -> bytes:  # fmt: skip
+    sources = (*src, *[0] * (10 - len(src)))
+    return TENSOR.pack(
+        id, 0, buffer, *ne, *nb, op, *[0] * 16, COMPUTE, *sources, 0, 0, data, b"t", 0
+    )
+
+
+class Worker:
+    """A worker, and the other end of its connection."""
+
+    def __init__(self, runtime: Path, errors: Path) -> None:
+        self.errors = errors
+        with errors.open("wb") as stderr:
+            self.process = subprocess.Popen(
+                [runtime, "--worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr
+            )
+        assert re.fullmatch(rb"pyllamafile worker \d+\n", self.process.stdout.readline())
+        self.say(HELLO, bytes(24))
+        assert self.hear()[:1] == b"\7"
+        self.say(ALLOCATE, struct.pack("<IQ", 0, 4096))
+        self.buffer, size = struct.unpack("<QQ", self.hear())
+        assert size >= 4096
+        self.say(3, struct.pack("<Q", self.buffer))
+        (self.base,) = struct.unpack("<Q", self.hear())
+
+    def say(self, command: int, data: bytes, length: int | None = None) -> None:
+        message = struct.pack("<BQ", command, len(data) if length is None else length) + data
+        self.process.stdin.write(struct.pack("<I", len(message)) + message)
+        self.process.stdin.flush()
+
+    def hear(self) -> bytes:
+        size = 0
+        while size == 0:  # a sign of life
+            (size,) = struct.unpack("<I", self.process.stdout.read(4))
+        message = self.process.stdout.read(size)
+        assert struct.unpack("<Q", message[:8]) == (size - 8,)
+        return message[8:]
+
+    def end(self) -> tuple[int, str]:
+        self.process.stdin.close()
+        return self.process.wait(timeout=10), self.errors.read_text()
+
+
+@pytest.fixture
+def worker(runtime: Path, tmp_path: Path) -> Iterator[Worker]:
+    worker = Worker(runtime, tmp_path / "errors")
+    yield worker
+    worker.process.kill()
+    with worker.process:
+        pass
+
+
+def graph(nodes: list[int], tensors: list[bytes]) -> bytes:
+    return (
+        struct.pack("<II", 0, len(nodes))
+        + b"".join(struct.pack("<Q", node) for node in nodes)
+        + struct.pack("<I", len(tensors))
+        + b"".join(tensors)
+    )
+
+
+ADD = 2  # GGML_OP_ADD
+
+
+def test_a_worker_computes_and_ends_with_its_input(worker: Worker) -> None:
+    assert TENSOR.size == 296  # as upstream packs it
+    for place, numbers in ((0, (1, 2, 3, 4)), (64, (10, 20, 30, 40))):
+        data = struct.pack("<4f", *numbers)
+        where = tensor(1, worker.buffer, worker.base + place)
+        worker.say(SET_TENSOR, where + struct.pack("<BQ", 0, 0) + data)
+    parts = [
+        tensor(1, worker.buffer, worker.base),
+        tensor(2, worker.buffer, worker.base + 64),
+        tensor(3, worker.buffer, worker.base + 128, op=ADD, src=(1, 2)),
+    ]
+    worker.say(GRAPH, graph([3], parts))
+    worker.say(GET_TENSOR, parts[2] + struct.pack("<QQ", 0, 16))
+    assert struct.unpack("<4f", worker.hear()) == (11, 22, 33, 44)
+    assert worker.end() == (0, "")
+
+
+@pytest.mark.parametrize(
+    "case", ["length", "wrap", "outside", "op", "node", "bytes", "depth", "command", "count"]
+)
+def test_seam_messages_that_make_no_sense_end_the_worker(worker: Worker, case: str) -> None:
+    buffer, base = worker.buffer, worker.base
+    none = struct.pack("<QQ", 0, 16)
+    if case == "length":
+        worker.say(SET_TENSOR, b"", length=1 << 40)
+    elif case == "wrap":  # the size passes 2^64, and is 4 then
+        huge = tensor(1, buffer, base, ne=(2**31 + 1,) * 4, nb=(2**31,) * 4)
+        worker.say(GET_TENSOR, huge + none)
+    elif case == "outside":
+        worker.say(GET_TENSOR, tensor(1, buffer, base + 4090) + none)
+    elif case == "op":
+        worker.say(GRAPH, graph([1], [tensor(1, buffer, base, op=500)]))
+    elif case == "node":
+        worker.say(GRAPH, graph([0], []))
+    elif case == "bytes":
+        parts = [tensor(1, 0, 0), tensor(2, buffer, base, op=ADD, src=(1, 1))]
+        worker.say(GRAPH, graph([2], parts))
+    elif case == "depth":
+        many = 200_000
+        chain = [tensor(n, buffer, base, op=ADD, src=(n + 1, n + 1)) for n in range(1, many)]
+        worker.say(GRAPH, graph([1], [*chain, tensor(many, buffer, base)]))
+    elif case == "command":
+        worker.say(77, b"")
+    elif case == "count":
+        worker.say(GRAPH, struct.pack("<II", 0, 2**32 - 1))
+    code = worker.process.wait(timeout=20)
+    assert code == 1
+    lines = worker.errors.read_text().splitlines()
+    assert any(line.startswith("error: ") for line in lines)
