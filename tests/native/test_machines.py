@@ -8,6 +8,7 @@ import re
 import signal
 import struct
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -28,6 +29,7 @@ PROMPT = "The three laws of robotics are"
 SHORT = ("-p", PROMPT, "-n", "24", "--temp", "0", "--no-display-prompt")
 LONG = ("-p", PROMPT, "-n", "1000", "--temp", "0", "--ignore-eos")
 NAMES = ("one", "two", "three")
+HERE, NEAR, FAR = "127.0.0.1", "203.0.113.1", "203.0.113.2"  # RFC 5737: of nobody
 
 
 @dataclass
@@ -63,9 +65,9 @@ class Machines:
                 found.append(int(path.name))
         return found
 
-    def left(self) -> tuple[list[int], list[int], list[str]]:
-        """What is left of processes and temporary files, after twelve seconds at most."""
-        deadline = time.monotonic() + 12
+    def left(self, seconds: float = 12) -> tuple[list[int], list[int], list[str]]:
+        """What is left of processes and temporary files, after so many seconds at most."""
+        deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and (self.workers() or self.sessions()):
             time.sleep(0.1)
         files = [str(path) for name in NAMES for path in (self.folder / name / "tmp").glob("*")]
@@ -73,7 +75,30 @@ class Machines:
 
 
 @pytest.fixture(scope="module")
-def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
+def far() -> Iterator[str]:
+    """A network of its own, behind a link that can be cut."""
+    need("ip", "iproute2")
+    name = f"plf{os.getpid()}"
+    link = f"type veth peer name {name}f netns {name}"
+    commands = [
+        f"ip netns add {name}",
+        f"ip link add {name}n {link}",
+        f"ip address add {NEAR}/30 dev {name}n",
+        f"ip link set {name}n up",
+        f"ip -n {name} address add {FAR}/30 dev {name}f",
+        f"ip -n {name} link set {name}f up",
+    ]
+    try:
+        for command in commands:
+            if (done := run(*command.split())).returncode:
+                pytest.skip(f"no network namespaces here: {done.stderr.decode().strip()}")
+        yield name
+    finally:
+        run("ip", "netns", "del", name)
+
+
+@pytest.fixture(scope="module")
+def machines(tmp_path_factory: pytest.TempPathFactory, far: str) -> Iterator[Machines]:
     sshd = need("sshd", "openssh-server")
     ssh = need("ssh", "openssh-client")
     if os.getuid() != 0:
@@ -85,24 +110,25 @@ def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
     public = key.with_suffix(".pub").read_text()
     config, known = "", ""
     there = Machines(folder, {})
-    for name in NAMES:
+    for name in (*NAMES, "far"):
         own = folder / name
         (own / "tmp").mkdir(parents=True)
         host_key = own / "host_key"
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", host_key], check=True)
         (own / "authorized").write_text(public)
+        address, before = (FAR, ["ip", "netns", "exec", far]) if name == "far" else (HERE, [])
         port = free_port()
         (own / "sshd_config").write_text(
-            f"ListenAddress 127.0.0.1:{port}\nHostKey {host_key}\nPidFile none\nUsePAM no\n"
+            f"ListenAddress {address}:{port}\nHostKey {host_key}\nPidFile none\nUsePAM no\n"
             f"AuthorizedKeysFile {own / 'authorized'}\nStrictModes no\nPermitRootLogin yes\n"
             "PasswordAuthentication no\nKbdInteractiveAuthentication no\n"
             "DisableForwarding yes\n"
             f"SetEnv PYLLAMAFILE_CACHE={own / 'cache'} TMPDIR={own / 'tmp'}\n"
         )
-        command = [sshd, "-D", "-f", own / "sshd_config", "-E", own / "log"]
+        command = [*before, sshd, "-D", "-f", own / "sshd_config", "-E", own / "log"]
         there.sshds.append(subprocess.Popen([str(word) for word in command]))
-        known += f"[127.0.0.1]:{port} {host_key.with_suffix('.pub').read_text()}"
-        config += f"Host {name}\n HostName 127.0.0.1\n Port {port}\n"
+        known += f"[{address}]:{port} {host_key.with_suffix('.pub').read_text()}"
+        config += f"Host {name}\n HostName {address}\n Port {port}\n"
     (folder / "known").write_text(known)
     (folder / "config").write_text(
         f"{config}Host stranger\n HostName 127.0.0.1\n Port {free_port()}\n"
@@ -184,6 +210,7 @@ def test_server_ask_chat_and_bench(llamafile: Path, machines: Machines) -> None:
         env=machines.env,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (0, expected.stdout), done.stderr
+    assert len(done.stderr.splitlines()) == 3
     talk = [llamafile, "--chat", *question, "--on", "one"]
     done = run(*talk, stdin=b"What is the capital of France?\n", env=machines.env)
     assert (done.returncode, done.stdout) == (0, expected.stdout), done.stderr
@@ -215,7 +242,8 @@ def begin(llamafile: Path, machines: Machines, *words: str) -> subprocess.Popen[
         stderr=subprocess.PIPE,
         env=machines.env,
     )
-    assert process.stdout.read(len(PROMPT) + 20)
+    if not process.stdout.read(len(PROMPT) + 20):
+        raise AssertionError(process.stderr.read())
     return process
 
 
@@ -242,6 +270,29 @@ def test_a_worker_that_dies(llamafile: Path, machines: Machines) -> None:
     assert lines[0].startswith("error: two is gone: ")
 
 
+@pytest.mark.parametrize("chat", [False, True])
+def test_a_worker_that_dies_while_it_answers(
+    llamafile: Path, machines: Machines, chat: bool
+) -> None:
+    question = "Tell me a long story."
+    words = ["--chat"] if chat else ["--ask", question]
+    process = subprocess.Popen(
+        [llamafile, *words, "--ignore-eos", "-n", "1000", "--on", "one,two"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=machines.env,
+    )
+    if chat:
+        process.stdin.write(f"{question}\nAnother one.\n".encode())
+        process.stdin.flush()
+    assert process.stdout.read(30)
+    os.kill(below(machines.workers(), 0, machines)[0], signal.SIGKILL)
+    code, lines, seconds = ended(process)
+    assert (code, len(lines), seconds < 10) == (1, 1, True), lines
+    assert lines[0].startswith("error: one is gone: ")
+
+
 def test_an_ssh_that_dies(llamafile: Path, machines: Machines) -> None:
     process = begin(llamafile, machines)
     os.kill(machines.sessions()[0], signal.SIGKILL)
@@ -260,6 +311,20 @@ def test_a_worker_that_hangs(llamafile: Path, machines: Machines) -> None:
         assert lines == ["error: one is gone: no sign of life for 8 seconds"]
     finally:
         os.kill(worker, signal.SIGCONT)
+
+
+def test_a_link_that_is_cut(llamafile: Path, machines: Machines, far: str) -> None:
+    process = begin(llamafile, machines, "--on", "far")
+    assert len(machines.workers()) == 3
+    run("ip", "link", "set", f"{far}n", "down")
+    try:
+        code, lines, seconds = ended(process)
+        assert (code, len(lines), seconds < 10) == (1, 1, True)
+        assert lines[0].startswith("error: far is gone: ")
+        # nobody tells the worker there
+        assert machines.left(75) == ([], [], [])
+    finally:
+        run("ip", "link", "set", f"{far}n", "up")
 
 
 def test_the_program_here_dies(llamafile: Path, machines: Machines) -> None:
@@ -321,6 +386,63 @@ def test_another_key_than_the_known_one(llamafile: Path, machines: Machines) -> 
         known.write_text(before)
 
 
+def ssh_through(folder: Path, machines: Machines, command: str) -> dict[str, str]:
+    """An environment in which ssh is a command of the shell: $1 is the machine, $2 what runs there.
+
+    In it, `ssh` is the one of the machines.
+    """
+    folder.mkdir(exist_ok=True)
+    path = folder / "ssh"
+    path.write_text(
+        f"#!/bin/sh\nPATH={machines.folder}/bin:$PATH\n"
+        f'while [ "$1" != -- ]; do shift; done; shift\n{command}\n'
+    )
+    path.chmod(0o755)
+    return {**machines.env, "PATH": f"{folder}:{machines.env['PATH']}"}
+
+
+def test_machines_without_memory(llamafile: Path, machines: Machines, tmp_path: Path) -> None:
+    env = ssh_through(tmp_path, machines, 'exec ssh -- "$1" "ulimit -v 60000; $2"')
+    done = run(llamafile, *SHORT, "--on", "one", "--split", "0,1", env=env)
+    assert (done.returncode, done.stdout) == (1, b"")
+    errors = [line for line in done.stderr.decode().splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert errors[0].startswith("error: failed to allocate RPC0[one:0] buffer of size ")
+
+
+def test_weights_that_take_their_time(
+    llamafile: Path, machines: Machines, alone: bytes, tmp_path: Path
+) -> None:
+    slowly = (
+        "import os, select, time\n"
+        "while select.select([0], [], []) and (data := os.read(0, 1 << 16)):\n"
+        "    os.write(1, data)\n"
+        "    time.sleep(len(data) / 7e6)\n"
+    )
+    (tmp_path / "slowly.py").write_text(slowly)
+    env = ssh_through(tmp_path, machines, f'{sys.executable} {tmp_path}/slowly.py | ssh -- "$@"')
+    done = run(llamafile, *SHORT, "--on", "one", "--split", "0,1", env=env)
+    assert (done.returncode, done.stdout) == (0, alone), done.stderr
+    assert re.search(rb"\none: 0\.[01] GB sent\n", done.stderr), done.stderr
+
+
+def test_a_machine_whose_shell_says_more(
+    llamafile: Path, machines: Machines, alone: bytes, tmp_path: Path
+) -> None:
+    env = ssh_through(tmp_path, machines, 'exec ssh -- "$1" "echo Welcome; echo; $2"')
+    done = run(llamafile, *SHORT, "--on", "one", env=env)
+    assert (done.returncode, done.stdout) == (0, alone), done.stderr
+
+
+def test_no_ssh(llamafile: Path, machines: Machines) -> None:
+    done = run(llamafile, *SHORT, "--on", "one", env={**machines.env, "PATH": "/nowhere"})
+    assert done.returncode == 1
+    assert done.stderr.decode() == (
+        "error: one: ssh can't be started: No such file or directory; "
+        "it is in the package openssh-client\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("system", "error"),
     [
@@ -332,19 +454,12 @@ def test_another_key_than_the_known_one(llamafile: Path, machines: Machines) -> 
 def test_a_system_without_a_program(
     llamafile: Path, machines: Machines, tmp_path: Path, system: str, error: str
 ) -> None:
-    for name, text in (
-        ("there/uname", f"echo {system}"),
-        (
-            "here/ssh",
-            'while [ "$1" != -- ]; do shift; done\n'
-            f'exec {machines.folder}/bin/ssh -- "$2" "PATH={tmp_path}/there:\\$PATH; $3"',
-        ),
-    ):
-        path = tmp_path / name
-        path.parent.mkdir()
-        path.write_text(f"#!/bin/sh\n{text}\n")
-        path.chmod(0o755)
-    env = {**machines.env, "PATH": f"{tmp_path / 'here'}:{machines.env['PATH']}"}
+    uname = tmp_path / "there" / "uname"
+    uname.parent.mkdir()
+    uname.write_text(f"#!/bin/sh\necho {system}\n")
+    uname.chmod(0o755)
+    command = f'exec ssh -- "$1" "PATH={uname.parent}:\\$PATH; $2"'
+    env = ssh_through(tmp_path / "here", machines, command)
     done = run(llamafile, *SHORT, "--on", "three", env=env)
     assert (done.returncode, done.stdout) == (1, b"")
     assert done.stderr.decode() == f"error: three: {error}\n"

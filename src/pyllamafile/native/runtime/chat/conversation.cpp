@@ -657,12 +657,40 @@ completions complete(std::string_view line, size_t cursor) {
     _Exit(flushed() ? code : std::max(code, 1));
 }
 
+#ifdef _WIN32
+
+bool model_has_given_up() {
+    return false;
+}
+
+#else
+
+pid_t model_process = -1; // the one of its own
+
+// Whether that has ended by itself, and said why; a moment later than its connections.
+bool model_has_given_up() {
+    int status = 0;
+    for (int tries = 0; model_process > 0 && tries < 10; tries++) {
+        if (waitpid(model_process, &status, WNOHANG) == model_process) {
+            model_process = -1;
+            return WIFEXITED(status);
+        }
+        usleep(10000);
+    }
+    return false;
+}
+
+#endif
+
 // Does what may fail and says why it did; over a pipe that makes the exit code 1.
 template <typename Action> void attempt(int & code, const Action & action) {
     try {
         action();
     } catch (const std::exception & problem) {
         fflush(stdout);
+        if (model_has_given_up()) {
+            leave(1);
+        }
         if (at_terminal) {
             console::error("%s\n", problem.what());
             console::flush();
@@ -754,8 +782,8 @@ class model_server {
             serve(argc, argv, ends[0]);
         }
         close(ends[0]);
-        leave_workers();
         to_it = ends[1];
+        model_process = child;
         fcntl(to_it, F_SETFD, FD_CLOEXEC);
         return child > 0;
     }
@@ -855,6 +883,7 @@ int converse(int argc, char ** argv, int (*with)(cli_client &, const common_para
         fprintf(stderr, "error: the model gets no process of its own: %s\n", strerror(errno));
         return 1;
     }
+    argc = leave_workers(argc);
     enter_sandbox(elsewhere   ? duty::ASKS
                   : asks_once ? duty::QUESTIONS
                               : duty::CONVERSES,
@@ -881,7 +910,9 @@ int converse(int argc, char ** argv, int (*with)(cli_client &, const common_para
     try {
         code = client.server_base.empty() ? 1 : with(client, params);
     } catch (const std::exception & problem) {
-        fprintf(stderr, "error: %s\n", problem.what());
+        if (!model_has_given_up()) {
+            fprintf(stderr, "error: %s\n", problem.what());
+        }
     }
     if (!elsewhere) {
         server.end();

@@ -153,7 +153,9 @@ arguments start_workers(const machines &, const container &, int) {
 
 void use_workers() {}
 
-void leave_workers() {}
+int leave_workers(int words) {
+    return words;
+}
 
 #else
 
@@ -202,6 +204,7 @@ struct machine {
 };
 
 std::vector<machine> started;
+arguments shares; // what llama.cpp is told of them
 
 [[noreturn]] void fail(const machine & there, const std::string & why) {
     throw std::runtime_error(there.name + ": " + why);
@@ -391,7 +394,7 @@ arguments start_workers(const machines & asked, const container & llamafile, int
             fprintf(stderr, "%s (%s): %.1f GB of memory free\n", each.name.c_str(),
                     each.system.c_str(), each.free / 1e9);
         }
-        return asked.upstreams;
+        return shares = asked.upstreams;
     }
     const int all = layers + 1; // the output counts as one to llama.cpp
     const std::vector<int> shared = share_out(all, asked.shares.empty() ? weights : asked.shares);
@@ -401,7 +404,7 @@ arguments start_workers(const machines & asked, const container & llamafile, int
         say(started[i].name + " (" + started[i].system + ")", shared[i + 1], all, weights[i + 1]);
         split += (i > 0 ? "/" : "") + std::to_string(shared[i + 1]);
     }
-    return { "-ngl", std::to_string(all - shared[0]), "-ts", split };
+    return shares = { "-ngl", std::to_string(all - shared[0]), "-ts", split };
 }
 
 void use_workers() {
@@ -415,9 +418,10 @@ void use_workers() {
     }
 }
 
-void leave_workers() {
+int leave_workers(int words) {
     leave_connections();
     started.clear();
+    return words - (int)shares.size();
 }
 
 #endif

@@ -33,5 +33,7 @@ arguments start_workers(const machines & asked, const container & llamafile, int
 // the process that loads the model, once it is in its sandbox.
 void use_workers();
 
-// The other process of the two has the model.
-void leave_workers();
+// Another process has the model, which this one was split off from or which was split off from it:
+// leaves the workers to that. Returns how many words of its command line are left for this one;
+// the last ones are those of start_workers, and mean something where the workers are.
+int leave_workers(int words);

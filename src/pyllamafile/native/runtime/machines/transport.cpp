@@ -34,6 +34,9 @@ std::vector<peer> peers;
 const size_t SMALL = 64 * 1024;       // bytes that wait for the end of their message
 const size_t LONGEST_FRAME = 1 << 20; // bytes, so that a sign of life comes between two
 
+const int SAYS_AFTER = 10;                // seconds
+const uint64_t WORTH_SAYING = 50'000'000; // bytes in these
+
 using moment = std::chrono::steady_clock::time_point;
 
 moment now() {
@@ -181,6 +184,7 @@ struct socket_t::impl {
     }
 
     void send_frame(const char * data, size_t size) {
+        sent += size;
         unsigned char length[4];
         for (int i = 0; i < 4; i++) {
             length[i] = (unsigned char)(size >> (8 * i));
@@ -222,13 +226,29 @@ struct socket_t::impl {
                 }
                 receiving.unlock();
             }
+            say_how_far();
             if (now() - heard.load() > std::chrono::seconds(with.patience)) {
                 lose(with, "no sign of life for " + std::to_string(with.patience) + " seconds");
             }
         }
     }
 
+    // The weights of a large model take their time; what is computed later is little beside them.
+    void say_how_far() {
+        const uint64_t so_far = sent;
+        if (++seconds % SAYS_AFTER != 0 || with.name.empty()) {
+            return;
+        }
+        if (so_far - said > WORTH_SAYING) {
+            fprintf(stderr, "%s: %.1f GB sent\n", with.name.c_str(), (double)so_far / 1e9);
+        }
+        said = so_far;
+    }
+
     const peer with;
+    std::atomic<uint64_t> sent{ 0 }; // bytes
+    uint64_t said = 0;
+    int seconds = 0;
     std::string waiting; // of a message that is not complete
     size_t left = 0;     // of the frame that is being read
     std::mutex sending, receiving, ending;
