@@ -16,7 +16,8 @@ import pytest
 from running import post, run, serving
 
 import pyllamafile
-from pyllamafile import RefusedError
+from pyllamafile import RefusedError, native
+from pyllamafile.targets import TARGETS
 
 pytestmark = pytest.mark.native
 
@@ -480,6 +481,17 @@ def test_the_first_of_several_models_has_it(
     assert "(in the file, " in log
     assert again.decode().strip() == first.strip()
     assert states(env) == []
+
+
+def test_a_file_for_another_system_has_one_too(smollm2: Path, knower: Path, tmp_path: Path) -> None:
+    if native.find(TARGETS["linux-arm64"]) is None:
+        pytest.skip("the runtime for linux-arm64 is missing: pyllamafile runtimes build")
+    shutil.copy(knower.parent / "book.md", tmp_path)
+    path = pyllamafile.build(
+        smollm2, tmp_path / "m", read=tmp_path / "book.md", targets=["linux-arm64"]
+    ).path
+    with zipfile.ZipFile(path) as one, zipfile.ZipFile(knower) as other:
+        assert one.read(".state") == other.read(".state")
 
 
 def test_its_size_is_known_before(smollm2: Path, knower: Path) -> None:

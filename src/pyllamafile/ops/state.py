@@ -6,7 +6,7 @@ import gzip
 import zlib
 from pathlib import Path
 
-from pyllamafile import plan, zipalign
+from pyllamafile import native, plan, zipalign
 from pyllamafile.errors import AccessError, DamagedError, PyllamafileError, RefusedError
 from pyllamafile.llamafile import READ, STATE, Llamafile, read
 from pyllamafile.native import trial
@@ -16,7 +16,7 @@ from pyllamafile.targets import host
 
 
 def put_in(path: Path, destination: Path, progress: Progress) -> State | None:
-    """Evaluate what a file has read with its own runtime, and put the state into it, in place.
+    """Let a runtime evaluate what a file has read, and put the state into the file, in place.
 
     Args:
         path: Where the file can be read and written.
@@ -24,8 +24,8 @@ def put_in(path: Path, destination: Path, progress: Progress) -> State | None:
         progress: Told about every step, and why there is no state.
 
     Returns:
-        What there is then; None if there is none: the text is too short for it, or there is no
-        runtime for this system in the file.
+        What there is then; None if there is none: the text is too short for it, or no runtime for
+        this system is at hand.
 
     Raises:
         PyllamafileError: The text does not fit the context, or the file can't be written.
@@ -36,7 +36,7 @@ def put_in(path: Path, destination: Path, progress: Progress) -> State | None:
         return None
     program = _program(found)
     if program is None:
-        why = "the file has no runtime for this system, which would evaluate the text"
+        why = "there is no runtime for this system like those in the file, to evaluate the text"
         progress(Step("notice", f"{destination}: has no state: {why}"))
         return None
     progress(Step("waiting", "evaluating what it has read"))
@@ -75,11 +75,16 @@ def renew(path: Path, progress: Progress) -> State | None:
 
 
 def _program(found: Llamafile) -> bytes | None:
-    """The runtime in a file for this system."""
+    """The runtime in a file for this system, or one at hand that is like those in it."""
     here = host()
-    facts = next((row for row in found.runtimes if here and row["target"] == here.name), None)
-    if facts is None:
+    if here is None:
         return None
+    facts = next((row for row in found.runtimes if row["target"] == here.name), None)
+    if facts is None:
+        runtime = native.find(here)
+        versions = {row["llama_cpp"] for row in found.runtimes}
+        alike = runtime and versions == {runtime.llama_cpp}
+        return runtime.program() if runtime and alike else None
     try:
         with found.path.open("rb") as file:
             file.seek(facts["offset"])
