@@ -9,7 +9,6 @@
 namespace {
 
 const int EIGHTS = QK_K / 32; // registers of AVX2 that hold a block's quants, a byte for each
-const int PAIRS = QK_K / 32;  // of parts of sixteen quants
 const int STRIP_OF_K = 2;
 const int ROWS_OF_K = STRIP_OF_K * LANES;
 
@@ -31,6 +30,8 @@ template <int part, int offset, bool min, int bias, int steps> struct k_kind {
     static constexpr int BIAS = FOLDED ? bias : 0;
     static constexpr bool WIDE = steps == 1;
     static constexpr int OFFSET = WIDE && SIGNED ? 0 : offset;
+    // Of each part's sum in 32 bits, which so can begin with what undoes the offset.
+    static constexpr bool STARTS = !SIGNED && OFFSET != 0 && !FOLDED;
     static constexpr int TOGETHER = steps;
 };
 
@@ -177,7 +178,7 @@ inline k_scales scales_of(const block_iq4_xs & x) {
 // by: the mins, or the scales times the offset.
 template <typename T> struct k_panel_block {
     static constexpr int PARTS = T::FOLDED ? 0 : T::PARTS;
-    static constexpr int SUMS = T::MIN || (T::OFFSET != 0 && !T::FOLDED) ? T::PARTS / 2 : 0;
+    static constexpr int SUMS = T::MIN || (T::OFFSET != 0 && SIGNED) ? T::PARTS / 2 : 0;
 
     alignas(64) uint8_t quants[QK_K / 4][ROWS_OF_K][4];
     alignas(64) int32_t scales[PARTS + 1][ROWS_OF_K]; // d for the last
@@ -369,29 +370,33 @@ void unpack_k_panel(k_panel_block<T> * panel, const form * rows, int64_t stride,
     }
 }
 
-// What a block of a column adds besides its quants: the sums of its parts, two for a word.
-struct k_column_block {
+// What a block of a column adds besides its quants.
+template <typename T> struct k_column_block {
     float scale;
     int32_t start; // of the sums, to undo the bias
-    int32_t sums[PAIRS];
+    // With STARTS, of each part's sum, to undo the offset. Or the sums of its parts, two for a
+    // word.
+    int32_t of_parts[T::STARTS ? T::PARTS : T::PARTS / 2];
 };
 
-template <typename T> k_column_block describe_k(const block_q8_K & x) {
-    k_column_block out = { x.d, 0, {} };
-    const __m256i sums = _mm256_loadu_si256((const __m256i *)x.bsums);
+template <typename T> k_column_block<T> describe_k(const block_q8_K & x) {
+    k_column_block<T> out = { x.d, 0, {} };
     if constexpr (T::BIAS != 0) {
-        int32_t sum = 0;
-        for (int i = 0; i < 16; i++) {
-            sum += x.bsums[i];
+        for (const int16_t sum : x.bsums) {
+            out.start -= T::BIAS * sum;
         }
-        out.start = -T::BIAS * sum;
     }
-    if constexpr (T::PART == 16) {
-        _mm256_storeu_si256((__m256i *)out.sums, sums);
+    const __m256i sums = _mm256_loadu_si256((const __m256i *)x.bsums);
+    if constexpr (T::STARTS) {
+        for (int i = 0; i < QK_K / 16; i++) {
+            out.of_parts[i * 16 / T::PART] -= T::OFFSET * x.bsums[i];
+        }
+    } else if constexpr (T::PART == 16) {
+        _mm256_storeu_si256((__m256i *)out.of_parts, sums);
     } else {
         const __m256i wide = _mm256_madd_epi16(sums, _mm256_set1_epi16(1));
-        const __m256i narrow = _mm256_packs_epi32(wide, wide);
-        _mm256_storeu_si256((__m256i *)out.sums, _mm256_permute4x64_epi64(narrow, 0xD8));
+        const __m256i narrow = _mm256_permute4x64_epi64(_mm256_packs_epi32(wide, wide), 0xD8);
+        _mm_storeu_si128((__m128i *)out.of_parts, _mm256_castsi256_si128(narrow));
     }
     return out;
 }
@@ -409,14 +414,15 @@ inline ints add_pairs(ints sum, ints a, ints b) {
 
 template <typename T, int N>
 inline void dot_k(ints (&sums)[STRIP_OF_K][N], const k_panel_block<T> & panel,
-                  const int8_t * const (&columns)[N]) {
+                  const int8_t * const (&columns)[N],
+                  [[maybe_unused]] const int32_t * const (&starts)[N]) {
 #ifdef WITH_VNNI
     const int PARTS = T::FOLDED ? 1 : T::PARTS;
     for (int part = 0; part < PARTS; part++) {
         ints own[STRIP_OF_K][N];
         for (int r = 0; r < STRIP_OF_K; r++) {
             for (int c = 0; c < N; c++) {
-                own[r][c] = T::FOLDED ? sums[r][c] : all(0);
+                own[r][c] = T::FOLDED ? sums[r][c] : T::STARTS ? all(starts[c][part]) : all(0);
             }
         }
         for (int i = 0; i < QK_K / 4 / PARTS; i++) {
@@ -469,28 +475,58 @@ inline void dot_k(ints (&sums)[STRIP_OF_K][N], const k_panel_block<T> & panel,
 #endif
 }
 
-// A panel times N columns, beginning with `first`.
+// All columns, and what their blocks add.
+template <typename T> struct k_columns {
+    const block_q8_K * quants;
+    int64_t stride; // of quants, in blocks
+    const k_column_block<T> * facts;
+    int64_t blocks; // of a column
+    int64_t count;
+};
+
+template <typename T>
+k_columns<T> describe_columns(const block_q8_K * values, int64_t stride, int64_t count,
+                              int64_t blocks) {
+    auto * facts = scratch<k_column_block<T>>(column_memory, count * blocks);
+    for (int64_t c = 0; c < count; c++) {
+        for (int64_t b = 0; b < blocks; b++) {
+            facts[c * blocks + b] = describe_k<T>(values[c * stride + b]);
+        }
+    }
+    return { values, stride, facts, blocks, count };
+}
+
+// What d scales, and what dmin does, of a column's products with a panel.
+template <typename T> struct alignas(64) k_totals { float of[T::MIN ? 2 : 1][ROWS_OF_K]; };
+
+// Adds the products of some blocks of a panel with N columns to what there is.
 template <typename T, int N>
-void k_tile(const k_panel_block<T> * panel, int64_t blocks, const block_q8_K * columns,
-            int64_t stride, const k_column_block * facts, float * out, int64_t ldc, int count) {
+void k_tile(const k_panel_block<T> * panel, int64_t begin, int64_t end,
+            const k_columns<T> & columns, int64_t first, k_totals<T> * to) {
     using block = k_panel_block<T>;
+    const block_q8_K * const own = columns.quants + first * columns.stride;
+    const k_column_block<T> * const facts = columns.facts + first * columns.blocks;
+    const int64_t stride = columns.stride, blocks = columns.blocks;
     floats totals[STRIP_OF_K][N], minima[STRIP_OF_K][N];
     for (int r = 0; r < STRIP_OF_K; r++) {
         for (int c = 0; c < N; c++) {
-            totals[r][c] = minima[r][c] = zero();
+            totals[r][c] = load(to[first + c].of[0] + r * LANES);
+            minima[r][c] = load(to[first + c].of[T::MIN] + r * LANES);
         }
     }
-    for (int64_t b = 0; b < blocks; b++) {
-        const block & x = panel[b];
+    for (int64_t b = begin; b < end; b++) {
+        const block & x = panel[b - begin];
         ints sums[STRIP_OF_K][N];
         const int8_t * quants[N];
+        const int32_t * starts[N];
         for (int c = 0; c < N; c++) {
-            const k_column_block & fact = facts[c * blocks + b];
-            quants[c] = columns[c * stride + b].qs;
+            const k_column_block<T> & fact = facts[c * blocks + b];
+            quants[c] = own[c * stride + b].qs;
+            starts[c] = fact.of_parts;
             for (int r = 0; r < STRIP_OF_K; r++) {
                 ints low = all(T::MIN ? 0 : fact.start);
                 for (int i = 0; i < block::SUMS; i++) {
-                    low = add_pairs(low, load_ints(x.lows[i][r * LANES]), all(fact.sums[i]));
+                    low = add_pairs(low, load_ints(x.lows[i][r * LANES]), all(fact.of_parts[i]));
                 }
                 if constexpr (T::MIN) {
                     const floats d = load((const float *)x.lows[block::SUMS][r * LANES]);
@@ -501,7 +537,7 @@ void k_tile(const k_panel_block<T> * panel, int64_t blocks, const block_q8_K * c
                 sums[r][c] = low;
             }
         }
-        dot_k<T, N>(sums, x, quants);
+        dot_k<T, N>(sums, x, quants, starts);
         for (int r = 0; r < STRIP_OF_K; r++) {
             const floats d = load((const float *)x.scales[block::PARTS] + r * LANES);
             for (int c = 0; c < N; c++) {
@@ -511,49 +547,56 @@ void k_tile(const k_panel_block<T> * panel, int64_t blocks, const block_q8_K * c
         }
     }
     for (int r = 0; r < STRIP_OF_K; r++) {
-        const int rows = std::min(LANES, count - r * LANES);
-        for (int c = 0; c < N && rows > 0; c++) {
-            write(out + c * ldc + r * LANES, T::MIN ? totals[r][c] - minima[r][c] : totals[r][c],
-                  rows);
+        for (int c = 0; c < N; c++) {
+            store(to[first + c].of[0] + r * LANES, totals[r][c]);
+            if constexpr (T::MIN) {
+                store(to[first + c].of[1] + r * LANES, minima[r][c]);
+            }
         }
     }
 }
 
-template <typename T>
-void k_tiles(const k_panel_block<T> * panel, int64_t blocks, const block_q8_K * columns,
-             int64_t stride, int64_t count, const k_column_block * facts, float * out, int64_t ldc,
-             int rows) {
-    in_tiles<MOST_OF_K>(count, [&](auto width, int64_t first) {
-        k_tile<T, width>(panel, blocks, columns + first * stride, stride, facts + first * blocks,
-                         out + first * ldc, ldc, rows);
-    });
-}
+thread_local std::vector<line> totals_memory;
 
-template <typename T>
-k_column_block * describe_columns(const block_q8_K * values, int64_t stride, int64_t columns,
-                                  int64_t blocks) {
-    auto * facts = scratch<k_column_block>(column_memory, columns * blocks);
-    for (int64_t c = 0; c < columns; c++) {
-        for (int64_t b = 0; b < blocks; b++) {
-            facts[c * blocks + b] = describe_k<T>(values[c * stride + b]);
+// Rows for one panel times all columns. With columns for a few tiles, unpacking is much of the
+// work, and so few blocks at a time stay in the processor's first cache. With more of them that was
+// slower: each column is in another page of memory.
+template <typename T, typename form>
+void multiply_k_panel(const form * rows, int64_t stride, int count, const k_columns<T> & columns,
+                      float * out, int64_t ldc) {
+    const int64_t at_once = columns.count < 4 * MOST_OF_K
+                                ? std::max<int64_t>(1, (24 << 10) / sizeof(k_panel_block<T>))
+                                : columns.blocks;
+    auto * panel = scratch<k_panel_block<T>>(panel_memory, at_once);
+    auto * totals = scratch<k_totals<T>>(totals_memory, columns.count);
+    std::fill_n(totals, columns.count, k_totals<T>{});
+    for (int64_t begin = 0; begin < columns.blocks; begin += at_once) {
+        const int64_t end = std::min(columns.blocks, begin + at_once);
+        unpack_k_panel(panel, rows + begin, stride, count, end - begin);
+        in_tiles<MOST_OF_K>(columns.count, [&](auto width, int64_t first) {
+            k_tile<T, width>(panel, begin, end, columns, first, totals);
+        });
+    }
+    for (int64_t c = 0; c < columns.count; c++) {
+        for (int r = 0; r < count; r += LANES) {
+            floats total = load(totals[c].of[0] + r);
+            if constexpr (T::MIN) {
+                total -= load(totals[c].of[1] + r);
+            }
+            write(out + c * ldc + r, total, std::min(LANES, count - r));
         }
     }
-    return facts;
 }
 
 template <typename block>
 bool k_product(const ggml_compute_params * params, int64_t rows, int64_t columns, int64_t blocks,
                const void * a, int64_t lda, const void * b, int64_t ldb, float * out, int64_t ldc) {
     using T = k_traits<block>;
-    const block * weights = (const block *)a;
-    const auto * values = (const block_q8_K *)b;
-    auto * panel = scratch<k_panel_block<T>>(panel_memory, blocks);
-    const auto * facts = describe_columns<T>(values, ldb, columns, blocks);
+    const auto all_columns = describe_columns<T>((const block_q8_K *)b, ldb, columns, blocks);
     share(params, (rows + ROWS_OF_K - 1) / ROWS_OF_K, [&](int64_t job) {
         const int64_t row = job * ROWS_OF_K;
         const int count = (int)std::min<int64_t>(ROWS_OF_K, rows - row);
-        unpack_k_panel(panel, weights + row * lda, lda, count, blocks);
-        k_tiles<T>(panel, blocks, values, ldb, columns, facts, out + row, ldc, count);
+        multiply_k_panel<T>((const block *)a + row * lda, lda, count, all_columns, out + row, ldc);
     });
     return true;
 }
@@ -565,21 +608,19 @@ void repacked_k_product(int64_t rows, int64_t columns, int64_t blocks, const eig
                         const block_q8_K * values, float * out, int64_t ldc,
                         decltype(ggml_gemv_q4_K_8x8_q8_K) of_one) {
     using T = k_traits<block>;
-    for (int64_t row = 0; columns < FEW_COLUMNS_OF_QUANTS && row < rows; row += 8) {
-        for (int64_t c = 0; c < columns; c++) {
-            of_one((int)(blocks * QK_K), out + c * ldc + row, (size_t)ldc,
-                   weights + row / 8 * blocks, values + c * blocks, 1, 8);
-        }
-    }
     if (columns < FEW_COLUMNS_OF_QUANTS) {
+        for (int64_t row = 0; row < rows; row += 8) {
+            for (int64_t c = 0; c < columns; c++) {
+                of_one((int)(blocks * QK_K), out + c * ldc + row, (size_t)ldc,
+                       weights + row / 8 * blocks, values + c * blocks, 1, 8);
+            }
+        }
         return;
     }
-    auto * panel = scratch<k_panel_block<T>>(panel_memory, blocks);
-    const auto * facts = describe_columns<T>(values, blocks, columns, blocks);
+    const auto all_columns = describe_columns<T>(values, blocks, columns, blocks);
     for (int64_t row = 0; row < rows; row += ROWS_OF_K) {
         const int count = (int)std::min<int64_t>(ROWS_OF_K, rows - row);
-        unpack_k_panel(panel, weights + row / 8 * blocks, blocks, count, blocks);
-        k_tiles<T>(panel, blocks, values, blocks, columns, facts, out + row, ldc, count);
+        multiply_k_panel<T>(weights + row / 8 * blocks, blocks, count, all_columns, out + row, ldc);
     }
 }
 
