@@ -161,3 +161,22 @@ def test_a_product_does_not_depend_on_how_many_there_are(runtime: Path) -> None:
         assert float(error) < 0.005, (level, kind, form)
         # repack.cpp's kernels of IQ4_NL are upstream's, and have an order of their own
         assert alone == "alone" or (kind, form) == ("iq4_nl", "repacked"), (level, kind, form)
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("kind", ["Q8_0", "Q5_1", "Q4_0", "Q2_K", "Q4_K_S", "Q6_K"])
+def test_a_text_in_pieces_gives_the_same_numbers(
+    kind: str, odd_phi3: Path, odd_phi3_of_256: Path, runtime: Path, tmp_path: Path
+) -> None:
+    """A whole model: attention has another order from 64 tokens at once up, so 45 are the most."""
+    model = tmp_path / "model.gguf"
+    whole = odd_phi3_of_256 if kind in K_TYPES else odd_phi3
+    done = run(runtime, "--quantize", "--pure", whole, model, kind)
+    assert done.returncode == 0, done.stderr.decode()
+    for level in here(runtime)[1:]:
+        expected, *others = (
+            probabilities(runtime, model, level, ["-ub", size], tmp_path)
+            for size in ("45", "5", "1")
+        )
+        for got in others:
+            assert np.array_equal(got, expected)
