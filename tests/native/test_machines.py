@@ -17,9 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from fixtures import put_runtime, tiny_pe
 from running import free_port, need, ready, run
 
 import pyllamafile
+from pyllamafile import native
 from pyllamafile.native.building.driver import RUNTIME
 from pyllamafile.targets import TARGETS
 
@@ -334,6 +336,16 @@ def test_the_program_here_dies(llamafile: Path, machines: Machines) -> None:
     process.communicate()
 
 
+def test_ctrl_c(llamafile: Path, machines: Machines) -> None:
+    process = begin(llamafile, machines)
+    for pid in machines.sessions():  # a terminal sends it to all of them
+        os.kill(pid, signal.SIGINT)
+    time.sleep(0.5)
+    assert process.poll() is None  # in a chat it stops the answer, and nothing else
+    process.send_signal(signal.SIGINT)
+    assert ended(process)[:2] == (130, [])
+
+
 def test_a_server_that_idles_hears_of_a_death(llamafile: Path, machines: Machines) -> None:
     command = [llamafile, "--server", "--nobrowser", "--port", "0", "--on", "one"]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
@@ -399,6 +411,18 @@ def ssh_through(folder: Path, machines: Machines, command: str) -> dict[str, str
     )
     path.chmod(0o755)
     return {**machines.env, "PATH": f"{folder}:{machines.env['PATH']}"}
+
+
+def test_a_model_that_is_too_large_for_any(
+    llamafile: Path, machines: Machines, alone: bytes, tmp_path: Path
+) -> None:
+    env = ssh_through(tmp_path, machines, 'exec ssh -- "$1" "ulimit -v 170000; $2"')
+    words = (*SHORT, "-c", "256", "--fit", "off")
+    one = run(llamafile, *words, "--on", "one", "--split", "0,1", env=env)
+    assert (one.returncode, one.stdout) == (1, b""), one.stderr
+    assert len(re.findall(b"^error: ", one.stderr, re.M)) == 1
+    two = run(llamafile, *words, "--on", "one,two", "--split", "0,1,1", env=env)
+    assert (two.returncode, two.stdout) == (0, alone), two.stderr
 
 
 def test_machines_without_memory(llamafile: Path, machines: Machines, tmp_path: Path) -> None:
@@ -493,6 +517,35 @@ def test_a_file_may_not_reach_for_machines(
     assert done.returncode == 0
     assert b"note: --on and --split in .args have no effect" in done.stderr
     assert b"layers" not in done.stderr
+
+
+def test_several_models(smollm2: Path, phi3: Path, machines: Machines, tmp_path: Path) -> None:
+    path = tmp_path / "x.llamafile"
+    pyllamafile.build([smollm2, phi3], path, targets=["linux-amd64"])
+    done = run(path, "--server", "--nobrowser", "--on", "one", env=machines.env)
+    assert done.returncode == 1
+    assert done.stderr == b"error: --on needs one model: choose it with -m\n"
+
+
+def test_a_file_that_begins_as_a_windows_program(
+    smollm2: Path,
+    runtime: Path,
+    machines: Machines,
+    alone: bytes,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    put_runtime(tmp_path, runtime.read_bytes())
+    put_runtime(tmp_path, tiny_pe(), "windows-amd64")
+    monkeypatch.setattr(native, "PREBUILT", tmp_path)
+    path = tmp_path / "x.llamafile"
+    pyllamafile.build(smollm2, path, targets=["windows-amd64", "linux-amd64"])
+    assert path.read_bytes()[:2] == b"MZ"
+    for program in machines.cached("one"):
+        program.unlink()
+    done = run("sh", path, *SHORT, "--on", "one", env=machines.env)
+    assert (done.returncode, done.stdout) == (0, alone), done.stderr
+    assert b"one: sending the program, " in done.stderr
 
 
 def test_a_bare_runtime_has_no_programs(runtime: Path, smollm2: Path, machines: Machines) -> None:
@@ -635,4 +688,5 @@ def test_seam_messages_that_make_no_sense_end_the_worker(worker: Worker, case: s
     code = worker.process.wait(timeout=20)
     assert code == 1
     lines = worker.errors.read_text().splitlines()
-    assert any(line.startswith("error: ") for line in lines)
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")

@@ -94,7 +94,9 @@ std::string last_line(int errors) {
             line += (unsigned char)text[i] < ' ' || text[i] == '\x7f' ? ' ' : text[i];
         }
     }
-    return line.empty() ? last : line;
+    last = line.empty() ? last : line;
+    const std::string mark = "error: "; // whoever shows it says so
+    return last.rfind(mark, 0) == 0 ? last.substr(mark.size()) : last;
 }
 
 struct socket_t::impl {

@@ -23,6 +23,16 @@ const char WORK[] = "--worker";
 
 namespace {
 
+bool has_said_why = false;
+
+// Of errors the first, which the others follow from. The machine that it works for shows the line.
+void log(ggml_log_level level, const char * text, void *) {
+    if (level == GGML_LOG_LEVEL_ERROR && !has_said_why) {
+        has_said_why = true;
+        fprintf(stderr, "error: %s", text);
+    }
+}
+
 // Whatever prints must not print into the connection.
 int take_standard_output() {
     const int out = fcntl(STDOUT_FILENO, F_DUPFD_CLOEXEC, 3);
@@ -48,6 +58,7 @@ int work() {
     signal(SIGPIPE, SIG_IGN);
     const rlimit none = { 0, 0 };
     setrlimit(RLIMIT_CORE, &none);
+    ggml_log_set(log, nullptr);
     const int threads = threads_to_use(common_cpu_get_num_math());
     sandbox_names({}, false);
     enter_sandbox(duty::WORKS);
@@ -63,7 +74,9 @@ int work() {
     }
     connections_are({ { "", STDIN_FILENO, out } });
     rpc_serve_client({ backend }, nullptr, socket_t::connect("", 0));
-    fputs("error: the worker was sent what makes no sense\n", stderr);
+    if (!has_said_why) {
+        fputs("error: the worker was sent what makes no sense\n", stderr);
+    }
     fflush(nullptr);
     _exit(1);
 }
