@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import struct
 import subprocess
@@ -77,9 +78,8 @@ class Machines:
 
 
 @pytest.fixture(scope="module")
-def far() -> Iterator[str]:
-    """A network of its own, behind a link that can be cut."""
-    need("ip", "iproute2")
+def far() -> Iterator[str | None]:
+    """A network of its own, behind a link that can be cut; None where there can be none."""
     name = f"plf{os.getpid()}"
     link = f"type veth peer name {name}f netns {name}"
     commands = [
@@ -90,21 +90,22 @@ def far() -> Iterator[str]:
         f"ip -n {name} address add {FAR}/30 dev {name}f",
         f"ip -n {name} link set {name}f up",
     ]
+    if shutil.which("ip") is None:
+        yield None
+        return
     try:
-        for command in commands:
-            if (done := run(*command.split())).returncode:
-                pytest.skip(f"no network namespaces here: {done.stderr.decode().strip()}")
-        yield name
+        made = all(run(*command.split()).returncode == 0 for command in commands)
+        yield name if made else None
     finally:
         run("ip", "netns", "del", name)
 
 
 @pytest.fixture(scope="module")
-def machines(tmp_path_factory: pytest.TempPathFactory, far: str) -> Iterator[Machines]:
+def machines(tmp_path_factory: pytest.TempPathFactory, far: str | None) -> Iterator[Machines]:
     sshd = need("sshd", "openssh-server")
     ssh = need("ssh", "openssh-client")
     if os.getuid() != 0:
-        pytest.skip("sshd is started by root alone")
+        pytest.skip("these sshds are root's, and so is a network of their own")
     Path("/run/sshd").mkdir(exist_ok=True)
     folder = tmp_path_factory.mktemp("machines")
     key = folder / "key"
@@ -112,13 +113,13 @@ def machines(tmp_path_factory: pytest.TempPathFactory, far: str) -> Iterator[Mac
     public = key.with_suffix(".pub").read_text()
     config, known = "", ""
     there = Machines(folder, {})
-    for name in (*NAMES, "far"):
+    for name in (*NAMES, *(["far"] if far else [])):
         own = folder / name
         (own / "tmp").mkdir(parents=True)
         host_key = own / "host_key"
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", host_key], check=True)
         (own / "authorized").write_text(public)
-        address, before = (FAR, ["ip", "netns", "exec", far]) if name == "far" else (HERE, [])
+        address, before = (FAR, f"ip netns exec {far}".split()) if name == "far" else (HERE, [])
         port = free_port()
         (own / "sshd_config").write_text(
             f"ListenAddress {address}:{port}\nHostKey {host_key}\nPidFile none\nUsePAM no\n"
@@ -315,7 +316,10 @@ def test_a_worker_that_hangs(llamafile: Path, machines: Machines) -> None:
         os.kill(worker, signal.SIGCONT)
 
 
-def test_a_link_that_is_cut(llamafile: Path, machines: Machines, far: str) -> None:
+def test_a_link_that_is_cut(llamafile: Path, machines: Machines, far: str | None) -> None:
+    need("ip", "iproute2")
+    if far is None:
+        pytest.skip("no network namespaces can be made here")
     process = begin(llamafile, machines, "--on", "far")
     assert len(machines.workers()) == 3
     run("ip", "link", "set", f"{far}n", "down")
