@@ -235,7 +235,7 @@ int main(int argc, char ** argv) {
     if (user.size() == 1 && user[0] == WORK) {
         return work();
     }
-    if (user.size() == 3 && user[2] == WHERE) {
+    if (user.size() == 3 && user[0] == "--llamafile" && user[2] == WHERE) {
         puts(own_path().c_str());
         return flushed() ? 0 : 1;
     }
