@@ -6,7 +6,6 @@ import json
 import math
 import random
 import struct
-import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -345,13 +344,6 @@ def test_ten_thousand_passages(
         wanted = many[1234].text.split()
         found = search(url, " ".join(wanted[:12]), top_k=20)  # at random, vectors say others
         assert many[1234].page in [each["page"] for each in found]
-        taken = []
-        for _ in range(10):
-            start = time.perf_counter()
-            search(url, " ".join(rng.choices(words, k=10)))
-            taken.append(time.perf_counter() - start)
-        print("search took", sorted(taken))
-        assert min(taken) < 0.2  # a busy machine; docs/measurements.md has the figure
 
 
 def test_entries_of_strangers(smollm2: Path, runtime: Path, tmp_path: Path) -> None:
