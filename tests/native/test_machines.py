@@ -462,6 +462,19 @@ def test_a_machine_whose_shell_says_more(
     assert (done.returncode, done.stdout) == (0, alone), done.stderr
 
 
+@pytest.mark.parametrize("shell", ["bash", "dash", "zsh", "fish", "mksh", "ksh93", "tcsh"])
+def test_whatever_the_shell_there(
+    llamafile: Path, machines: Machines, alone: bytes, tmp_path: Path, shell: str
+) -> None:
+    program = need(shell, {"ksh93": "ksh93u+m"}.get(shell, shell))
+    (tmp_path / "tmp").mkdir()
+    places = f"PYLLAMAFILE_CACHE={tmp_path}/cache TMPDIR={tmp_path}/tmp"
+    env = ssh_through(tmp_path, machines, f'{places} exec {program} -c "$2"')
+    done = run(llamafile, *SHORT, "--on", "one", env=env)
+    assert (done.returncode, done.stdout) == (0, alone), done.stderr
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
 def test_no_ssh(llamafile: Path, machines: Machines) -> None:
     done = run(llamafile, *SHORT, "--on", "one", env={**machines.env, "PATH": "/nowhere"})
     assert done.returncode == 1
