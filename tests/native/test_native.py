@@ -625,7 +625,7 @@ def test_chat_completion(client) -> None:
     done = client.chat.completions.create(
         model="any", messages=QUESTION, temperature=0, max_tokens=60
     )
-    assert "Blue" in done.choices[0].message.content
+    assert "blue" in done.choices[0].message.content.lower()
     assert done.choices[0].finish_reason == "stop"
 
 
@@ -637,7 +637,7 @@ def test_chat_completion_streams(client) -> None:
         c.choices[0].delta.content for c in stream if c.choices and c.choices[0].delta.content
     ]
     assert len(pieces) > 3
-    assert "Blue" in "".join(pieces)
+    assert "blue" in "".join(pieces).lower()
 
 
 def test_completion_is_what_the_command_line_says(client, answer: bytes) -> None:
