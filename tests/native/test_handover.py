@@ -84,6 +84,7 @@ def programs(
         TESTS / "handover.cpp",
         driver.RUNTIME / "system" / "handover.cpp",
         driver.RUNTIME / "container.cpp",
+        driver.RUNTIME / "packed.cpp",
         f"-I{driver.RUNTIME}",
         f"-I{native.llama_source() / 'vendor'}",
         "-lbcrypt",
