@@ -634,7 +634,10 @@ def test_what_is_right_is_answered(server: str) -> None:
             status, text = post(server, path, right)
             assert status == 200, (path, text)
     for more in (
-        {"tool_choice": {"type": "function", "function": {"name": "f"}}, "tools": []},
+        {
+            "tool_choice": {"type": "function", "function": {"name": "f"}},
+            "tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}],
+        },
         {"stop": None, "tools": None, "seed": None, "response_format": None, "logprobs": None},
         {"temperature": 1, "top_p": 1, "user": "x", "metadata": {}, "store": False, "n": 1},
         {"response_format": {"type": "text"}, "max_completion_tokens": 2},
