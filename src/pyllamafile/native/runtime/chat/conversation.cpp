@@ -41,6 +41,7 @@
 #else
 #include <fcntl.h>
 #include <pthread.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <termios.h>
 #include <thread>
@@ -773,7 +774,7 @@ class model_server {
     bool split_off(int argc, char ** argv) {
         int ends[2];
         port = common_http_get_free_port();
-        if (port <= 0 || pipe(ends) != 0) {
+        if (port <= 0 || socketpair(AF_UNIX, SOCK_STREAM, 0, ends) != 0) {
             return false;
         }
         child = fork();
@@ -811,8 +812,8 @@ class model_server {
         while (waitpid(child, nullptr, WNOHANG) == 0) {
             try {
                 client.get("/health");
-                (void)!write(to_it, "", 1);
-                return true;
+                char byte = 0; // and it answers when its log says nothing more
+                return write(to_it, &byte, 1) == 1 && read(to_it, &byte, 1) == 1;
             } catch (const std::exception &) { // it does not listen yet, or loads
                 std::this_thread::sleep_for(std::chrono::milliseconds(20));
             }
@@ -834,6 +835,7 @@ class model_server {
                 if (common_log_get_verbosity_thold() == LOG_LEVEL_ERROR) {
                     common_log_set_verbosity_thold(LOG_LEVEL_OUTPUT);
                 }
+                (void)!write(parent, &byte, 1);
             }
             finish_states();
             common_log_flush(common_log_main());
