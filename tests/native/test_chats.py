@@ -558,7 +558,7 @@ def test_killed_in_the_middle_of_an_answer(llamafile: Path, folder: Path, tmp_pa
         browsing(url, profile=profile) as page,
     ):
         say(page, "Tell me a long story.")
-        page.wait_for_timeout(4000)
+        page.wait_for_function("document.body.innerText.length > 800", timeout=60_000)
         server.kill()
         server.wait()
         page.wait_for_timeout(1000)

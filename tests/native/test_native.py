@@ -245,7 +245,8 @@ def test_every_option_in_the_manual_exists(llamafile: Path) -> None:
         known |= set(re.findall(r"(?<!\S)(--?[a-z][a-z0-9-]*)", text))
     ours = {"--nobrowser", "--url-prefix", "--help-all", "--chat", "--ask"}
     ours |= {"--allow-origin", "--allow-host", "--no-api-key", "--unsafe-no-sandbox", "--grace"}
-    ours |= {"--chats", "--no-chats", "--no-read"}
+    ours |= {"--chats", "--no-chats", "--no-read", "--no-documents", "--no-state"}
+    ours |= {"--on", "--split"}
     assert named - known == ours & named
 
 
