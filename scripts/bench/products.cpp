@@ -10,6 +10,7 @@
 
 #include "ggml-alloc.h"
 #include "ggml-backend.h"
+#include "ggml-cpp.h"
 #include "ggml.h"
 
 #include <chrono>
@@ -18,7 +19,6 @@
 #include <cstdlib>
 #include <cstring>
 #include <map>
-#include <memory>
 #include <string>
 #include <vector>
 
@@ -45,23 +45,10 @@ std::vector<float> numbers(int64_t count, uint32_t seed) {
     return out;
 }
 
-struct freed {
-    void operator()(ggml_context * context) const {
-        ggml_free(context);
-    }
-    void operator()(ggml_backend_t backend) const {
-        ggml_backend_free(backend);
-    }
-    void operator()(ggml_backend_buffer_t buffer) const {
-        ggml_backend_buffer_free(buffer);
-    }
-};
-template <typename thing> using owned = std::unique_ptr<std::remove_pointer_t<thing>, freed>;
-
 // Weights in memory of one kind.
 struct matrix {
-    owned<ggml_context *> context;
-    owned<ggml_backend_buffer_t> buffer;
+    ggml_context_ptr context;
+    ggml_backend_buffer_ptr buffer;
     ggml_tensor * tensor;
 };
 
@@ -79,15 +66,14 @@ matrix weights_in(ggml_backend_buffer_type_t kind, ggml_type type, int64_t rows,
 // The product with some columns, and the least microseconds that it took.
 std::vector<float> multiply(ggml_backend_t backend, const matrix & weights, const float * columns,
                             int64_t count, int milliseconds, double & least) {
-    const owned<ggml_context *> context(
+    const ggml_context_ptr context(
         ggml_init({ 8 * ggml_tensor_overhead() + ggml_graph_overhead(), nullptr, true }));
     const int64_t depth = weights.tensor->ne[0], rows = weights.tensor->ne[1];
     ggml_tensor * const b = ggml_new_tensor_2d(context.get(), GGML_TYPE_F32, depth, count);
     ggml_tensor * const c = ggml_mul_mat(context.get(), weights.tensor, b);
     ggml_cgraph * const graph = ggml_new_graph(context.get());
     ggml_build_forward_expand(graph, c);
-    const owned<ggml_backend_buffer_t> buffer(
-        ggml_backend_alloc_ctx_tensors(context.get(), backend));
+    const ggml_backend_buffer_ptr buffer(ggml_backend_alloc_ctx_tensors(context.get(), backend));
     ggml_backend_tensor_set(b, columns, 0, (size_t)(depth * count) * sizeof(float));
     using clock = std::chrono::steady_clock;
     const auto end = clock::now() + std::chrono::milliseconds(milliseconds);
@@ -192,7 +178,7 @@ int main(int argc, char ** argv) {
     }
 
     ggml_backend_dev_t const device = ggml_backend_reg_dev_get(kernels, 0);
-    const owned<ggml_backend_t> backend(ggml_backend_dev_init(device, nullptr));
+    const ggml_backend_ptr backend(ggml_backend_dev_init(device, nullptr));
     const auto set_threads = (ggml_backend_set_n_threads_t)ggml_backend_reg_get_proc_address(
         kernels, "ggml_backend_set_n_threads");
     set_threads(backend.get(), 1);

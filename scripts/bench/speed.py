@@ -30,6 +30,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
@@ -45,6 +46,8 @@ from pyllamafile import native  # noqa: E402
 from pyllamafile.models import gguf as weights  # noqa: E402
 from pyllamafile.native.building import tools  # noqa: E402
 from pyllamafile.targets import host  # noqa: E402
+
+T = TypeVar("T")
 
 TYPES = "F16,BF16,Q8_0,Q5_K_M,Q4_K_M,Q4_0,Q2_K"
 
@@ -141,6 +144,18 @@ def bandwidth(threads: int) -> float:
     return data.nbytes / best
 
 
+def aside(act: Callable[..., T], *arguments: object) -> T:
+    """Act in a process of its own: a child's peak of memory begins with that of its parent."""
+    with ProcessPoolExecutor(1) as pool:
+        return pool.submit(act, *arguments).result()
+
+
+def read_to_write(tensors: Sequence[weights.Tensor]) -> int:
+    """The bytes of weights that a token takes: of embeddings by themselves, it takes a row."""
+    alone = any(tensor.name == "output.weight" for tensor in tensors)
+    return sum(t.size for t in tensors if not (alone and t.name == "token_embd.weight"))
+
+
 def matrices(shape: Shape) -> dict[str, tuple[int, ...]]:
     """What a layer consists of, as llama.cpp names it."""
     width, inner = shape.width, shape.inner
@@ -221,9 +236,8 @@ def main() -> None:
     program.chmod(0o755)
     peer = upstream(options.peer_flags)
     version = subprocess.run([program, "--version"], capture_output=True, text=True, check=True)
-    # in a process of its own: a child's peak of memory begins with that of its parent
-    with ProcessPoolExecutor(1) as pool:
-        limit = pool.submit(bandwidth, options.threads).result()
+    limit = aside(bandwidth, options.threads)
+    source = options.model or aside(shaped, options.shape, options.layers, folder)
     print(f"{machine()}, {options.threads} threads, {limit / 1e9:.1f} GB/s read from memory")
     print(f"{version.stdout.splitlines()[-1]}; medians of {options.rounds} rounds")
     print("ours / upstream = ratio, in tokens per second; MiB; milliseconds to the first token\n")
@@ -232,7 +246,6 @@ def main() -> None:
     tokens = options.prompt, options.generate
     heads = (f"prompt {tokens[0]}", f"generation {tokens[1]}", "memory", "first", "limit")
     print(row.format("", *heads))
-    source = options.model or shaped(options.shape, options.layers, folder)
     ratios: list[tuple[float, float]] = []
     for name in options.types.split(","):
         model = quantized(program, source, name, folder)
@@ -253,7 +266,7 @@ def main() -> None:
         ratios.append(tuple(float(cell.split("= ")[1]) for cell in cells))
         cells.append(f"{median(ours, 'memory'):.0f} / {median(theirs, 'memory'):.0f}")
         cells.append(f"{median(ours, 'first') * 1e3:.0f} / {median(theirs, 'first') * 1e3:.0f}")
-        used = sum(tensor.size for tensor in weights.read(model).tensors)
+        used = read_to_write(weights.read(model).tensors)
         cells.append(f"{median(ours, 'generation') * used / limit:.0%}")
         print(row.format(name, *cells), flush=True)
         container.unlink()

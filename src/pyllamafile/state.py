@@ -1,4 +1,4 @@
-"""What a model remembers of what a file has read (launcher/FORMAT.md, section 11)."""
+"""What a model remembers of what a file has read (launcher/FORMAT.md, section 12)."""
 
 from __future__ import annotations
 

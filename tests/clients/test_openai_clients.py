@@ -113,12 +113,12 @@ def test_openai_agents_call_tools_in_a_loop(equipped: str) -> None:
     assert "Hail" in done.final_output
 
 
-def test_instructor_gets_an_object(base: str) -> None:
+def capital_of_france(url: str, **options: Any) -> str:
+    """As an object of a class, by instructor."""
     instructor, pydantic = package("instructor"), package("pydantic")
     model = pydantic.create_model("Capital", city=(str, ...))
-    with package("openai").OpenAI(base_url=f"{base}/v1", api_key="none", max_retries=0) as client:
-        mode = instructor.Mode.JSON_SCHEMA
-        found = instructor.from_openai(client, mode=mode).chat.completions.create(
+    with package("openai").OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        found = instructor.from_openai(client, **options).chat.completions.create(
             model="any",
             messages=[{"role": "user", "content": "What is the capital of France?"}],
             response_model=model,
@@ -126,25 +126,18 @@ def test_instructor_gets_an_object(base: str) -> None:
             max_tokens=64,
             max_retries=0,
         )
-    assert found.city == "Paris"
+    city: str = found.city
+    return city
+
+
+def test_instructor_gets_an_object(base: str) -> None:
+    mode = package("instructor").Mode.JSON_SCHEMA
+    assert capital_of_france(base, mode=mode) == "Paris"
 
 
 def test_instructor_calls_a_tool(equipped: str) -> None:
     """Its default: the answer is what a function is called with, which the request names."""
-    instructor, pydantic = package("instructor"), package("pydantic")
-    model = pydantic.create_model("Capital", city=(str, ...))
-    with package("openai").OpenAI(
-        base_url=f"{equipped}/v1", api_key="none", max_retries=0
-    ) as client:
-        found = instructor.from_openai(client).chat.completions.create(
-            model="any",
-            messages=[{"role": "user", "content": "What is the capital of France?"}],
-            response_model=model,
-            temperature=0,
-            max_tokens=64,
-            max_retries=0,
-        )
-    assert found.city == "Paris"
+    assert capital_of_france(equipped) == "Paris"
 
 
 @pytest.mark.filterwarnings("default")  # it and what it takes warn of themselves

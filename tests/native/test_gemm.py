@@ -29,22 +29,21 @@ CASES = [
 ]
 
 
+def odd(folder: Path, **sizes: int) -> Path:
+    vocabulary = native.llama_source() / "models" / "ggml-vocab-phi-3.gguf"
+    return tiny_phi3(folder / "phi3-odd.gguf", vocabulary, kv_heads=1, **sizes)
+
+
 @pytest.fixture(scope="module")
 def odd_phi3(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Matrices whose rows fill no panel (104) and are deeper than one (1056)."""
-    folder = tmp_path_factory.mktemp("odd")
-    vocabulary = native.llama_source() / "models" / "ggml-vocab-phi-3.gguf"
-    path = folder / "phi3-odd.gguf"
-    return tiny_phi3(path, vocabulary, width=96, inner=1056, heads=24, kv_heads=1)
+    return odd(tmp_path_factory.mktemp("odd"), width=96, inner=1056, heads=24)
 
 
 @pytest.fixture(scope="module")
 def odd_phi3_of_256(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Blocks of 256 in every row, and matrices whose rows fill no panel (264)."""
-    folder = tmp_path_factory.mktemp("odd")
-    vocabulary = native.llama_source() / "models" / "ggml-vocab-phi-3.gguf"
-    path = folder / "phi3-odd.gguf"
-    return tiny_phi3(path, vocabulary, width=256, inner=1280, heads=64, kv_heads=1)
+    return odd(tmp_path_factory.mktemp("odd"), width=256, inner=1280, heads=64)
 
 
 def here(runtime: Path) -> list[str]:

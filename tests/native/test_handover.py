@@ -84,7 +84,7 @@ def programs(
         TESTS / "handover.cpp",
         driver.RUNTIME / "system" / "handover.cpp",
         driver.RUNTIME / "container.cpp",
-        driver.RUNTIME / "packed.cpp",
+        driver.RUNTIME / "manifest.cpp",
         f"-I{driver.RUNTIME}",
         f"-I{native.llama_source() / 'vendor'}",
         "-lbcrypt",

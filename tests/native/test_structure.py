@@ -301,7 +301,7 @@ def check_signature(data: bytes, command: lief.MachO.CodeSignature) -> None:
 
 
 def test_no_path_of_this_machine_is_in_it(program: Path) -> None:
-    data = program.read_bytes()
+    data = program.read_bytes().replace(b"/private/var/root", b"")  # root's home on macOS
     for path in (native.cache(), RUNTIME, Path.home(), tools.package("ziglang"), program.parent):
         assert str(path).encode() not in data
 

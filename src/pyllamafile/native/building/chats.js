@@ -47,19 +47,7 @@
 
     // The server.
 
-    const key = () => {
-        try {
-            return JSON.parse(localStorage.getItem(`${THEIRS}.config`) ?? '{}').apiKey ?? '';
-        } catch {
-            return '';
-        }
-    };
-    const ask = (path, { headers = {}, ...options } = {}) =>
-        fetch(path, {
-            cache: 'no-store',
-            headers: { ...headers, ...(key() ? { Authorization: `Bearer ${key()}` } : {}) },
-            ...options,
-        });
+    const { key, ask } = llamafileServer;
     const pause = (time) => new Promise((over) => setTimeout(over, time));
     const at = (id) => `chats/${id}?folder=${folder}`;
 

@@ -5,16 +5,8 @@
     const LINK = 'documents-source';
     const SOON = 200; // milliseconds: an answer is drawn anew with every word
 
-    const key = () => {
-        try {
-            return JSON.parse(localStorage.getItem('LlamaUi.config') ?? '{}').apiKey ?? '';
-        } catch {
-            return '';
-        }
-    };
     const ask = async (path) => {
-        const headers = key() ? { Authorization: `Bearer ${key()}` } : {};
-        const answer = await fetch(path, { cache: 'no-store', headers }).catch(() => null);
+        const answer = await llamafileServer.ask(path).catch(() => null);
         return answer?.ok ? (await answer.json()).data : null;
     };
 

@@ -21,7 +21,7 @@ from pyllamafile.progress import Progress, Step
 
 HERE = Path(__file__).parent
 CONFIG = "vite.config.mjs"
-SCRIPTS = ("page.js", "chats.js", "documents.js")  # go into index.html
+SCRIPTS = ("page.js", "server.js", "chats.js", "documents.js")  # go into index.html
 
 # The folders of a llamafile that the zip's entries belong into.
 PAGES = "ui/"

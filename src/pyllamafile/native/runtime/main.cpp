@@ -14,6 +14,7 @@
 #include "machines/worker.h"
 #include "manual.h"
 #include "named.h"
+#include "own.h"
 #include "prove/prove.h"
 #include "rehearsal.h"
 #include "router.h"
@@ -40,7 +41,6 @@
 int llama_quantize(int argc, char ** argv); // upstream's
 int llama_server(int argc, char ** argv);
 
-extern container own_container;     // for invocation.cpp, router.cpp and ui.cpp
 extern bool completion_is_scripted; // for completion-output.h
 extern char completion_last;
 
@@ -50,7 +50,7 @@ char completion_last = '\0';
 
 namespace {
 
-const char * const NO_STATE = "PYLLAMAFILE_NO_STATE"; // for the router's processes
+const char * const STATE = "PYLLAMAFILE_STATE"; // of the file
 
 std::string own_program; // not the llamafile that it is in; the router starts it again
 
@@ -120,9 +120,8 @@ void allow_what_is_named(const invocation & asked) {
 // A process of the router keeps no states: it may not write, nor start who does. The file that it
 // is for may have one.
 void open_own_state_of_router() {
-    container zip;
-    if (getenv(NO_STATE) == nullptr && read_container(own_container.path, zip)) {
-        open_own_state(zip);
+    if (const container * own = own_contents(STATE)) {
+        open_own_state(*own);
     }
 }
 
@@ -164,21 +163,19 @@ int run(const char * program, const arguments & user) {
         break;
     }
     if (!asked.states) {
-        set_variable(NO_STATE, "1");
+        leave_out(STATE);
     }
+    const size_t at = asked.flags.find(asked.args, { "-m", "--model" });
+    const std::string model = at + 1 < asked.args.size() ? std::string(asked.args[at + 1]) : "";
     if (asked.states && !asked.routes && (asked.serves || asked.converses)) {
-        const size_t at = asked.flags.find(asked.args, { "-m", "--model" });
         const char * variable = getenv("LLAMA_ARG_MODEL");
         settle_states(own_program,
-                      identity_of_weights(at + 1 < asked.args.size() ? asked.args[at + 1]
-                                          : variable != nullptr      ? variable
-                                                                     : ""));
+                      identity_of_weights(model.empty() && variable != nullptr ? variable : model));
         open_own_state(own_container);
     }
     completion_is_scripted = asked.scripted;
     if (asked.is_quiet) {
-        const size_t at = asked.flags.find(asked.args, { "-m", "--model" });
-        say_the_first_error_of(at + 1 < asked.args.size() ? asked.args[at + 1] : "the model");
+        say_the_first_error_of(model.empty() ? "the model" : model);
     }
     const auto start = [&](const arguments & args) {
         if (!asked.converses) {

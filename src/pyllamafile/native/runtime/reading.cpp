@@ -2,13 +2,11 @@
 
 #include "seams/reading.h"
 
-#include "container.h"
+#include "own.h"
 #include "system/system.h"
 
 #include <cstdlib>
 #include <stdexcept>
-
-extern container own_container; // main.cpp
 
 namespace {
 
@@ -32,17 +30,12 @@ bool is_text(const std::string & bytes) {
 }
 
 std::string text_of_file() {
-    const char * said = getenv(SWITCH);
-    container zip; // a process of the router knows its file by name only
-    if ((said != nullptr && said == std::string("off")) || own_container.path.empty() ||
-        !read_container(own_container.path, zip)) {
-        return {};
-    }
-    const entry * member = zip.find(ENTRY);
+    const container * zip = own_contents(SWITCH);
+    const entry * member = zip != nullptr ? zip->find(ENTRY) : nullptr;
     if (member == nullptr || member->size == 0) {
         return {};
     }
-    const std::string text = member->size <= MOST ? zip.content(*member) : "";
+    const std::string text = member->size <= MOST ? zip->content(*member) : "";
     if (text.empty() || !is_text(text)) {
         throw std::runtime_error(std::string(ENTRY) + " of this file " +
                                  (text.empty() ? "can't be read" : "is no text in UTF-8") +
@@ -72,7 +65,7 @@ bool is_system(const common_json & message) {
 } // namespace
 
 void read_nothing() {
-    set_variable(SWITCH, "off");
+    leave_out(SWITCH);
 }
 
 const std::string & text_read() {

@@ -4,6 +4,7 @@
 #include "system/files.h"
 #include "system/pipes.h"
 #include "system/sandbox.h"
+#include "system/split-off.h"
 
 #include <hash/hash.h>
 
@@ -18,8 +19,6 @@
 #ifdef _WIN32
 #include "system/sandbox/system.h"
 #else
-#include <fcntl.h>
-#include <signal.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -230,24 +229,14 @@ bool receive_file(int from, FILE * file, uint64_t size, bool & whole) {
 }
 
 // It goes on until the server has ended, and is in the sandbox from when there is a folder.
-[[noreturn]] void keep(int from, int to) {
-    for (const int number : { SIGINT, SIGTERM, SIGHUP, SIGPIPE }) {
-        signal(number, SIG_IGN); // the end of the server is waited for
-    }
-    const int nothing = open("/dev/null", O_RDWR);
-    for (int stream = 0; stream < 3; stream++) {
-        dup2(nothing, stream);
-    }
+void keep(int from, int to) {
     const state_folder folder(folder_path, of_weights);
     bool confined = sandbox_was_off();
     std::string key;
     uint64_t size = 0; // of what is to be written; 0: to be read
     while (receive(from, key, OF_KEY) && is_hex(key, OF_KEY) && receive(from, size)) {
         if (!confined && (size > 0 ? folder.make() : folder.exists())) {
-            named names;
-            names.writes = { folder_path };
-            sandbox_names(names, false);
-            enter_sandbox(duty::KEEPS);
+            confine_to(folder_path);
             confined = true;
         }
         bool fine = true;
@@ -271,7 +260,6 @@ bool receive_file(int from, FILE * file, uint64_t size, bool & whole) {
             break;
         }
     }
-    _exit(0);
 }
 
 state_bytes ask_for(const std::string & key) {
@@ -323,30 +311,7 @@ void start_states() {
         open_to_low_integrity(folder_path);
     }
 #else
-    int questions[2], answers[2];
-    if (pipe(questions) != 0) {
-        return;
-    }
-    if (pipe(answers) != 0) {
-        close(questions[0]);
-        close(questions[1]);
-        return;
-    }
-    for (const int end : { questions[0], questions[1], answers[0], answers[1] }) {
-        fcntl(end, F_SETFD, FD_CLOEXEC);
-    }
-    fflush(stdout);
-    const pid_t child = fork();
-    if (child == 0) {
-        close(questions[1]);
-        close(answers[0]);
-        keep(questions[0], answers[1]);
-    }
-    close(questions[0]);
-    close(answers[1]);
-    to_keeper = questions[1];
-    from_keeper = answers[0];
-    kept = child > 0;
+    kept = split_off(keep, to_keeper, from_keeper);
 #endif
 }
 

@@ -1,3 +1,4 @@
+#include "manifest.h"
 #include "weights.h"
 
 #include <nlohmann/json.hpp>
@@ -8,8 +9,6 @@ namespace fs = std::filesystem;
 
 namespace {
 
-const uint64_t MOST_MANIFEST = 64 << 20; // bytes; FORMAT.md, section 6
-
 // NAME-00001-of-00003.gguf is known by the parts that begin with NAME-; another name by itself.
 std::string common_name(const std::string & name) {
     const size_t of = name.rfind("-of-");
@@ -17,11 +16,7 @@ std::string common_name(const std::string & name) {
 }
 
 std::string by_digests(const container & zip, const std::string & member) {
-    const entry * manifest = zip.find("llamafile.json");
-    if (manifest == nullptr || manifest->size > MOST_MANIFEST) {
-        return "";
-    }
-    const nlohmann::json all = nlohmann::json::parse(zip.content(*manifest), nullptr, false);
+    const nlohmann::json all = manifest_of(zip);
     const std::string stem = common_name(member);
     std::string out;
     for (const entry & each : zip.entries) {

@@ -4,9 +4,8 @@
 #include "../seams/reading.h"
 
 #include "common.h"
-#include "container.h"
 #include "log.h"
-#include "system/system.h"
+#include "own.h"
 #include "system/threads.h"
 #include "weights.h"
 
@@ -14,8 +13,6 @@
 #include <cstdlib>
 #include <optional>
 #include <stdexcept>
-
-extern container own_container; // main.cpp
 
 namespace {
 
@@ -42,20 +39,15 @@ struct own_documents {
 };
 
 own_documents read_own() {
-    const char * said = getenv(SWITCH);
-    container zip; // a process of the router knows its file by name only
-    if ((said != nullptr && said == std::string("off")) || own_container.path.empty() ||
-        !read_container(own_container.path, zip)) {
-        return {};
-    }
-    const entry * member = zip.find(ENTRY);
+    const container * zip = own_contents(SWITCH);
+    const entry * member = zip != nullptr ? zip->find(ENTRY) : nullptr;
     if (member == nullptr) {
         return {};
     }
-    const bool embeds = zip.find(EMBEDDER) != nullptr;
+    const bool embeds = zip->find(EMBEDDER) != nullptr;
     try {
-        return { read_passages(member->size <= MOST ? zip.content(*member) : ""),
-                 embeds ? zip.path + "@" + EMBEDDER : "" };
+        return { read_passages(member->size <= MOST ? zip->content(*member) : ""),
+                 embeds ? zip->path + "@" + EMBEDDER : "" };
     } catch (const std::runtime_error & problem) {
         throw std::runtime_error(std::string(ENTRY) + " of this file " + problem.what() +
                                  " (--no-documents leaves it out)");
@@ -183,7 +175,7 @@ void bound_passages(size_t most) {
 }
 
 void look_nothing_up() {
-    set_variable(SWITCH, "off");
+    leave_out(SWITCH);
 }
 
 void check_documents() {

@@ -1,7 +1,7 @@
 #include "machines/machines.h"
 
 #include "machines/worker.h"
-#include "packed.h"
+#include "manifest.h"
 #include "system/memory.h"
 
 #include <algorithm>

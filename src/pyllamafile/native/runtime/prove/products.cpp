@@ -1,11 +1,11 @@
 #include "prove/products.h"
 
+#include "ggml-cpp.h"
 #include "ggml.h"
 
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <memory>
 
 namespace {
 
@@ -101,25 +101,12 @@ std::vector<float> columns(int64_t count) {
     return numbers(DEPTH * count, (uint32_t)count);
 }
 
-struct freed {
-    void operator()(ggml_context * context) const {
-        ggml_free(context);
-    }
-    void operator()(ggml_backend_t backend) const {
-        ggml_backend_free(backend);
-    }
-    void operator()(ggml_backend_buffer_t buffer) const {
-        ggml_backend_buffer_free(buffer);
-    }
-};
-template <typename thing> using owned = std::unique_ptr<std::remove_pointer_t<thing>, freed>;
-
 // False if the backend doesn't multiply weights of this type.
 bool multiply(ggml_backend_t backend, const matrix & weights, int64_t count,
               std::vector<float> & out) {
     const ggml_init_params params = { 8 * ggml_tensor_overhead() + ggml_graph_overhead(), nullptr,
                                       true };
-    const owned<ggml_context *> context(ggml_init(params));
+    const ggml_context_ptr context(ggml_init(params));
     ggml_tensor * const a = ggml_new_tensor_2d(context.get(), weights.type, DEPTH, ROWS);
     ggml_tensor * const b = ggml_new_tensor_2d(context.get(), GGML_TYPE_F32, DEPTH, count);
     ggml_tensor * const c = ggml_mul_mat(context.get(), a, b);
@@ -128,8 +115,7 @@ bool multiply(ggml_backend_t backend, const matrix & weights, int64_t count,
     }
     ggml_cgraph * const graph = ggml_new_graph(context.get());
     ggml_build_forward_expand(graph, c);
-    const owned<ggml_backend_buffer_t> buffer(
-        ggml_backend_alloc_ctx_tensors(context.get(), backend));
+    const ggml_backend_buffer_ptr buffer(ggml_backend_alloc_ctx_tensors(context.get(), backend));
     const std::vector<float> numbers = columns(count);
     ggml_backend_tensor_set(a, weights.data.data(), 0, weights.data.size());
     ggml_backend_tensor_set(b, numbers.data(), 0, numbers.size() * sizeof(float));
@@ -145,7 +131,7 @@ bool multiply(ggml_backend_t backend, const matrix & weights, int64_t count,
 } // namespace
 
 std::vector<product> products_by(ggml_backend_reg_t kernels) {
-    const owned<ggml_backend_t> backend(
+    const ggml_backend_ptr backend(
         ggml_backend_dev_init(ggml_backend_reg_dev_get(kernels, 0), nullptr));
     // Threads that wait for each other would take longer than so little work does.
     const auto set_threads = (ggml_backend_set_n_threads_t)ggml_backend_reg_get_proc_address(

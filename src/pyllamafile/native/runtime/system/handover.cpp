@@ -1,6 +1,6 @@
 #include "system/handover.h"
 
-#include "packed.h"
+#include "manifest.h"
 #include "system/wide.h"
 
 #include <bcrypt.h>

@@ -16,8 +16,8 @@ static const permissions TABLE[] = {
     { duty::CONVERSES, "--chat at the terminal", files::ALL,   files::ALL,   network::CONNECTS, false },
     { duty::ASKS,      "--server-base",          files::ALL,   files::ALL,   network::ANYWHERE, false },
     { duty::QUESTIONS, "--ask",                  files::NAMED, files::NAMED, network::CONNECTS, false },
-    // It has the web GUI's conversations, in a folder that is all it may use (web/keeper.cpp).
-    { duty::KEEPS,     "the server's keeper",    files::NAMED, files::NAMED, network::NONE,     false },
+    // It has conversations or states, in a folder that is all it may use (system/split-off.h).
+    { duty::KEEPS,     "the server's keepers",   files::NAMED, files::NAMED, network::NONE,     false },
     // It computes for another machine, which it knows by standard input and output alone.
     { duty::WORKS,     "a worker of --on",       files::NAMED, files::NAMED, network::NONE,     false },
 };

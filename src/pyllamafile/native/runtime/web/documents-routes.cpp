@@ -1,5 +1,6 @@
 // The documents of the file over HTTP: POST /v1/search finds passages, GET /v1/documents lists the
-// documents, and GET /v1/passages?cite=LABEL has those that an answer names. page.js asks, too.
+// documents, and GET /v1/passages?cite=LABEL has those that an answer names. documents.js asks,
+// too.
 
 #include "../seams/documents-routes.h"
 

@@ -4,6 +4,7 @@
 #include "../persona.h"
 #include "../system/pipes.h"
 #include "../system/sandbox.h"
+#include "../system/split-off.h"
 #include "pages.h"
 
 #include <hash/hash.h>
@@ -20,8 +21,6 @@
 #ifdef _WIN32
 #include "../system/sandbox/system.h"
 #else
-#include <fcntl.h>
-#include <signal.h>
 #include <unistd.h>
 #endif
 
@@ -158,25 +157,14 @@ const uint64_t SHORT = 1024; // bytes
 const uint64_t LONG = chat_folder::LARGEST + SHORT;
 
 // It goes on until the server has ended, and is in the sandbox from when there is a folder.
-[[noreturn]] void keep(int from, int to) {
-    for (const int number : { SIGINT, SIGTERM, SIGHUP }) {
-        signal(number, SIG_IGN); // they are the server's, whose end is waited for
-    }
-    signal(SIGPIPE, SIG_IGN);
-    const int nothing = open("/dev/null", O_RDWR);
-    for (int stream = 0; stream < 3; stream++) {
-        dup2(nothing, stream);
-    }
+void keep(int from, int to) {
     const chat_folder folder(folder_path);
     bool confined = sandbox_was_off();
     request asked;
     while (receive(from, asked.what) && receive(from, asked.id, SHORT) &&
            receive(from, asked.expected, SHORT) && receive(from, asked.text, LONG)) {
         if (!confined && (asked.what == action::WRITE ? folder.make().empty() : folder.exists())) {
-            named names;
-            names.writes = { folder_path };
-            sandbox_names(names, false);
-            enter_sandbox(duty::KEEPS);
+            confine_to(folder_path);
             confined = true;
         }
         const chat_answer answer = obey(folder, asked);
@@ -185,7 +173,6 @@ const uint64_t LONG = chat_folder::LARGEST + SHORT;
             break;
         }
     }
-    _exit(0);
 }
 
 chat_answer ask(const request & asked) {
@@ -269,27 +256,7 @@ void start_keeper(const chats_place & place) {
     }
     open_to_low_integrity(folder_path);
 #else
-    int questions[2], answers[2];
-    if (pipe(questions) != 0 || pipe(answers) != 0) {
-        note(std::string("no pipe: ") + strerror(errno));
-        folder_path.clear();
-        return;
-    }
-    for (const int end : { questions[0], questions[1], answers[0], answers[1] }) {
-        fcntl(end, F_SETFD, FD_CLOEXEC);
-    }
-    fflush(stdout);
-    const pid_t child = fork();
-    if (child == 0) {
-        close(questions[1]);
-        close(answers[0]);
-        keep(questions[0], answers[1]);
-    }
-    close(questions[0]);
-    close(answers[1]);
-    to_keeper = questions[1];
-    from_keeper = answers[0];
-    if (child < 0) {
+    if (!split_off(keep, to_keeper, from_keeper)) {
         note(std::string("no process keeps them: ") + strerror(errno));
         folder_path.clear();
     }

@@ -1,4 +1,4 @@
-#include "packed.h"
+#include "manifest.h"
 
 #include <climits>
 #include <nlohmann/json.hpp>
@@ -6,15 +6,22 @@
 // Deflate makes of a byte at most this many: 258 out of two bits (RFC 1951, 3.2.5).
 static const size_t MOST_INFLATED = 1032;
 
-std::optional<packed_program> find_program(const container & llamafile,
-                                           const std::string & target) {
+static const uint64_t MOST_BYTES = 64 << 20; // FORMAT.md, section 6
+
+nlohmann::json manifest_of(const container & llamafile) {
     const entry * manifest = llamafile.find("llamafile.json");
-    if (manifest == nullptr) {
+    if (manifest == nullptr || manifest->size > MOST_BYTES) {
         return {};
     }
+    const auto json = nlohmann::json::parse(llamafile.content(*manifest), nullptr, false);
+    return json.is_object() ? json : nlohmann::json();
+}
+
+std::optional<packed_program> find_program(const container & llamafile,
+                                           const std::string & target) {
     try {
-        const auto json = nlohmann::json::parse(llamafile.content(*manifest));
-        for (const auto & row : json.at("runtimes")) {
+        const nlohmann::json manifest = manifest_of(llamafile);
+        for (const auto & row : manifest.at("runtimes")) {
             if (row.at("target") == target) {
                 packed_program found = { row.at("offset"), row.at("packed_size"), row.at("size"),
                                          row.at("sha256") };
@@ -26,7 +33,7 @@ std::optional<packed_program> find_program(const container & llamafile,
             }
         }
     } catch (const nlohmann::json::exception &) {
-        // `pyllamafile verify` says what is wrong with it
+        // as if there were no such program
     }
     return {};
 }

@@ -1,12 +1,18 @@
-// The programs that a llamafile has for other machines: `runtimes` in its manifest (FORMAT.md,
-// section 6).
+// What a llamafile says of itself: its manifest (FORMAT.md, section 6).
 #pragma once
 
 #include "container.h"
 
+#include <nlohmann/json_fwd.hpp>
+
 #include <optional>
 #include <string>
 
+// Of a file without one, or with one that makes no sense, null. `pyllamafile verify` says what is
+// wrong with it.
+nlohmann::json manifest_of(const container & llamafile);
+
+// A row of `runtimes`: a program that the file has for other machines.
 struct packed_program {
     int64_t offset;     // in the llamafile
     size_t packed_size; // of the gzip member there
