@@ -17,15 +17,13 @@ import json
 import operator
 import re
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -35,6 +33,8 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))
 import in_venv
 
 in_venv.ensure("runtimes,test", "pyllamafile")
+
+from serving import serving  # noqa: E402
 
 import pyllamafile  # noqa: E402
 from pyllamafile import engine, passages  # noqa: E402
@@ -103,19 +103,6 @@ def answers(asked: Sequence[Question], found: Sequence[Passage]) -> list[set[int
         {n for n, text in by_page.get(f"{each.page}.txt", ()) if plain(each.words) in text}
         for each in asked
     ]
-
-
-@contextmanager
-def serving(path: Path) -> Iterator[str]:
-    """A server; gives its URL."""
-    words = [path, "--server", "--nobrowser", "--port", "0"]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True)
-    assert process.stdout is not None
-    try:
-        yield next(re.search(r"http:\S+", line)[0] for line in process.stdout if "ready" in line)
-    finally:
-        process.send_signal(signal.SIGINT)
-        process.wait()
 
 
 def over_http(url: str) -> Search:

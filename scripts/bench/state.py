@@ -14,9 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -29,6 +27,7 @@ import in_venv
 
 in_venv.ensure("runtimes,test", "pyllamafile", "numpy")
 
+from serving import serving  # noqa: E402
 from speed import machine  # noqa: E402
 
 import pyllamafile  # noqa: E402
@@ -51,20 +50,11 @@ def documentation(model: Path, tokens: int, file: Path) -> None:
 
 def asked(llamafile: Path, *words: str, cache: Path) -> tuple[float, int, str]:
     """Start the server and ask: the seconds to the first token, those evaluated, the answer."""
-    environment = os.environ | {"PYLLAMAFILE_CACHE": str(cache)}
-    command = [str(llamafile), "--nobrowser", "--port", "0", *words]
-    server = subprocess.Popen(
-        ["sh", *command], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, env=environment
-    )
-    assert server.stdout is not None
-    try:
-        ready = next(line for line in server.stdout if b" is ready: " in line)
-        found = re.search(rb"http://\S+", ready)
-        assert found is not None
+    with serving(llamafile, *words, PYLLAMAFILE_CACHE=str(cache)) as url:
         body = {"messages": [{"role": "user", "content": QUESTION}], "stream": True}
         body |= {"temperature": 0, "max_tokens": 24, "timings_per_token": True}
         request = urllib.request.Request(
-            found[0].decode() + "v1/chat/completions",
+            url + "v1/chat/completions",
             json.dumps(body).encode(),
             {"Content-Type": "application/json"},
         )
@@ -83,10 +73,6 @@ def asked(llamafile: Path, *words: str, cache: Path) -> tuple[float, int, str]:
                 answer += piece
                 evaluated = facts.get("timings", {}).get("prompt_n", evaluated)
         return first, evaluated, answer
-    finally:
-        server.terminate()
-        server.wait()
-        server.stdout.close()
 
 
 def main() -> None:

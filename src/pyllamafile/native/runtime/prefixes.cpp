@@ -255,12 +255,6 @@ bool can_shorten(const llama_context * context) {
            !llama_model_is_hybrid(model);
 }
 
-// Whether there may be any for this context, to be kept or to be restored.
-bool has_states() {
-    const std::lock_guard<std::mutex> lock(one_at_a_time);
-    return !conditions.empty() && (keeps_states() || !own_tokens.empty());
-}
-
 size_t common_length(const std::string & a, const std::string & b) {
     const size_t most = std::min(a.size(), b.size());
     size_t size = 0;
@@ -280,7 +274,8 @@ void note_prefix(const common_chat_templates * templates, common_chat_templates_
     const auto user =
         std::find_if(inputs.messages.begin(), inputs.messages.end(),
                      [](const common_chat_msg & each) { return each.role == "user"; });
-    if (prompt.size() < LEAST || user == inputs.messages.end() || !has_states()) {
+    // Also where no states are kept: a batch ends at the same place then, and sums are the same.
+    if (prompt.size() < LEAST || user == inputs.messages.end()) {
         return;
     }
     user->content = OTHER_WORDS;
