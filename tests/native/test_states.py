@@ -106,6 +106,23 @@ def test_seam_what_was_read_is_not_evaluated_again(reader: Path, env: dict[str, 
     assert state.parent.stat().st_mode & 0o777 == 0o700
 
 
+def test_the_numbers_are_the_same_bit_for_bit(reader: Path, env: dict[str, str]) -> None:
+    """Whether a state was made, restored, or not wanted: batches end at the same places."""
+    asked = {"messages": [{"role": "user", "content": QUESTION}], **GREEDY}
+    asked |= {"logprobs": True, "top_logprobs": 5}
+    found = []
+    for words in ((), (), ("--no-state",)):
+        with serving(reader, "--nobrowser", *words, env=env) as url:
+            (choice,) = post(url, "v1/chat/completions", **asked)["choices"]
+            found.append([
+                [likely["logprob"] for likely in token["top_logprobs"]]
+                for token in choice["logprobs"]["content"]
+            ])  # fmt: skip
+        states(env, 1)
+    assert len(found[0]) > 4
+    assert found[0] == found[1] == found[2]
+
+
 def test_every_mode_has_the_same_state(reader: Path, env: dict[str, str]) -> None:
     first, log = ask(reader, "--ask", QUESTION, env=env)
     assert len(first) > 8
