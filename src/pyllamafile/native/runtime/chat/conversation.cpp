@@ -777,7 +777,10 @@ class model_server {
         if (port <= 0 || socketpair(AF_UNIX, SOCK_STREAM, 0, ends) != 0) {
             return false;
         }
+        // The log's thread, if it is there already, would be this process's alone.
+        common_log_pause(common_log_main());
         child = fork();
+        common_log_resume(common_log_main());
         if (child == 0) {
             close(ends[1]);
             serve(argc, argv, ends[0]);
