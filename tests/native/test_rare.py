@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import httpx
 import loadable
 import pytest
 from fixtures import tiny_ear, wav
-from running import serving
+from running import package, serving
 
 SERVER = ("--nobrowser", "--port", "0", "-n", "5")
 
 
 @pytest.mark.native
 def test_texts_are_ranked(runtime: Path, tmp_path: Path) -> None:
+    httpx = package("httpx")
     model = loadable.reranker().write(tmp_path / "ranks.gguf")
     texts = ["a dot", "the cab", "b"]
     with serving(runtime, "-m", model, "--reranking", *SERVER) as url:
@@ -30,6 +30,7 @@ def test_texts_are_ranked(runtime: Path, tmp_path: Path) -> None:
 @pytest.mark.native
 def test_a_sound_is_written_down(runtime: Path, tmp_path: Path) -> None:
     """By a projector and a model at random, so in words at random."""
+    httpx = package("httpx")
     model = loadable.llama().but({"llama.context_length": 1024}).write(tmp_path / "m.gguf")
     ear = tiny_ear(tmp_path / "ear.gguf", width=loadable.WIDTH)
     with serving(runtime, "-m", model, "--mmproj", ear, *SERVER) as url:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -226,3 +227,23 @@ def test_only_what_builds_or_signs_starts_programs(name):
 def test_the_second_opinion_shares_no_code_with_the_writer():
     assert "pyllamafile.zipalign" not in set(imports(MODULES["ops.verify"]))
     assert "zipfile" not in set(imports(MODULES["ops.verify"]))
+
+
+# What a test may import at once: the extra `test`, by the names of its modules, and what the
+# package itself takes. All else a test asks for when it runs (`running.package`), and is skipped.
+AT_HAND = {
+    "click", "gguf", "hypothesis", "lief", "numpy", "pyllamafile", "pytest", "rich", "yaml",
+    "wine_arm64",  # of scripts/
+}  # fmt: skip
+TESTS = Path(__file__).parents[1]
+
+
+def test_the_tests_import_nothing_but_the_extra_test():
+    ours = {path.stem for path in TESTS.rglob("*.py")}
+    for path in TESTS.rglob("*.py"):
+        if path.name == "reference.py":  # a program that a test starts
+            continue
+        tree = ast.parse(path.read_text(), str(path))
+        tree.body = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
+        roots = {module.split(".")[0] for module in imports(tree)}
+        assert roots <= AT_HAND | ours | sys.stdlib_module_names, path
