@@ -1,17 +1,24 @@
 #!/usr/bin/env python3
-"""Speed of a llamafile beside upstream's llama.cpp, on the same weights in one run.
+"""Speed of a llamafile beside its peers, on the same weights in one run.
 
-Upstream is compiled from the same sdist the way its README says (CMake, Release, which means
-gcc -O3 -march=native here), into the cache. Both programs take turns; the medians of several
-rounds are printed with their ratio, which is above 1 where the llamafile is faster.
+Peers are upstream's llama.cpp, compiled into the cache from the same sdist the way its README says
+(CMake, Release, which means gcc -O3 -march=native here), and ik_llama.cpp, as the wheel
+ik-llama-cpp-python from PyPI has it, where there is one for this machine. All take turns; the
+medians of several rounds are printed with their ratio, which is above 1 where the llamafile is
+faster. What other programs take meanwhile is said, too.
 
     scripts/bench/speed.py --model FILE [--rounds N] [--threads N] [--types F16,...] [--level v3]
-        [--prompt N] [--generate N] [--peer-flags FLAGS]
+        [--prompt N,...] [--generate N] [--depth N,...] [--peers upstream,ik] [--peer-flags FLAGS]
     scripts/bench/speed.py --shape phi3 [--layers N] ...
 
 --shape makes a model of random weights with the sizes of a real one, but fewer layers: it says
 nothing sensible, at that model's speed by layer. Its rows are multiples of 256, as the K types want
-them, which SmolLM2-135M's are not.
+them, which SmolLM2-135M's are not. --depth is how much text is in the context when writing begins.
+load.py measures several sequences at once.
+
+Two limits of the machine are measured in the same run: bytes from memory, for writing, and
+products of the best instruction that the level has, for prompts. The last column says how much of
+its limit the llamafile reaches.
 """
 
 from __future__ import annotations
@@ -19,18 +26,16 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
-import math
 import os
 import signal
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
@@ -38,8 +43,8 @@ import in_venv
 
 in_venv.ensure("runtimes,test", "pyllamafile", "numpy")  # numpy comes with gguf
 
-import gguf  # noqa: E402
-import numpy as np  # noqa: E402
+from limits import Neighbours, arithmetic, aside, bandwidth  # noqa: E402
+from shapes import SHAPES, products_to_read, read_to_write, shaped  # noqa: E402
 
 import pyllamafile  # noqa: E402
 from pyllamafile import native  # noqa: E402
@@ -47,37 +52,29 @@ from pyllamafile.models import gguf as weights  # noqa: E402
 from pyllamafile.native.building import tools  # noqa: E402
 from pyllamafile.targets import host  # noqa: E402
 
-T = TypeVar("T")
-
 TYPES = "F16,BF16,Q8_0,Q5_K_M,Q4_K_M,Q4_0,Q2_K"
+IK = "ik-llama-cpp-python==0.1.5"
+QUIET_ENOUGH = 0.05  # of all processors, for other programs
+MEMORY, FIRST = "memory, MiB", "first token, ms"  # the less, the better
+
+Measures = Mapping[str, float]
+"""What one round of one program measured: by the name of the measure."""
 
 
 @dataclass(frozen=True)
-class Shape:
-    """The sizes of a model's matrices."""
+class Sizes:
+    """What is measured, in tokens."""
 
-    arch: str
-    width: int
-    inner: int
-    heads: int
-    kv_heads: int
-    layers: int  # unless --layers says otherwise
+    prompts: tuple[int, ...]
+    generate: int
+    depths: tuple[int, ...]
 
-
-SHAPES = {
-    "phi3": Shape("phi3", 3072, 8192, 32, 32, 8),  # Phi-3-mini has 32 layers
-    "llama-1b": Shape("llama", 2048, 8192, 32, 8, 16),  # Llama-3.2-1B, but for its vocabulary
-}
-
-
-@dataclass(frozen=True)
-class Run:
-    """What one round of one program measured."""
-
-    prompt: float  # tokens per second
-    generation: float  # tokens per second
-    memory: float  # MiB at the most
-    first: float  # seconds from the start of the program to its first token
+    @staticmethod
+    def name(row: Mapping[str, int]) -> str:
+        """What the measure of a row of llama-bench's is called."""
+        if row["n_prompt"]:
+            return f"prompt {row['n_prompt']}"
+        return f"writing behind {row['n_depth']}" if row["n_depth"] else "writing"
 
 
 def upstream(flags: str, programs: Sequence[str] = ("llama-bench", "llama-completion")) -> Path:
@@ -118,95 +115,46 @@ def measured(command: list[str], first_output: bool = False) -> tuple[str, float
     return text.decode(), seconds, usage.ru_maxrss / 1024
 
 
-def one(
-    bench: list[str], complete: list[str], model: Path, threads: int, tokens: tuple[int, int]
-) -> Run:
-    """One round of one program, with so many tokens of a prompt, and so many written."""
-    common = ["-m", str(model), "-t", str(threads)]
-    sizes = ["-p", str(tokens[0]), "-n", str(tokens[1]), "-r", "1", "-o", "json"]
-    text, _, memory = measured([*bench, *common, *sizes])
-    speeds = {row["n_prompt"] > 0: row["avg_ts"] for row in json.loads(text)}
-    asked = ["-p", "Once upon a time", "-n", "1", "--temp", "0", "--no-display-prompt"]
-    _, first, _ = measured([*complete, *common, *asked], first_output=True)
-    return Run(speeds[True], speeds[False], memory, first)
+def llama_cpp(bench: list[str], complete: list[str], threads: int, sizes: Sizes) -> Measures:
+    """One round of a program that has llama.cpp's command line."""
+    common = ["-t", str(threads), "-r", "1", "-o", "json"]
+    prompts = ["-n", "0", "-p", ",".join(map(str, sizes.prompts))]
+    depths = ["-p", "0", "-n", str(sizes.generate), "-d", ",".join(map(str, sizes.depths))]
+    text, _, memory = measured([*bench, *common, *prompts])
+    rows = json.loads(text) + json.loads(measured([*bench, *common, *depths])[0])
+    asked = ["-t", str(threads), "-p", "Once upon a time", "-n", "1", "--temp", "0"]
+    _, first, _ = measured([*complete, *asked, "--no-display-prompt"], first_output=True)
+    speeds = {sizes.name(row): row["avg_ts"] for row in rows}
+    return {**speeds, MEMORY: memory, FIRST: first * 1e3}
 
 
-def bandwidth(threads: int) -> float:
-    """Bytes per second that this machine reads from memory, with all threads."""
-    data = np.ones(1 << 27, dtype=np.uint64)  # 1 GiB
-    parts = np.array_split(data, threads)
-    with ThreadPoolExecutor(threads) as pool:
-        best = math.inf
-        for _ in range(5):
-            start = time.perf_counter()
-            list(pool.map(np.max, parts))
-            best = min(best, time.perf_counter() - start)
-    return data.nbytes / best
+def ik_llama_cpp(python: Path, model: Path, threads: int, sizes: Sizes) -> Measures:
+    """One round of the wheel, whose memory is that of a Python, too."""
+    command = [str(python), str(Path(__file__).with_name("ik.py")), str(model), str(threads)]
+    lists = [",".join(map(str, some)) for some in (sizes.prompts, [sizes.generate], sizes.depths)]
+    text, _, memory = measured([*command, *lists])
+    _, first, _ = measured(command, first_output=True)
+    speeds = {sizes.name(row): row["avg_ts"] for row in json.loads(text)}
+    return {**speeds, MEMORY: memory, FIRST: first * 1e3}
 
 
-def aside(act: Callable[..., T], *arguments: object) -> T:
-    """Act in a process of its own: a child's peak of memory begins with that of its parent."""
-    with ProcessPoolExecutor(1) as pool:
-        return pool.submit(act, *arguments).result()
+def ik_python(folder: Path) -> Path | None:
+    """A Python that has ik_llama.cpp; None, with a line, where there is no wheel."""
+    place = folder / IK.replace("==", "-")
+    python = place / "bin" / "python"
+    if not (place / "complete").exists():
+        subprocess.run([sys.executable, "-m", "venv", "--clear", place], check=True)
+        install = [python, "-m", "pip", "install", "-q", "--only-binary", ":all:", IK]
+        done = subprocess.run(install, capture_output=True, text=True)
+        if done.returncode != 0:
+            print(f"without ik_llama.cpp: {done.stderr.strip().splitlines()[-1]}")
+            return None
+        (place / "complete").touch()
+    return python
 
 
-def read_to_write(tensors: Sequence[weights.Tensor]) -> int:
-    """The bytes of weights that a token takes: of embeddings by themselves, it takes a row."""
-    alone = any(tensor.name == "output.weight" for tensor in tensors)
-    return sum(t.size for t in tensors if not (alone and t.name == "token_embd.weight"))
-
-
-def matrices(shape: Shape) -> dict[str, tuple[int, ...]]:
-    """What a layer consists of, as llama.cpp names it."""
-    width, inner = shape.width, shape.inner
-    keys = width // shape.heads * shape.kv_heads
-    common = {"attn_norm": (width,), "ffn_norm": (width,), "attn_output": (width, width)}
-    if shape.arch == "phi3":
-        own = {"attn_qkv": (width + 2 * keys, width), "ffn_up": (2 * inner, width)}
-    else:
-        own = {"attn_q": (width, width), "attn_k": (keys, width), "attn_v": (keys, width)}
-        own |= {"ffn_gate": (inner, width), "ffn_up": (inner, width)}
-    return common | own | {"ffn_down": (width, inner)}
-
-
-def shaped(name: str, layers: int | None, folder: Path) -> Path:
-    """A model of random weights in F16, with Phi-3's vocabulary."""
-    shape = SHAPES[name]
-    count = layers or shape.layers
-    path = folder / f"{name}-{count}-layers.gguf"
-    if path.exists():
-        return path
-    unfinished = path.with_suffix(".unfinished")
-    writer = gguf.GGUFWriter(unfinished, shape.arch, use_temp_file=False)
-    vocabulary = native.llama_source() / "models" / "ggml-vocab-phi-3.gguf"
-    words = 0
-    for key, field in gguf.GGUFReader(vocabulary).fields.items():
-        if key.startswith("tokenizer."):
-            element = field.types[-1] if len(field.types) > 1 else None
-            writer.add_key_value(key, field.contents(), field.types[0], element)
-            words = len(field.data) if key == "tokenizer.ggml.tokens" else words
-    writer.add_context_length(4096)
-    writer.add_embedding_length(shape.width)
-    writer.add_feed_forward_length(shape.inner)
-    writer.add_block_count(count)
-    writer.add_head_count(shape.heads)
-    writer.add_head_count_kv(shape.kv_heads)
-    writer.add_rope_dimension_count(shape.width // shape.heads)
-    writer.add_layer_norm_rms_eps(1e-5)
-    sizes = {"token_embd": (words, shape.width), "output_norm": (shape.width,)}
-    sizes["output"] = (words, shape.width)
-    for layer in range(count):
-        sizes |= {f"blk.{layer}.{part}": size for part, size in matrices(shape).items()}
-    rng = np.random.default_rng(1)
-    for part, size in sizes.items():
-        values = rng.standard_normal(size, dtype=np.float32) * np.float32(0.02)
-        kind = np.float32 if len(size) == 1 else np.float16
-        writer.add_tensor(f"{part}.weight", values.astype(kind))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return unfinished.rename(path)
+def numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(word) for word in text.split(","))
 
 
 def main() -> None:
@@ -215,16 +163,20 @@ def main() -> None:
     which.add_argument("--model", type=Path, help="a GGUF to make the types from")
     which.add_argument("--shape", choices=SHAPES, help="the sizes of a model of random weights")
     parser.add_argument("--layers", type=int, help="of that one, instead of some")
-    parser.add_argument("--prompt", type=int, default=512, help="tokens")
+    parser.add_argument("--prompt", type=numbers, default=(512,), help="tokens")
     parser.add_argument("--generate", type=int, default=128, help="tokens")
+    parser.add_argument("--depth", type=numbers, default=(0,), help="tokens before those")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--types", default=TYPES)
     parser.add_argument("--level", help="a level of the kernels instead of the best")
+    parser.add_argument("--peers", default="upstream,ik")
     parser.add_argument("--peer-flags", default="", help="more compiler flags for upstream")
     options = parser.parse_args()
     if options.level:
         os.environ["PYLLAMAFILE_CPU"] = options.level
+    sizes = Sizes(options.prompt, options.generate, options.depth)
+    threads: int = options.threads
 
     here = host()
     if here is None:
@@ -234,50 +186,74 @@ def main() -> None:
     program = folder / "runtime"
     program.write_bytes(gzip.decompress(native.build(here).path.read_bytes()))
     program.chmod(0o755)
-    peer = upstream(options.peer_flags)
     version = subprocess.run([program, "--version"], capture_output=True, text=True, check=True)
-    limit = aside(bandwidth, options.threads)
-    source = options.model or aside(shaped, options.shape, options.layers, folder)
-    print(f"{machine()}, {options.threads} threads, {limit / 1e9:.1f} GB/s read from memory")
-    print(f"{version.stdout.splitlines()[-1]}; medians of {options.rounds} rounds")
-    print("ours / upstream = ratio, in tokens per second; MiB; milliseconds to the first token\n")
+    said = next(line for line in version.stdout.splitlines() if ", CPU level " in line)
+    level = next(level for level in here.levels if level.name == said.rpartition(" ")[2])
 
-    row = "{:8} {:>24} {:>24} {:>14} {:>14} {:>6}"
-    tokens = options.prompt, options.generate
-    heads = (f"prompt {tokens[0]}", f"generation {tokens[1]}", "memory", "first", "limit")
-    print(row.format("", *heads))
-    ratios: list[tuple[float, float]] = []
+    peers = options.peers.split(",")
+    theirs = upstream(options.peer_flags) if "upstream" in peers else None
+    python = ik_python(folder) if "ik" in peers else None
+    source = options.model or aside(shaped, options.shape, options.layers, folder)
+    neighbours = Neighbours()
+    memory = aside(bandwidth, threads)
+    instruction, products = arithmetic(threads, level.flags)
+    print(f"{machine()}, {said}, {threads} threads; medians of {options.rounds} rounds")
+    print(f"limits: {memory / 1e9:.1f} GB/s from memory; {products / 1e9:.0f} thousand million")
+    print(f"products a second by {instruction}")
+    print("speeds in tokens a second; ratios are ours to theirs\n")
+
+    ratios: dict[tuple[str, str], list[float]] = {}
     for name in options.types.split(","):
         model = quantized(program, source, name, folder)
         container = folder / f"{name}.llamafile"
         pyllamafile.build(model, container, gui=False, force=True, targets=[here.name])
-        ours, theirs = [], []
-        quiet = ["--no-warmup", "-no-cnv"]
+        bench = [str(program), "--llamafile", str(container), "--bench"]
+        turns: dict[str, Callable[[], Measures]] = {
+            "ours": partial(llama_cpp, bench, [str(program), "-m", str(container)], threads, sizes)
+        }
+        if theirs:
+            there = ["-m", str(model)]
+            bench = [str(theirs / "llama-bench"), *there]
+            complete = [str(theirs / "llama-completion"), "--no-warmup", "-no-cnv", *there]
+            turns["upstream"] = partial(llama_cpp, bench, complete, threads, sizes)
+        if python:
+            turns["ik"] = partial(ik_llama_cpp, python, model, threads, sizes)
+        rounds: dict[str, list[Measures]] = {who: [] for who in turns}
         for _ in range(options.rounds):
-            bench = [str(program), "--llamafile", str(container), "--bench"]
-            ours.append(one(bench, [str(program)], container, options.threads, tokens))
-            bench = [str(peer / "llama-bench")]
-            complete = [str(peer / "llama-completion"), *quiet]
-            theirs.append(one(bench, complete, model, options.threads, tokens))
-        cells = []
-        for field in ("prompt", "generation"):
-            a, b = median(ours, field), median(theirs, field)
-            cells.append(f"{a:.1f} / {b:.1f} = {a / b:.2f}")
-        ratios.append(tuple(float(cell.split("= ")[1]) for cell in cells))
-        cells.append(f"{median(ours, 'memory'):.0f} / {median(theirs, 'memory'):.0f}")
-        cells.append(f"{median(ours, 'first') * 1e3:.0f} / {median(theirs, 'first') * 1e3:.0f}")
-        used = read_to_write(weights.read(model).tensors)
-        cells.append(f"{median(ours, 'generation') * used / limit:.0%}")
-        print(row.format(name, *cells), flush=True)
+            for who, turn in list(turns.items()):
+                try:
+                    rounds[who].append(turn())
+                except SystemExit as problem:  # a peer need not know every kind of model
+                    if who == "ours":
+                        raise
+                    print(f"without {who}: {problem}")
+                    del turns[who], rounds[who]
+        facts = weights.read(model)
+        most = {
+            "prompt": products / products_to_read(facts),
+            "writing": memory / read_to_write(facts),
+        }
+        for what in rounds["ours"][0]:
+            medians = {who: median(done, what) for who, done in rounds.items()}
+            ours = medians.pop("ours")
+            cells = [f"{name:8} {what:20} {ours:8.1f}"]
+            for who, value in medians.items():
+                ratio = ours / value
+                ratios.setdefault((what, who), []).append(ratio)
+                cells.append(f"{who} {value:8.1f} = {ratio:5.2f}")
+            if limit := most.get(what.split()[0]):
+                cells.append(f"{ours / limit:4.0%} of the limit")
+            print("   ".join(cells), flush=True)
         container.unlink()
-    means = [statistics.geometric_mean(column) for column in zip(*ratios, strict=True)]
-    print(f"\ngeometric mean of the ratios: prompt {means[0]:.3f}, generation {means[1]:.3f}")
-    print("limit: bytes of weights read per second of generation, over what the memory gives")
+    print("\ngeometric means")
+    for (what, who), some in ratios.items():
+        print(f"{what:20} ours / {who:8} {statistics.geometric_mean(some):.3f}")
+    if (share := neighbours.share()) > QUIET_ENOUGH:
+        print(f"warning: other programs took {share:.0%} of the processors meanwhile")
 
 
-def median(runs: list[Run], field: str) -> float:
-    take: Callable[[Run], float] = lambda run: getattr(run, field)  # noqa: E731
-    return statistics.median(map(take, runs))
+def median(rounds: list[Measures], what: str) -> float:
+    return statistics.median(measures[what] for measures in rounds)
 
 
 def quantized(program: Path, model: Path, name: str, folder: Path) -> Path:
