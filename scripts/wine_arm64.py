@@ -29,6 +29,7 @@ import in_venv
 if __name__ == "__main__":
     in_venv.ensure("runtimes", "pyllamafile")
 
+import debian
 from filelock import FileLock
 
 from pyllamafile import native
@@ -45,24 +46,11 @@ PACKAGES = (
 QEMU = "qemu-aarch64-static"
 # Without BTI: Debian's ntdll.so claims to have its marks, and Wine's own assembly has none.
 PROCESSOR = "neoverse-n1"
-KEYS = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 BIN = "usr/lib/wine"
 # Wine starts its server, and every program by way of a preloader, which Debian has not for arm64.
 # It writes a long TMPDIR over the end of its memory.
 SCRIPT = '#!/bin/sh\nunset TMPDIR\nexec {qemu} -cpu {processor} -L "${{0%/{bin}/{name}}}" {words}\n'
 WORDS = {"wineserver": '"${0}64" "$@"', "wine64-preloader": '"$@"'}
-APT = """\
-APT::Architecture "arm64";
-APT::Architectures {{ "arm64"; }};
-APT::Sandbox::User "";
-Acquire::Languages "none";
-Dir::State "{0}";
-Dir::State::status "{0}/status";
-Dir::Cache "{0}";
-Dir::Etc::sourcelist "{0}/sources.list";
-Dir::Etc::sourceparts "{0}/none";
-Dir::Etc::preferencesparts "{0}/none";
-"""
 BOOT = 180  # seconds that a new Windows may take, on a busy machine
 STAY = 60  # seconds that its services stay without a program, even if this process is killed
 LEAVE = 10  # seconds that its processes have to leave when it is over
@@ -70,10 +58,6 @@ LEAVE = 10  # seconds that its processes have to leave when it is over
 
 class WineError(Exception):
     """Why no Windows on arm64 can be had here, in one line."""
-
-
-class MissingError(WineError):
-    """What lacks here, and which package has it."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +81,7 @@ def windows() -> Iterator[Windows]:
     """A Windows of its own, which is over with the block, and all that runs in it.
 
     Raises:
-        MissingError: There is no Wine for arm64 here, and none can be fetched.
+        debian.MissingError: There is no Wine for arm64 here, and none can be fetched.
         WineError: It doesn't start.
     """
     root = fetched()
@@ -172,54 +156,23 @@ def fetched() -> Path:
     """The root with Wine in it, fetched if need be.
 
     Raises:
-        MissingError: Something lacks that this takes.
+        debian.MissingError: Something lacks that this takes.
     """
-    need(QEMU, "qemu-user-static")
+    debian.need(QEMU, "qemu-user-static")
     root = place()
     root.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(root.with_suffix(".lock")):
         if not root.is_dir():
             with tempfile.TemporaryDirectory(dir=root.parent) as draft:
-                unpack(download(Path(draft)), Path(draft) / "root").rename(root)
+                what, folder = "Debian's Wine for arm64", Path(draft) / "packages"
+                packages = debian.download(folder, what, SUITE, "arm64", PACKAGES)
+                with_scripts(debian.unpack(packages, Path(draft) / "root")).rename(root)
     return root
 
 
-def need(program: str, package: str) -> str:
-    """The path of a program."""
-    if (found := shutil.which(program)) is None:
-        raise MissingError(f"{program} is missing: apt install {package}")
-    return found
-
-
-def download(folder: Path) -> list[Path]:
-    """The packages, checked by apt, from the mirror that this machine has its own Debian from."""
-    need("apt-get", "apt")
-    form = ["--format", "$(REPO_URI)", "Created-By: Packages", "Origin: Debian", "Label: Debian"]
-    mirrors = subprocess.run(["apt-get", "indextargets", *form], capture_output=True, text=True)
-    if not mirrors.stdout or not KEYS.is_file():
-        raise MissingError("apt knows no mirror of Debian: apt-get update, on a Debian")
-    mirror = mirrors.stdout.splitlines()[0]
-    for name in ("lists/partial", "archives/partial", "none"):
-        (folder / name).mkdir(parents=True)
-    (folder / "status").touch()
-    (folder / "sources.list").write_text(f"deb [signed-by={KEYS}] {mirror} {SUITE} main\n")
-    (folder / "apt.conf").write_text(APT.format(folder))
-    env = {**os.environ, "APT_CONFIG": str(folder / "apt.conf")}
-    for words in (["update", "--error-on=any"], ["download", *PACKAGES]):
-        command = ["apt-get", "-q", *words]
-        done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
-        if done.returncode:
-            said = done.stderr.strip().splitlines() or [f"apt-get ended with {done.returncode}"]
-            raise MissingError(f"Debian's Wine for arm64 can't be fetched: {said[-1]}")
-    return sorted(folder.glob("*.deb"))
-
-
-def unpack(packages: list[Path], root: Path) -> Path:
-    """A root with the packages in it, in which qemu runs what Wine starts."""
-    for package in packages:
-        subprocess.run([need("dpkg", "dpkg"), "-x", package, root], check=True)
+def with_scripts(root: Path) -> Path:
+    """A root with Wine's packages in it becomes one in which qemu runs what Wine starts."""
     (root / "lib").symlink_to("usr/lib")  # as Debian's base-files has it
-    shutil.rmtree(root / "usr/share/doc")
     for name, text in scripts().items():
         (root / BIN / name).write_text(text)
         (root / BIN / name).chmod(0o755)
@@ -242,7 +195,7 @@ def main() -> None:
             program, *arguments = sys.argv[1:]
             words = [*made.words, windows_path(Path(program).resolve()), *arguments]
             code = subprocess.run(words, env=made.env).returncode
-    except WineError as error:
+    except (debian.MissingError, WineError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:  # which the program had, too
         code = 128 + signal.SIGINT

@@ -116,6 +116,25 @@ def test_wine_for_arm64_says_what_it_lacks(
     assert (done.returncode, done.stdout, done.stderr) == (1, "", f"error: {error}\n")
 
 
+@pytest.mark.parametrize(
+    ("there", "error"),
+    [
+        (True, "qemu-system-aarch64 is missing: apt install qemu-system-arm"),
+        (False, "{}: No such file or directory"),
+    ],
+    ids=["qemu", "file"],
+)
+def test_a_linux_of_its_own_says_what_it_lacks(there: bool, error: str, tmp_path: Path) -> None:
+    file = tmp_path / "f"
+    if there:
+        file.touch()
+    env = {**os.environ, "PATH": str(tmp_path), "PYLLAMAFILE_CACHE": str(tmp_path / "cache")}
+    command = [sys.executable, SCRIPTS / "linux_machine.py", file, "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    expected = f"error: {error.format(file)}\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", expected)
+
+
 @pytest.mark.skipif(
     not Path("/usr/share/keyrings/debian-archive-keyring.gpg").is_file(),
     reason="debian-archive-keyring is missing: apt install debian-archive-keyring",

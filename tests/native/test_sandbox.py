@@ -13,82 +13,34 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import lief
 import pytest
+from duties import (
+    COMPUTES,
+    EVERYBODY,
+    MAY,
+    ROUTES,
+    SERVES,
+    Tried,
+    assert_held,
+    build,
+    compiled,
+    source_for,
+)
 from running import need, ready, run, unpacked
 
 from pyllamafile import native
-from pyllamafile.native.building import tools
 from pyllamafile.native.building.driver import RUNTIME
 from pyllamafile.targets import TARGETS
 
 pytestmark = pytest.mark.native
 
-ATTEMPTS = Path(__file__).with_name("sandbox.cpp")
-SANDBOX = RUNTIME / "system" / "sandbox"
-# As system/sandbox.h counts them.
-PRINTS, COMPUTES, SERVES, ROUTES, CONVERSES, ASKS, QUESTIONS, KEEPS, WORKS = range(9)
-REFUSED = {"EPERM", "EACCES", "ENOSYS"}
-
-# What each duty may do, out of all that tests/native/sandbox.cpp tries; all else is refused.
-EVERYBODY = {"read named", "thread"}
-FILES = {
-    "read secret", "list", "write secret", "make", "unlink", "rename", "chmod", "truncate", "link",
-}  # fmt: skip
-MAY = {
-    PRINTS: EVERYBODY,
-    COMPUTES: EVERYBODY,
-    SERVES: EVERYBODY | {"socket", "bind own"},
-    ROUTES: EVERYBODY | {"socket", "bind own", "connect own", "fork", "exec itself"},
-    CONVERSES: EVERYBODY | FILES | {"socket", "connect own"},
-    ASKS: EVERYBODY | FILES | {"socket", "socket UDP", "socket MPTCP", "connect own",
-                               "connect other", "fast open"},
-    QUESTIONS: EVERYBODY | {"socket", "connect own"},
-    KEEPS: EVERYBODY,
-    WORKS: EVERYBODY,
-}  # fmt: skip
-WHEN_READY = {**MAY, SERVES: EVERYBODY}
-
-
-def source_for(target: str) -> Path:
-    system = {"macos": "darwin"}.get(TARGETS[target].os, TARGETS[target].os)
-    return SANDBOX / f"{system}.cpp"
-
-
-def build(target: str, language: str, *words: str | Path) -> None:
-    zig = tools.package("ziglang") / "zig"
-    command = [zig, language, "-target", TARGETS[target].triple, "-Os", "-w", *words]
-    done = subprocess.run(command, capture_output=True, text=True, env=tools.environment())
-    assert (done.returncode, done.stderr) == (0, "")
-
-
-def compiled(target: str, folder: Path) -> Path:
-    output = folder / f"sandbox-{target}"
-    sources = (ATTEMPTS, RUNTIME / "system" / "sandbox.cpp", source_for(target))
-    build(target, "c++", "-std=c++17", f"-I{RUNTIME}", *sources, "-o", output)
-    return output
-
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return compiled("linux-amd64", tmp_path_factory.mktemp("program"))
-
-
-@dataclass(frozen=True)
-class Tried:
-    """What came of the attempts, before the sandbox was tightened and behind it."""
-
-    line: str
-    first: dict[str, str]
-    then: dict[str, str]
-
-    def done(self, behind: bool = False) -> set[str]:
-        return {
-            what for what, came in (self.then if behind else self.first).items() if came == "done"
-        }
 
 
 @pytest.fixture
@@ -112,10 +64,7 @@ def tries(program: Path, tmp_path: Path) -> Callable[..., Tried]:
             words = [*command, str(duty), secret, writable, folder, *ports]
             done = run(*words, preexec_fn=before)
         assert done.returncode == 0, done.stderr
-        parts = done.stdout.decode().split("tightened\n")
-        first, then = (dict(re.findall("(.+): (.+)", part)) for part in parts)
-        assert len(first) > 30
-        return Tried(done.stderr.decode().splitlines()[0], first, then)
+        return Tried.read(done.stdout.decode(), done.stderr.decode())
 
     return tries
 
@@ -124,17 +73,7 @@ def tries(program: Path, tmp_path: Path) -> Callable[..., Tried]:
 def test_a_duty_may_do_what_the_table_says_and_no_more(tries, duty: int) -> None:
     tried = tries(duty)
     assert tried.line.startswith("sandbox: Landlock ABI ")
-    # where nobody listens, a connection that is allowed is refused by nobody else
-    expected = MAY[duty] - ({"connect own"} if duty == ROUTES else set())
-    assert tried.done() == expected
-    over = {"unlink", "rename", "link"} if duty in (CONVERSES, ASKS) else set()  # done before
-    assert tried.done(behind=True) == WHEN_READY[duty] - over - {"connect own"} | (
-        expected & {"connect own"}
-    )
-    allowed = MAY[duty] | {"write named"}
-    assert {came for what, came in tried.first.items() if what not in allowed} <= REFUSED
-    if duty == ROUTES:
-        assert tried.first["connect own"] == "Connection refused"
+    assert_held(tried, duty)
 
 
 def test_what_was_named_is_written_and_nothing_beside_it(tries, tmp_path: Path) -> None:

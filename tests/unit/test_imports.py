@@ -233,7 +233,7 @@ def test_the_second_opinion_shares_no_code_with_the_writer():
 # package itself takes. All else a test asks for when it runs (`running.package`), and is skipped.
 AT_HAND = {
     "click", "gguf", "hypothesis", "lief", "numpy", "pyllamafile", "pytest", "rich", "yaml",
-    "wine_arm64",  # of scripts/
+    "debian", "linux_machine", "wine_arm64",  # of scripts/
 }  # fmt: skip
 TESTS = Path(__file__).parents[1]
 
