@@ -19,7 +19,8 @@ from pyllamafile.errors import (
     RefusedError,
     UnavailableError,
 )
-from pyllamafile.launcher import HeadProgram, pack
+from pyllamafile.launcher import HeadProgram, dressed, pack
+from pyllamafile.launcher.rsrc import Look
 from pyllamafile.llamafile import (
     DOCUMENTS,
     GUI,
@@ -37,6 +38,7 @@ from pyllamafile.llamafile import (
 from pyllamafile.models import tiny
 from pyllamafile.native import trial
 from pyllamafile.ops.verify import verify
+from pyllamafile.persona import Persona
 from pyllamafile.progress import Progress, Step
 from pyllamafile.runtimes import Runtime
 from pyllamafile.targets import TARGETS, Target, host, select
@@ -284,13 +286,34 @@ def one_linux(names: Sequence[str]) -> Sequence[str]:
     return [target.name for target in chosen]
 
 
-def head_program(runtimes: Sequence[Runtime], format: Format) -> HeadProgram | None:
-    """The program that the file itself is: on Windows there is no script to start one."""
+def head_program(
+    runtimes: Sequence[Runtime], format: Format, version: str, who: Persona | None = None
+) -> HeadProgram | None:
+    """The program that the file itself is: on Windows there is no script to start one.
+
+    Args:
+        runtimes: What there is.
+        format: What the file is to be.
+        version: The version of pyllamafile that builds the file.
+        who: Who the file says it is, which Windows shows.
+
+    Raises:
+        PyllamafileError: It can't be such a program.
+    """
     system = "linux" if format == "elf" else "windows"
     for runtime in runtimes:
         if TARGETS[runtime.target].os == system:
-            return HeadProgram(runtime, runtime.program())
+            program = HeadProgram(runtime, runtime.program())
+            return dressed(program, _look(runtime, version, who) if who else None)
     return None
+
+
+def _look(runtime: Runtime, version: str, who: Persona) -> Look | None:
+    """What Windows shows of a file that says who it is; None for what it shows of all others."""
+    if not who.name and not who.picture:
+        return None
+    within = f"pyllamafile with llama.cpp {runtime.llama_cpp}"
+    return Look(who.name, who.picture, version, runtime.target, within)
 
 
 # A wheel, or another llamafile

@@ -225,6 +225,18 @@ class Llamafile:
         how = f"`pyllamafile upgrade {self.path}` evaluates anew what it has read"
         return (Step("notice", f"{self.path}: has no state any more: {how}"),)
 
+    def old_look(self, changed: Collection[str]) -> Sequence[Step]:
+        """What to say once entries were changed: that Windows shows what the persona was.
+
+        Args:
+            changed: Names of what was added, replaced or removed.
+        """
+        shown = any(r["offset"] == 0 and r["target"].startswith("windows-") for r in self.runtimes)
+        if PERSONA not in changed or not shown:
+            return ()
+        how = f"`pyllamafile upgrade {self.path}` makes it show the new ones"
+        return (Step("notice", f"{self.path}: Windows shows the name and icon of before: {how}"),)
+
     def check_known(self) -> None:
         """Refuse a file of ours that this version must not change (FORMAT.md, section 6).
 

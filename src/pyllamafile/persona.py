@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import re
+import struct
 import sys
 from dataclasses import dataclass, fields
 from importlib import import_module
@@ -121,6 +122,12 @@ class Persona:
         return ", ".join(field.name for field in fields(self) if getattr(self, field.name))
 
     @property
+    def picture(self) -> tuple[bytes, int, int] | None:
+        """Its icon, and its width and height in pixels, unless it is none that can be shown."""
+        size = _pixels(self.icon or b"")
+        return (self.icon, *size) if self.icon and size else None
+
+    @property
     def text(self) -> bytes | None:
         """What `persona.json` says, which is all but the system prompt; None for nothing."""
         says: dict[str, Any] = {
@@ -144,7 +151,7 @@ def read_icon(path: str | os.PathLike[str]) -> bytes:
     """
     path = path_of(path)
     content = _bytes(path)
-    if not content.startswith(_PNG):
+    if not _pixels(content):
         raise RefusedError(f"{path}: is no PNG", path=path)
     if len(content) > MOST_ICON:
         raise RefusedError(
@@ -193,6 +200,14 @@ def said_in(content: bytes) -> Persona:
         )
     except (ValueError, TypeError, AttributeError) as error:
         raise RefusedError("persona.json says no persona") from error
+
+
+def _pixels(png: bytes) -> tuple[int, int] | None:
+    """Width and height of a PNG, which its first chunk has (section 11.2.2)."""
+    if not png.startswith(_PNG + b"\0\0\0\x0dIHDR") or len(png) < 33:
+        return None
+    width, height = struct.unpack_from(">2I", png, 16)
+    return (width, height) if width and height else None
 
 
 def _check_text(what: str, text: str) -> None:

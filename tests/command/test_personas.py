@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
+import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
+import lief
 import pytest
-from fixtures import grey_png
+from fixtures import grey_png, tiny_pe
+from judging import manifest
 
 import pyllamafile
 from pyllamafile import Persona, PyllamafileError, persona
@@ -161,6 +165,111 @@ def test_a_damaged_one_is_not_added(fails, run, here, text):
     Path("p.json").write_text(json.dumps({"name": "Eve"}))
     assert run("add", "o", "p.json=persona.json").code == 0
     assert pyllamafile.inspect("o").persona == Persona(name="Eve")
+
+
+# What Windows shows of it
+
+
+def shown(path: Path) -> tuple[str | None, bytes | None]:
+    """The name and the icon in a Windows program, or in a file that begins with one."""
+    content = path.read_bytes()
+    if zipfile.is_zipfile(path):
+        content = content[: manifest(path)["head"]["size"]]
+    binary = lief.PE.parse(content)
+    if not binary.has_resources:
+        return None, None
+    found = binary.resources_manager
+    icons = [bytes(icon.pixels) for icon in found.icons] if found.has_icons else [None]
+    if not found.has_version:
+        return None, icons[0]
+    (version,) = found.version
+    (table,) = version.string_file_info.children
+    says = {entry.key: entry.value for entry in table.entries}
+    assert says["FileDescription"] == says["ProductName"]
+    assert says["FileVersion"] == pyllamafile.__version__
+    return says["ProductName"], icons[0]
+
+
+WINDOWS = ("--target", "windows-amd64", "--target", "linux-amd64")
+
+
+def test_windows_shows_it_after_an_upgrade_too(run, windows, here, toml):
+    for name in ("o", "again"):
+        run("build", "--gguf", "m.gguf", "-o", name, "--persona", toml, *WINDOWS)
+    assert Path("o").read_bytes() == Path("again").read_bytes()
+    assert shown(Path("o")) == ("Ada", grey_png())
+    assert run("verify", "o").code == 0
+    before = manifest(Path("o"))["head"]
+    assert run("upgrade", "o").code == 0
+    assert manifest(Path("o"))["head"] == before
+    assert subprocess.run(["sh", "./o", "x"], capture_output=True).returncode == 0
+
+
+def test_without_a_name_and_an_icon_the_program_is_as_it_was_linked(run, windows, here):
+    for name, options in (("plain", ()), ("greets", ("--greeting", "Hello."))):
+        run("build", "--gguf", "m.gguf", "-o", name, *WINDOWS, *options)
+    assert manifest(Path("plain"))["head"] == manifest(Path("greets"))["head"]
+    assert shown(Path("plain")) == (None, None)
+
+
+def test_what_windows_shows_after_the_persona_was_changed(run, windows, here, toml):
+    """The head stays; `upgrade` makes it right."""
+    run("build", "--gguf", "m.gguf", "-o", "o", "--persona", toml, *WINDOWS)
+    Path("p.json").write_text(json.dumps({"name": "Eve"}))
+    said = "o: Windows shows the name and icon of before: `pyllamafile upgrade o` makes it show"
+    for command, after in (
+        (("add", "o", "p.json=persona.json"), ("Eve", None)),
+        (("remove", "o", "persona.json"), (None, None)),
+    ):
+        before = shown(Path("o"))
+        done = run(*command)
+        assert (done.code, said in done.err) == (0, True)
+        assert shown(Path("o")) == before
+        assert run("verify", "o").code == 0
+        assert run("upgrade", "o").code == 0
+        assert shown(Path("o")) == after
+        assert run("verify", "o").code == 0
+    Path("persona.json").write_text(json.dumps({"name": "Zoe"}))
+    assert said in run("zipalign", "o", "persona.json").err
+    Path("note.txt").write_text("x")
+    assert said not in run("add", "o", "note.txt").err
+    run("build", "--gguf", "m.gguf", "-o", "linux", "--persona", toml, "--target", "linux-amd64")
+    assert "Windows" not in run("add", "linux", "p.json=persona.json").err
+
+
+def test_another_files_engine_brings_no_persona(run, windows, here, toml):
+    run("build", "--gguf", "m.gguf", "-o", "ada", "--persona", toml, *WINDOWS)
+    run("build", "--gguf", "m.gguf", "-o", "plain", *WINDOWS)
+    assert run("upgrade", "plain", "--engine", "ada").code == 0
+    assert shown(Path("plain")) == (None, None)
+    assert b".persona" not in Path("plain").read_bytes()[:4096]
+    assert run("upgrade", "ada", "--engine", "plain").code == 0
+    assert shown(Path("ada")) == ("Ada", grey_png())
+
+
+@pytest.mark.parametrize("icon", [b"GIF89a", grey_png()[:20], b""])
+def test_an_icon_that_is_none_is_not_shown(run, windows, here, monkeypatch, icon):
+    """Of a file that somebody else wrote."""
+    says = {"name": "Eve", "icon": "data:image/png;base64," + base64.b64encode(icon).decode()}
+    Path("p.json").write_text(json.dumps(says))
+    run("build", "--gguf", "m.gguf", "-o", "o", *WINDOWS)
+    assert run("add", "o", "p.json=persona.json").code == 0
+    assert run("upgrade", "o").code == 0
+    assert shown(Path("o")) == ("Eve", None)
+
+
+def test_the_program_beside_a_large_file_looks_like_it(run, windows, here, toml, monkeypatch):
+    for module in ("build", "upgrade"):
+        monkeypatch.setattr(f"pyllamafile.ops.{module}.TOO_LARGE", 10_000)
+    run("build", "--gguf", "m.gguf", "-o", "o.llamafile", "--persona", toml, *WINDOWS)
+    assert shown(Path("o.exe")) == ("Ada", grey_png())
+    Path("p.json").write_text(json.dumps({"name": "Eve"}))
+    assert run("add", "o.llamafile", "p.json=persona.json").code == 0
+    assert run("upgrade", "o.llamafile").code == 0
+    assert shown(Path("o.exe")) == shown(Path("o.llamafile")) == ("Eve", None)
+    assert run("remove", "o.llamafile", "persona.json").code == 0
+    assert run("upgrade", "o.llamafile").code == 0
+    assert Path("o.exe").read_bytes() == tiny_pe()
 
 
 def test_an_older_python_without_tomli(toml, monkeypatch):

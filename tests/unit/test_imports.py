@@ -32,8 +32,9 @@ GRAPH = {
     "shift": set(),
     "signature": {"arguments", "errors"},
     "llamafile": {"arguments", "copying", "errors", "progress", "signature", "zipalign"},
-    "launcher": {"errors", "launcher.pe", "runtimes", "targets"},
-    "launcher.pe": {"errors"},
+    "launcher": {"errors", "launcher.pe", "launcher.rsrc", "runtimes", "targets"},
+    "launcher.pe": {"errors", "launcher.rsrc"},
+    "launcher.rsrc": set(),
     "native": {
         "errors", "launcher", "native.building.aside", "native.building.driver",
         "native.building.gui", "native.building.source",
@@ -42,9 +43,9 @@ GRAPH = {
     "native.trial": {"errors", "native.building.tools", "progress"},
     "plan": {"copying", "errors", "launcher", "llamafile", "passages", "runtimes", "zipalign"},
     "engine": {
-        "arguments", "documents", "errors", "launcher", "llamafile", "models.tiny", "native",
-        "native.trial", "ops.verify", "passages", "persona", "plan", "progress", "runtimes",
-        "targets", "zipalign",
+        "arguments", "documents", "errors", "launcher", "launcher.rsrc", "llamafile",
+        "models.tiny", "native", "native.trial", "ops.verify", "passages", "persona", "plan",
+        "progress", "runtimes", "targets", "zipalign",
     },
     "output": {
         "appearing", "errors", "llamafile", "ops.verify", "plan", "progress", "zipalign",
@@ -106,8 +107,8 @@ GRAPH = {
     },
     "ops.upgrade": {
         "", "appearing", "arguments", "copying", "engine", "errors", "launcher", "llamafile",
-        "models.source", "ops.state", "output", "paths", "plan", "progress", "runtimes", "shift",
-        "state", "targets", "zipalign",
+        "models.source", "ops.state", "output", "paths", "persona", "plan", "progress",
+        "runtimes", "shift", "state", "targets", "zipalign",
     },
     "": {
         "errors", "models.forecast", "ops.advise", "ops.build", "ops.doctor", "ops.edit",

@@ -100,7 +100,12 @@ if TYPE_CHECKING:
     metavar="TEXT",
     help="A question that the web GUI offers as a button. Repeat it for several questions.",
 )
-@click.option("--icon", type=PATH, metavar="FILE.png", help="The web GUI's icon.")
+@click.option(
+    "--icon",
+    type=PATH,
+    metavar="FILE.png",
+    help="The icon of the web GUI, and on Windows the file's.",
+)
 @click.option("--accent", metavar="COLOUR", help="The web GUI's colour, such as #3b82f6.")
 @click.option(
     "--persona",
@@ -228,9 +233,10 @@ def build(
     Hugging Face's hub. The option --no-documents of the file looks nothing up.
 
     --name, --system, --greeting, --suggest, --icon and --accent say who the file is. The web GUI
-    and the mode --chat show it, and --system holds for both. In the FILE.toml of --persona the keys
-    are name, greeting, suggestions (a list), accent, system (a text), system-file and icon (names
-    of files beside it). An option takes the place of the key.
+    and the mode --chat show it, and --system holds for both. Windows shows name and icon of a file
+    that is called NAME.exe, and of the .exe beside a large one. In the FILE.toml of --persona the
+    keys are name, greeting, suggestions (a list), accent, system (a text), system-file and icon
+    (names of files beside it). An option takes the place of the key.
 
     Without a Windows target the file begins with #!/bin/sh, and every program can start it: a
     shell, systemd, a container, another program. With a Windows target the file is a Windows

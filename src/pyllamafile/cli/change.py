@@ -170,7 +170,8 @@ def zipalign_command(
     stale = found.stale([entry.name for entry in entries]) if found else ()
     more = [found.updated_manifest(entries, stale)] if found and found.ours else []
     gone = {*stale, *(found.signature_entry if found else ())}
-    lost = [*found.unsigned(), *found.lost_state(gone)] if found else []
+    changed = {entry.name for entry in entries}
+    lost = [*found.unsigned(), *found.lost_state(gone), *found.old_look(changed)] if found else []
     with screen.progress() as tell:
         dead = zipalign.add(archive, [*entries, *more], remove=gone, progress=tell)
         for step in lost:

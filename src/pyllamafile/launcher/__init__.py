@@ -12,11 +12,12 @@ import re
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 
 from pyllamafile.errors import DamagedError, NotFoundError, PyllamafileError, RefusedError
 from pyllamafile.launcher import pe
+from pyllamafile.launcher.rsrc import Look
 from pyllamafile.runtimes import Runtime
 from pyllamafile.targets import TARGETS
 
@@ -87,6 +88,22 @@ def head(programs: Sequence[Program], head_program: HeadProgram | None = None) -
         return script.ljust(HEAD, b"\n")
     with _about(head_program):
         return pe.graft(head_program.program, script.split(b"\n", 1)[1])
+
+
+def dressed(head_program: HeadProgram, look: Look | None) -> HeadProgram:
+    """A program that Windows shows otherwise: by another name, with another icon.
+
+    Args:
+        head_program: The program; one that isn't for Windows is left as it is.
+        look: What Windows is to show; None for what the program brings.
+
+    Raises:
+        PyllamafileError: The program can't be changed so.
+    """
+    if _is_elf(head_program):
+        return head_program
+    with _about(head_program):
+        return replace(head_program, program=pe.dressed(head_program.program, look))
 
 
 def is_head_of(program: bytes, head: bytes) -> bool:

@@ -234,7 +234,7 @@ def build(
 
         # From here on it may take minutes.
         runtimes = engine.runtimes_for(systems, gui, tell)
-        program = engine.head_program(runtimes, format)
+        program = engine.head_program(runtimes, format, pyllamafile.__version__, persona)
         models = quantized.made(given, tell) if quantized else given.models
         looked_up = _looked_up(found, given, asked, tell) if found else None
         decided = plan.whole(

@@ -117,8 +117,9 @@ def remove(path: PathLike, names: str | Sequence[str], *, progress: Progress | N
 def _change(
     found: Llamafile, entries: Sequence[zipalign.Entry], gone: Collection[str], progress: Progress
 ) -> None:
-    """Add and remove entries, and say what no longer is: a signature, a state."""
-    lost = [*found.unsigned(), *found.lost_state(gone)]
+    """Add and remove entries, and say what is no longer right: a signature, a state, an icon."""
+    changed = {*gone, *(entry.name for entry in entries)}
+    lost = [*found.unsigned(), *found.lost_state(gone), *found.old_look(changed)]
     zipalign.add(found.path, entries, remove=gone, progress=progress)
     for step in lost:
         progress(step)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pyllamafile
-from pyllamafile import arguments, plan, shift, zipalign
+from pyllamafile import arguments, persona, plan, shift, zipalign
 from pyllamafile import engine as engines
 from pyllamafile.appearing import appearing, scratch_folder
 from pyllamafile.copying import failed
@@ -23,6 +23,7 @@ from pyllamafile.launcher import BLOCK, HeadProgram, is_head_of
 from pyllamafile.llamafile import (
     ARGS,
     MANIFEST,
+    PERSONA,
     PROOF,
     WEIGHTS,
     Llamafile,
@@ -34,6 +35,7 @@ from pyllamafile.models.source import PathLike
 from pyllamafile.ops.state import renew
 from pyllamafile.output import check_written, companion_path, write, write_companion
 from pyllamafile.paths import path_of, strings
+from pyllamafile.persona import Persona
 from pyllamafile.plan import Engine, Plan
 from pyllamafile.progress import Progress, silent
 from pyllamafile.runtimes import Runtime
@@ -122,7 +124,9 @@ def upgrade(
             folder = scratch.enter_context(scratch_folder(path.parent))
             parts = engines.taken(path_of(engine), folder, gui)
         runtimes = parts.chosen(wanted)
-        program = engines.head_program(runtimes, _format(found, runtimes))
+        program = engines.head_program(
+            runtimes, _format(found, runtimes), pyllamafile.__version__, _persona(found)
+        )
         new = plan.engine(
             name=found.name or path.name.removesuffix(".llamafile"),
             version=pyllamafile.__version__,
@@ -188,6 +192,15 @@ def _format(found: Llamafile, runtimes: Sequence[Runtime]) -> Format:
     elf = found.ours and _front(found, 4) == b"\x7fELF"
     single = len(runtimes) == 1 and TARGETS[runtimes[0].target].os == "linux"
     return "elf" if elf and single else "portable"
+
+
+def _persona(found: Llamafile) -> Persona | None:
+    """Who a file of ours says it is. One that says nonsense gets another engine nevertheless."""
+    if not found.ours or PERSONA not in found.members:
+        return None
+    with contextlib.suppress(PyllamafileError):
+        return persona.said_in(found.content(PERSONA, persona.MOST))
+    return None
 
 
 def _front(found: Llamafile, size: int) -> bytes:
