@@ -372,12 +372,15 @@ class Hashes:
     def _unpack(self, packed: memoryview | bytes) -> None:
         assert self._inflate is not None
         try:
-            while packed:  # in steps: a few bytes can unpack to very many
+            more = bool(packed)
+            while more:  # in steps: a few bytes can unpack to very many
                 content = self._inflate.decompress(packed, CHUNK)
                 self._count(content)
                 self._sha256.update(content)
-                # At the end zlib leaves the tail as it was, for ever.
-                packed = b"" if self._inflate.eof else self._inflate.unconsumed_tail
+                packed = self._inflate.unconsumed_tail
+                # Of bytes that it has taken zlib may hold back some of what they unpack to. At the
+                # end it leaves the tail as it was, for ever.
+                more = not self._inflate.eof and (bool(packed) or len(content) == CHUNK)
         except zlib.error as error:
             raise DamagedError(f"{self._name}: not deflated: {error}") from error
 

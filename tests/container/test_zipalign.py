@@ -281,6 +281,15 @@ def test_what_was_announced_is_checked(tmp_path):
             packed(tmp_path / "b.zip", [bad])
 
 
+@pytest.mark.parametrize("more", [-1, 0, 1, 7])
+def test_what_zlib_holds_back_at_the_end(tmp_path, more):
+    """It takes all that it is given, and hands out no more than was asked for."""
+    content = bytes(8 * copying.CHUNK + more)
+    entry = deflate("a", content)
+    assert entry.method == DEFLATED
+    assert contents(packed(tmp_path / "a.zip", [entry])) == [("a", content)]
+
+
 def test_deflate_stores_what_does_not_shrink():
     assert deflate("a", RANDOM[:100]).method == STORED
     assert deflate("a", b"").method == STORED
