@@ -99,6 +99,41 @@ def test_an_entry_of_this_name_is_a_text(fails, run, here, text):
     fails(message, "add", "o", "x=.read")
 
 
+@pytest.mark.parametrize(
+    ("text", "found", "shown"),
+    [
+        (b"", "it is empty", "is no text in UTF-8"),
+        (b" \n", "it is empty", "is no text in UTF-8"),
+        (b"\xff", "it is no text in UTF-8, and no", "is no text in UTF-8"),
+        (b"a\0b", "it has a zero byte, and no", "is no text in UTF-8"),
+        (
+            b"a" * ((16 << 20) + 1),
+            "it has 16777217 bytes, and a runtime reads no more than 16777216",
+            ".read has 16,777,217 bytes, and 16,777,216 is the most",
+        ),
+    ],
+    ids=["nothing", "spaces", "no UTF-8", "zero", "too long"],
+)
+@pytest.mark.parametrize("level", [0, 9], ids=["stored", "deflated"])
+def test_one_that_another_tool_added_is_named(run, here, text, found, shown, level):
+    """By `zipalign`, which takes any zip and any file."""
+    run("build", "--gguf", "m.gguf", "-o", "o")
+    Path(".read").write_bytes(text)
+    assert run("zipalign", f"-{level}", "o", ".read").code == 0
+    done = run("verify", "o")
+    assert done.code == 1
+    (line,) = [line for line in (done.out + done.err).splitlines() if ".read" in line]
+    assert found in line
+    assert f"\n  read          {shown}" in run("inspect", "o").out
+    report = pyllamafile.inspect("o")
+    assert report.read is None
+    assert shown in report.read_problem
+    Path(".read").write_text("Read.\n")
+    assert run("zipalign", f"-{level}", "o", ".read").code == 0
+    assert run("verify", "o").code == 0
+    assert "\n  read          6 bytes of text\n" in run("inspect", "o").out
+
+
 def test_a_document_that_is_not_there(fails, here):
     fails("none.md: No such file or directory", "build", "--gguf", "m.gguf", "--read", "none.md")
 

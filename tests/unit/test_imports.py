@@ -68,7 +68,8 @@ GRAPH = {
     "ops": set(),
     "ops.verify": {"errors", "progress"},
     "ops.inspect": {
-        "errors", "llamafile", "models.gguf", "passages", "paths", "persona", "state", "zipalign",
+        "documents", "errors", "llamafile", "models.gguf", "passages", "paths", "persona", "state",
+        "zipalign",
     },
     "ops.state": {
         "errors", "llamafile", "native", "native.trial", "plan", "progress", "state", "targets",

@@ -102,6 +102,10 @@ def _print_report(report: Report) -> None:
         say(f"  {'persona':<12}  {shown(report.persona_problem)}")
     if report.persona:
         _print_persona(report.persona)
+    if report.read_problem:
+        say(f"  {'read':<12}  {shown(report.read_problem)}")
+    if report.read:
+        say(f"  {'read':<12}  {report.read:,} bytes of text")
     if report.documents_problem:
         say(f"  {'documents':<12}  {shown(report.documents_problem)}")
     if report.documents:

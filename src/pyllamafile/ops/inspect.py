@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pyllamafile import llamafile, passages, persona, zipalign
+from pyllamafile import documents, llamafile, passages, persona, zipalign
 from pyllamafile.errors import AccessError, PyllamafileError, RefusedError
-from pyllamafile.llamafile import DOCUMENTS, PERSONA, STATE, Llamafile, Maker
+from pyllamafile.llamafile import DOCUMENTS, PERSONA, READ, STATE, Llamafile, Maker
 from pyllamafile.models import gguf
 from pyllamafile.models.gguf import Kind, Weights
 from pyllamafile.passages import Documents
@@ -90,6 +90,8 @@ class Report:
         entries: Everything in the zip, in the order of the file.
         persona: Who it says it is; its system prompt is in `args`.
         persona_problem: Why that can't be shown, if it can't.
+        read: Bytes of text that it has read.
+        read_problem: Why that is nothing that it could have read, if it isn't.
         documents: What it can look things up in.
         documents_problem: Why that can't be shown, if it can't.
         state: What it remembers of what it has read.
@@ -112,6 +114,8 @@ class Report:
     entries: tuple[EntryFacts, ...] = ()
     persona: Persona | None = None
     persona_problem: str | None = None
+    read: int | None = None
+    read_problem: str | None = None
     documents: Documents | None = None
     documents_problem: str | None = None
     state: State | None = None
@@ -140,6 +144,7 @@ def inspect(path: str | os.PathLike[str]) -> Report:
     args, args_problem = _args(found)
     signed_with, signature_problem = _signature(found)
     who, persona_problem = _persona(found)
+    read, read_problem = _read(found)
     looked_up, documents_problem = _documents(found)
     state, state_problem = _state(found)
     return Report(
@@ -158,6 +163,8 @@ def inspect(path: str | os.PathLike[str]) -> Report:
         entries=tuple(_entry(member) for member in found.archive.members),
         persona=who,
         persona_problem=persona_problem,
+        read=read,
+        read_problem=read_problem,
         documents=looked_up,
         documents_problem=documents_problem,
         state=state,
@@ -189,6 +196,18 @@ def _persona(found: Llamafile) -> tuple[Persona | None, str | None]:
         return None, None
     try:
         return persona.said_in(found.content(PERSONA, persona.MOST)), None
+    except PyllamafileError as error:
+        return None, error.message.removeprefix(f"{found.path}: ")
+
+
+def _read(found: Llamafile) -> tuple[int | None, str | None]:
+    """How much it has read, or why that can't be known."""
+    if not found.ours or READ not in found.members:
+        return None, None
+    try:
+        text = found.content(READ, documents.MOST)
+        documents.check(text)
+        return len(text), None
     except PyllamafileError as error:
         return None, error.message.removeprefix(f"{found.path}: ")
 

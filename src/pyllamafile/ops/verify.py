@@ -41,6 +41,7 @@ from pyllamafile.progress import Progress, Step, silent
 MANIFEST: Final = "llamafile.json"
 SIGNATURE: Final = "llamafile.json.sig"
 ARGS: Final = ".args"
+READ: Final = ".read"
 STATE: Final = ".state"
 DOCUMENTS: Final = ".documents"
 EMBEDDER: Final = "embedder.model"
@@ -51,6 +52,7 @@ _CHUNK: Final = 1 << 20  # bytes in flight: some of these at a time, whatever th
 _MOST_DIRECTORY: Final = 256 << 20  # bytes: some million entries
 _MOST_MANIFEST: Final = 64 << 20
 _MOST_ARGS: Final = 1 << 20
+_MOST_READ: Final = 16 << 20
 _MOST_SIGNATURE: Final = 1 << 16
 _MOST_STATE: Final = 2 << 30
 _MOST_MISFITS: Final = 20  # are enough to see what is wrong with a manifest
@@ -505,6 +507,7 @@ def _survey(file: BinaryIO, path: Path) -> _Survey:
         if manifest:
             _check_signature(file, located, report)
             _check_state(file, located, report)
+            _check_read(file, located, report)
     except _PartError as bad:
         raise DamagedError(f"cannot read {path}: {bad}", path=path) from bad
     except OSError as error:
@@ -882,10 +885,7 @@ def _read_manifest(
     try:
         if max(entry.size, entry.stored) > _MOST_MANIFEST:
             raise _PartError(f"it has {entry.size} bytes, which no manifest has")
-        plain: Iterable[bytes] = _chunks(file, entry.data, entry.stored)
-        if entry.method == _DEFLATED:
-            plain = _inflate(plain, _RAW_DEFLATE, entry.size)
-        manifest = json.loads(b"".join(plain).decode(), object_pairs_hook=_once)
+        manifest = json.loads(b"".join(_plain(file, entry)).decode(), object_pairs_hook=_once)
     except (_PartError, ValueError, RecursionError) as error:
         report(MANIFEST, f"it cannot be understood: {error}")
         return None
@@ -899,6 +899,13 @@ def _read_manifest(
     for what in misfits:
         report(MANIFEST, what)
     return None if misfits else manifest
+
+
+def _plain(file: BinaryIO, entry: _Entry) -> Iterable[bytes]:
+    """The content of an entry, unpacked."""
+    chunks = _chunks(file, entry.data, entry.stored)
+    packed = entry.method == _DEFLATED
+    return _inflate(chunks, _RAW_DEFLATE, entry.size) if packed else chunks
 
 
 # The signature: launcher/FORMAT.md, section 8
@@ -916,16 +923,39 @@ def _check_signature(file: BinaryIO, entries: Sequence[_Entry], report: _Report)
     if max(entry.size, entry.stored) > _MOST_SIGNATURE:
         report(entry.where, f"it has {entry.size} bytes, which no signature has")
         return
-    plain: Iterable[bytes] = _chunks(file, entry.data, entry.stored)
-    if entry.method == _DEFLATED:
-        plain = _inflate(plain, _RAW_DEFLATE, entry.size)
     try:
-        text = _SIGNATURE.fullmatch(b"".join(plain))
+        text = _SIGNATURE.fullmatch(b"".join(_plain(file, entry)))
         raw = base64.b64decode(b"".join(text[1].split()), validate=True) if text else b""
     except (_PartError, ValueError):
         raw = b""
     if not _is_signature(raw):
         report(entry.where, "it is no signature of OpenSSH's")
+
+
+def _check_read(file: BinaryIO, entries: Sequence[_Entry], report: _Report) -> None:
+    """That what the file has read is a text that a runtime takes."""
+    entry = next((entry for entry in entries if entry.name == READ), None)
+    if entry is None:
+        return
+    if max(entry.size, entry.stored) > _MOST_READ:
+        what = f"it has {entry.size} bytes, and a runtime reads no more than {_MOST_READ}"
+        report(entry.where, what)
+        return
+    try:
+        raw = b"".join(_plain(file, entry))
+    except _PartError:
+        return  # which is said where its contents are checked
+    if zlib.crc32(raw) != entry.crc:
+        return
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError:
+        report(entry.where, "it is no text in UTF-8, and no conversation starts with it")
+        return
+    if "\0" in text:
+        report(entry.where, "it has a zero byte, and no conversation starts with it")
+    elif not text.strip():
+        report(entry.where, "it is empty")
 
 
 def _check_state(file: BinaryIO, entries: Sequence[_Entry], report: _Report) -> None:
@@ -993,11 +1023,8 @@ def _check_arguments(file: BinaryIO, entries: Sequence[_Entry], report: _Report)
     entry = next((entry for entry in entries if entry.name == ARGS), None)
     if entry is None or max(entry.size, entry.stored) > _MOST_ARGS:
         return
-    plain: Iterable[bytes] = _chunks(file, entry.data, entry.stored)
-    if entry.method == _DEFLATED:
-        plain = _inflate(plain, _RAW_DEFLATE, entry.size)
     try:
-        text = b"".join(plain)
+        text = b"".join(_plain(file, entry))
     except _PartError:
         return  # which is said where its contents are checked
     if zlib.crc32(text) != entry.crc:
