@@ -18,7 +18,9 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+import lief
 import pytest
+from fixtures import grey_png
 from running import at_hand, childless, children, need, ready, run, unpacked
 from test_chat import terminal
 from wine_arm64 import Windows, windows_path
@@ -221,6 +223,27 @@ def test_one_file_for_windows_and_linux(
     assert here.stdout == there.stdout
     assert b"Paris" in there.stdout
     assert b"mingw" in windows("--licenses", program=file).stdout.lower()
+
+
+def test_a_file_with_a_persona_starts_and_looks_like_it(
+    target: str, windows: Program, program: Path, phi3: Path, expected: bytes, tmp_path: Path
+) -> None:
+    """What Windows itself says of such a program is in tests/container/test_pe.py."""
+    ada = pyllamafile.Persona(name="Ada \u6771\u4eac", icon=grey_png(256))
+    args = ["-n", "8", "--temp", "0"]
+    file = tmp_path / "ada.exe"
+    pyllamafile.build(phi3, file, targets=[target], persona=ada, args=args, gui=False)
+    linked, binary = lief.PE.parse(program), lief.PE.parse(file)
+    before, after = linked.resources_manager, binary.resources_manager
+    assert after.manifest == before.manifest
+    assert (len(before.icons), len(after.icons)) == (4, 1)
+    assert bytes(after.icons[0].pixels) == ada.icon
+    (version,) = after.version
+    (table,) = version.string_file_info.children
+    says = {entry.key: entry.value for entry in table.entries}
+    assert (says["FileDescription"], says["InternalName"]) == (ada.name, target)
+    done = windows("-p", "Once", program=file)
+    assert (done.returncode, done.stdout) == (0, expected)
 
 
 # the server
