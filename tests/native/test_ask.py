@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fixtures import tiny_ear, wav
 from running import run
 
 import pyllamafile
@@ -200,3 +201,48 @@ def test_at_a_terminal_it_is_the_same(llamafile: Path, answer: bytes) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     os.close(terminal)
     assert shown.replace(b"\r\n", b"\n") == answer
+
+
+@pytest.fixture(scope="module")
+def hearing(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file that hears, by an ear at random."""
+    folder = tmp_path_factory.mktemp("hearing")
+    ear = tiny_ear(folder / "ear.gguf", width=576, scale=1)
+    built = pyllamafile.build(
+        smollm2, folder / "f.llamafile", mmproj=ear, targets=["linux-amd64"], gui=False
+    )
+    return built.path
+
+
+def test_sounds(hearing: Path, tmp_path: Path) -> None:
+    """What a file is its first bytes say, whatever its name and the option that names it."""
+    high, low = tmp_path / "high.wav", tmp_path / "low"
+    high.write_bytes(wav(3000))
+    low.write_bytes(wav(200))
+    heard = {path: ask(hearing, "--ask", "What?", "--audio", path) for path in (high, low)}
+    assert len({ask(hearing, "--ask", "What?"), *heard.values()}) == 3
+    assert ask(hearing, "--ask", "What?", "--image", high) == heard[high]
+    both = ask(hearing, "--ask", "What?", "--audio", low, "--audio", high)
+    assert both not in heard.values()
+    done = run(hearing, "--chat", *GREEDY, stdin=f"/audio {high}\nWhat?\n/context\n".encode())
+    answer, context = done.stdout.rstrip(b"\n").rsplit(b"\n", 1)
+    assert (done.returncode, done.stderr, answer + b"\n") == (0, b"", heard[high])
+    assert context.endswith(b"tokens, sounds not counted: 1")
+    assert run(hearing, "-p", "What?", "--audio", high, *GREEDY).returncode == 0
+
+
+def test_sounds_that_are_none(hearing: Path, llamafile: Path, tmp_path: Path) -> None:
+    sound, broken, text = (tmp_path / name for name in ("a.wav", "b.wav", "c.wav"))
+    sound.write_bytes(wav(440))
+    broken.write_bytes(wav(440)[:20])
+    text.write_bytes(b"no sound at all")
+    for file, path, problem in (
+        (llamafile, sound, b"this model hears no sounds"),
+        (hearing, text, b"this model sees no images"),
+        (hearing, broken, b""),
+        (hearing, tmp_path / "none.wav", b"--audio"),
+    ):
+        done = run(file, "--ask", "What?", "--audio", path, *GREEDY)
+        assert (done.returncode, done.stdout) == (1, b"")
+        assert done.stderr.startswith(b"error: " + problem)
+        assert done.stderr.count(b"\n") == 1

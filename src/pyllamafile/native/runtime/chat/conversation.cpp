@@ -207,6 +207,17 @@ std::string message_of(const std::string & body) {
     return body;
 }
 
+// By the first bytes, as upstream tells a sound from a picture (mtmd-helper.cpp): WAVE, FLAC, or
+// MP3, which begins with a tag or with the eleven bits of its frames.
+bool is_sound(const std::string & bytes) {
+    const auto has = [&](size_t at, const char * mark) {
+        return bytes.compare(at, strlen(mark), mark) == 0;
+    };
+    return bytes.size() >= 12 &&
+           ((has(0, "RIFF") && has(8, "WAVE")) || has(0, "fLaC") || has(0, "ID3") ||
+            ((unsigned char)bytes[0] == 0xFF && (unsigned char)bytes[1] >= 0xE0));
+}
+
 class conversation {
   public:
     conversation(cli_client & server, const common_params & params)
@@ -214,7 +225,9 @@ class conversation {
           grammar(common_grammar_value(params.sampling.grammar)) {
         const json props = json::parse(server.get("/props"));
         context = props.at("default_generation_settings").value("n_ctx", 0);
-        sees = props.value("modalities", json::object()).value("vision", false);
+        const json modalities = props.value("modalities", json::object());
+        sees = modalities.value("vision", false);
+        hears = modalities.value("audio", false);
         const std::string path = props.value("model_path", "");
         const std::string file = path.substr(path.find_last_of("/\\@") + 1);
         const persona own = persona_of(own_container);
@@ -260,23 +273,30 @@ class conversation {
     bool ask(const std::string & text) {
         const std::string all = texts + text;
         json content = all;
-        if (!images.empty()) {
-            content = images;
+        if (!media.empty()) {
+            content = media;
             content.push_back({ { "type", "text" }, { "text", all } });
         }
-        const bool more = !texts.empty() || !images.empty();
+        const bool more = !texts.empty() || !media.empty();
         messages.push_back({ { "role", "user" }, { "content", content } });
         texts.clear();
-        images = json::array();
+        media = json::array();
         return answer(more ? ", with all that was added to it" : "");
     }
 
-    void stage_image(const std::string & path) {
-        if (!sees) {
-            throw std::runtime_error("this model sees no images");
+    // The option and the command that brought a file say what it is as little as its name does.
+    void stage_media(const std::string & path) {
+        const std::string bytes = read_bytes(path);
+        const bool sound = is_sound(bytes);
+        if (!(sound ? hears : sees)) {
+            throw std::runtime_error(sound ? "this model hears no sounds"
+                                           : "this model sees no images");
         }
-        const std::string url = "data:image/unknown;base64," + base64::encode(read_bytes(path));
-        images.push_back({ { "type", "image_url" }, { "image_url", { { "url", url } } } });
+        const std::string text = base64::encode(bytes);
+        const json picture = { { "url", "data:image/unknown;base64," + text } };
+        media.push_back(
+            sound ? json{ { "type", "input_audio" }, { "input_audio", { { "data", text } } } }
+                  : json{ { "type", "image_url" }, { "image_url", picture } });
         remark(path + " goes with what you say next");
     }
 
@@ -290,13 +310,14 @@ class conversation {
     static const std::vector<command> & commands() {
         using self = conversation;
         static const std::vector<command> all = {
+            { "/audio", "FILE", "adds a sound to what you say next", &self::stage_media },
             { "/clear", "", "forgets all but the system prompt", &self::clear },
             { "/context", "", "how much of the context is used", &self::show_context },
             { "/dump", "[FILE]", "what the model has before it, as text", &self::dump },
             { "/exit", "", "ends (so does Ctrl-D)", nullptr },
             { "/forget", "", "drops the oldest question and its answer", &self::forget },
             { "/help", "", "this list", &self::help },
-            { "/image", "FILE", "adds an image to what you say next", &self::stage_image },
+            { "/image", "FILE", "adds an image to what you say next", &self::stage_media },
             { "/load", "FILE", "goes on with a saved conversation, or the GUI's", &self::load },
             { "/pop", "", "back to where /push was", &self::pop },
             { "/push", "", "remembers this point", &self::push },
@@ -409,7 +430,7 @@ class conversation {
 
     void clear(const std::string &) {
         messages = json::array();
-        images = json::array();
+        media = json::array();
         texts.clear();
         if (!first_system.empty()) {
             messages.push_back({ { "role", "system" }, { "content", first_system } });
@@ -429,20 +450,19 @@ class conversation {
             const json body = { { "content", written() }, { "parse_special", true } };
             used = json::parse(server.post("/tokenize", body.dump())).at("tokens").size();
         }
-        const size_t seen = pictures();
         show(std::to_string(used) + " of " + std::to_string(context) + " tokens" +
-             (seen == 0 ? "" : ", pictures not counted: " + std::to_string(seen)));
+             uncounted("pictures", "image_url") + uncounted("sounds", "input_audio"));
     }
 
     // In what the template writes down they are marks; what they take is known to the projector.
-    size_t pictures() const {
+    std::string uncounted(const std::string & what, const std::string & type) const {
         size_t found = 0;
         for (const json & message : messages) {
             for (const json & part : message["content"]) {
-                found += part.is_object() && part.value("type", "") == "image_url";
+                found += part.is_object() && part.value("type", "") == type;
             }
         }
-        return found;
+        return found == 0 ? "" : ", " + what + " not counted: " + std::to_string(found);
     }
 
     void dump(const std::string & path) {
@@ -545,8 +565,9 @@ class conversation {
     const std::string grammar;     // for every answer
     int context = 0;               // tokens
     bool sees = false;             // images
+    bool hears = false;            // sounds
     json messages = json::array(); // as /v1/chat/completions takes them
-    json images = json::array();   // for the next message
+    json media = json::array();    // for the next message
     std::string texts;             // as well
     std::vector<json> pushed;
     json last; // the server's timings of the last answer
@@ -705,7 +726,7 @@ template <typename Action> void attempt(int & code, const Action & action) {
 int answer_once(cli_client & server, const common_params & params) {
     conversation talk(server, params);
     for (const std::string & path : params.image) {
-        talk.stage_image(path);
+        talk.stage_media(path);
     }
     return talk.ask(params.prompt) ? 0 : 130;
 }
@@ -714,7 +735,7 @@ int talk(cli_client & server, const common_params & params) {
     conversation talk(server, params);
     int code = 0;
     for (const std::string & path : params.image) {
-        attempt(code, [&] { talk.stage_image(path); });
+        attempt(code, [&] { talk.stage_media(path); });
     }
     std::string message = params.prompt;
     if (!message.empty() && at_terminal) {
