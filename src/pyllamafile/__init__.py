@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from pyllamafile.ops.edit import add, remove
     from pyllamafile.ops.export import Exported, Layer, export
     from pyllamafile.ops.extract import extract
+    from pyllamafile.ops.hosts import Host, examine_host
     from pyllamafile.ops.inspect import EntryFacts, ModelFacts, Report, inspect
     from pyllamafile.ops.sign import SignatureCheck, Signed, sign, signed_by
     from pyllamafile.ops.upgrade import Upgraded, upgrade
@@ -63,6 +64,7 @@ _MODULES = {
     "ops.edit": ("add", "remove"),
     "ops.export": ("Exported", "Layer", "export"),
     "ops.extract": ("extract",),
+    "ops.hosts": ("Host", "examine_host"),
     "ops.inspect": ("EntryFacts", "ModelFacts", "Report", "inspect"),
     "ops.sign": ("SignatureCheck", "Signed", "sign", "signed_by"),
     "ops.upgrade": ("Upgraded", "upgrade"),
@@ -85,6 +87,7 @@ __all__ = [
     "ExistsError",
     "Exported",
     "Finding",
+    "Host",
     "Layer",
     "Memory",
     "ModelFacts",
@@ -108,6 +111,7 @@ __all__ = [
     "advise",
     "build",
     "examine",
+    "examine_host",
     "export",
     "extract",
     "inspect",

@@ -583,6 +583,27 @@ def test_systems_are_those_of_the_table() -> None:
     assert set(rows) == expected
 
 
+def test_doctor_asks_them(llamafile: Path, machines: Machines) -> None:
+    doctor = [sys.executable, "-m", "pyllamafile", "doctor", llamafile]
+    done = run(*doctor, "--on", "one,two", env=machines.env)
+    assert done.returncode == 0, done.stderr
+    said = (done.stdout + done.stderr).decode()
+    assert re.findall("(?m)^(.*): it can take part \\(Linux", said) == ["one", "two"]
+    done = run(*doctor, "--on", "one,stranger", env=machines.env)
+    said = (done.stdout + done.stderr).decode()
+    assert done.returncode == 1
+    assert re.search("(?m)^stranger: problem: .*refused; make `ssh stranger` work first", said)
+    forced = machines.folder / "three" / "authorized"
+    keys = forced.read_text()
+    forced.write_text(f'command="/bin/false" {keys}')
+    try:
+        done = run(*doctor, "--on", "three", env=machines.env)
+    finally:
+        forced.write_text(keys)
+    assert done.returncode == 1
+    assert b"three: problem: ssh doesn't run the command" in done.stdout + done.stderr
+
+
 # What a worker is told: the numbers are those of ggml-rpc.cpp
 
 ALLOCATE, SET_TENSOR, GET_TENSOR, GRAPH, HELLO = 0, 6, 8, 10, 14

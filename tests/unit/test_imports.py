@@ -93,6 +93,7 @@ GRAPH = {
     "ops.doctor": {
         "arguments", "engine", "errors", "llamafile", "machine", "ops.verify", "paths", "targets",
     },
+    "ops.hosts": {"errors", "llamafile", "ops.doctor", "paths", "targets"},
     "ops.sign": {
         "errors", "llamafile", "ops.verify", "paths", "progress", "signature", "zipalign",
     },
@@ -113,8 +114,8 @@ GRAPH = {
     },
     "": {
         "errors", "models.forecast", "ops.advise", "ops.build", "ops.doctor", "ops.edit",
-        "ops.export", "ops.extract", "ops.inspect", "ops.sign", "ops.upgrade", "ops.verify",
-        "passages", "persona", "progress",
+        "ops.export", "ops.extract", "ops.hosts", "ops.inspect", "ops.sign", "ops.upgrade",
+        "ops.verify", "passages", "persona", "progress",
         "state",
     },
     "cli": {"cli.program", "cli.screen", "errors"},
@@ -160,6 +161,7 @@ GRAPH = {
 SPEAKERS = {name for name in GRAPH if name.split(".")[0] == "cli"} | {"__main__"}
 STARTERS = {
     "native.trial",
+    "ops.hosts",
     "ops.sign",
     *(f"native.building.{name}" for name in ("aside", "driver", "licenses", "tools", "update")),
 }
@@ -218,7 +220,7 @@ def test_only_the_command_line_prints_or_exits(name):
 
 
 @pytest.mark.parametrize("name", sorted(GRAPH.keys() - STARTERS))
-def test_only_what_builds_or_signs_starts_programs(name):
+def test_only_what_builds_signs_or_asks_others_starts_programs(name):
     assert "subprocess" not in {module.split(".")[0] for module in imports(MODULES[name])}
     for node in ast.walk(MODULES[name]):
         if isinstance(node, ast.Call):

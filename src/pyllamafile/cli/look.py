@@ -21,7 +21,15 @@ from pyllamafile.errors import PyllamafileError
 from pyllamafile.models.fit import KINDS
 
 if TYPE_CHECKING:
-    from pyllamafile import Documents, EntryFacts, ModelFacts, Persona, Report, SignatureCheck
+    from pyllamafile import (
+        Documents,
+        EntryFacts,
+        Host,
+        ModelFacts,
+        Persona,
+        Report,
+        SignatureCheck,
+    )
 
 _MOST_SHOWN = 20  # documents
 
@@ -276,13 +284,27 @@ def _ending(file: Path) -> str | None:
 
 @click.command()
 @click.argument("file", type=PATH, required=False)
-def doctor(file: Path | None) -> None:
+@click.option(
+    "--on",
+    "hosts",
+    multiple=True,
+    metavar="HOST[,HOST]",
+    help="Look at these machines instead, by ssh: can they compute a part of the model?",
+)
+def doctor(file: Path | None, hosts: tuple[str, ...]) -> None:
     """Say why a llamafile doesn't start here, and what helps.
 
     It looks at FILE, if there is one, and at this machine: damage, permissions, programs that
     claim files which begin with MZ, the processor, the memory, and the folder that the file
     unpacks its program to. It exits with 1 if something keeps the file from starting.
     """
+    if hosts:
+        asked = [pyllamafile.examine_host(name, file) for each in hosts for name in each.split(",")]
+        for host in asked:
+            _print_host(host)
+        if any(finding.fatal for host in asked for finding in host.findings):
+            sys.exit(1)
+        return
     findings = pyllamafile.examine(file)
     for finding in findings:
         word = styled("problem:", "bold red") if finding.fatal else bold("note:")
@@ -291,6 +313,17 @@ def doctor(file: Path | None) -> None:
     if any(finding.fatal for finding in findings):
         sys.exit(1)
     say(shown(f"{file or 'this machine'}: nothing keeps it from starting"))
+
+
+def _print_host(host: Host) -> None:
+    for finding in host.findings:
+        word = styled("problem:", "bold red") if finding.fatal else bold("note:")
+        say(shown(f"{host.name}:"), word, shown(f"{finding.what}; {finding.remedy}"))
+    if not any(finding.fatal for finding in host.findings):
+        amounts = {"memory": host.memory, "disk": host.disk}
+        free = [f"{size / 1e9:.1f} GB of {what}" for what, size in amounts.items() if size]
+        facts = f"{host.system}{', ' if free else ''}{' and '.join(free)}{' free' if free else ''}"
+        say(shown(f"{host.name}: it can take part ({facts})"))
 
 
 @click.command()
