@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import re
@@ -14,6 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -350,15 +352,133 @@ def test_ctrl_c(llamafile: Path, machines: Machines) -> None:
     assert ended(process)[:2] == (130, [])
 
 
-def test_a_server_that_idles_hears_of_a_death(llamafile: Path, machines: Machines) -> None:
-    command = [llamafile, "--server", "--nobrowser", "--port", "0", "--on", "one"]
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    process = subprocess.Popen(command, env=machines.env, **streams)
-    ready(process)
-    os.kill(machines.workers()[0], signal.SIGKILL)
-    code, lines, seconds = ended(process)
-    assert (code, len(lines), seconds < 10) == (1, 1, True)
-    assert lines[0].startswith("error: one is gone: ")
+# A server goes on
+
+
+@dataclass
+class Server:
+    """A server over several machines."""
+
+    process: subprocess.Popen[bytes]
+    errors: Path
+    url: str
+
+    def ask(self) -> str:
+        body = json.dumps({"prompt": PROMPT, "n_predict": 12, "temperature": 0}).encode()
+        with urllib.request.urlopen(f"{self.url}completion", body, timeout=60) as answer:
+            return str(json.load(answer)["content"])
+
+    def is_again_ready(self) -> str:
+        """What it has said meanwhile, once it has loaded the model again."""
+        assert ready(self.process) == self.url
+        return self.errors.read_text()
+
+
+@contextmanager
+def serving(
+    llamafile: Path, machines: Machines, tmp_path: Path, *words: str | Path
+) -> Iterator[Server]:
+    errors = tmp_path / "errors"
+    command = [llamafile, "--server", "--nobrowser", "--port", "0", *words]
+    with errors.open("wb") as stderr:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, env=machines.env)
+    with process:
+        try:
+            yield Server(process, errors, ready(process))
+        finally:
+            process.kill()
+
+
+def test_a_server_goes_on_with_the_machines_that_are_left(
+    llamafile: Path, machines: Machines, tmp_path: Path
+) -> None:
+    with serving(llamafile, machines, tmp_path, "--on", "one,two", "--split", "1,1,2") as server:
+        before = server.ask()
+        body = {"prompt": PROMPT, "n_predict": 5000, "ignore_eos": True, "stream": True}
+        data = json.dumps(body).encode()
+        with urllib.request.urlopen(f"{server.url}completion", data, timeout=60) as answer:
+            assert answer.read(30)
+            began = time.monotonic()
+            os.kill(below(machines.workers(), 1, machines)[0], signal.SIGKILL)
+            with pytest.raises((http.client.IncompleteRead, ConnectionError)):
+                answer.read()
+            assert time.monotonic() - began < 10
+        lines = server.is_again_ready().splitlines()
+        assert sum(line.startswith("error: two is gone: ") for line in lines) == 1
+        assert "note: the model is loaded again, by this machine and one" in lines
+        assert [line for line in lines if line.startswith("error: ")] == lines[3:4]
+        assert re.fullmatch(r"one \(.*\): 1[56] of 31 layers, .*", lines[5])  # of its shares
+        assert server.ask() == before
+        os.kill(machines.workers()[0], signal.SIGKILL)
+        assert "note: the model is loaded again, by this machine alone\n" in server.is_again_ready()
+        assert server.ask() == before
+        assert machines.left() == ([], [], [])
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(timeout=10) in (0, 130)
+
+
+def test_a_server_that_idles_goes_on(llamafile: Path, machines: Machines, tmp_path: Path) -> None:
+    with serving(llamafile, machines, tmp_path, "--on", "one") as server:
+        os.kill(machines.workers()[0], signal.SIGKILL)
+        began = time.monotonic()
+        assert "error: one is gone: " in server.is_again_ready()
+        assert time.monotonic() - began < 30
+        assert server.ask()
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(timeout=10) == 0
+
+
+def test_a_server_whose_other_machine_does_not_answer_any_more(
+    llamafile: Path, machines: Machines, tmp_path: Path
+) -> None:
+    with serving(llamafile, machines, tmp_path, "--on", "one,two") as server:
+        known = (machines.folder / "known").read_text()
+        (machines.folder / "known").write_text("")  # so that ssh ends when it is started again
+        try:
+            os.kill(below(machines.workers(), 0, machines)[0], signal.SIGKILL)
+            said = server.is_again_ready()
+        finally:
+            (machines.folder / "known").write_text(known)
+        assert "\nerror: two: Host key verification failed.\n" in said
+        assert "note: the model is loaded again, by this machine alone\n" in said
+        assert server.ask()
+
+
+def test_a_server_without_room_for_the_weights_ends(
+    llamafile: Path, smollm2: Path, machines: Machines, tmp_path: Path
+) -> None:
+    large = tmp_path / "large.gguf"
+    shutil.copyfile(smollm2, large)
+    os.truncate(large, 1 << 42)  # as far as sizes go, more than any machine has
+    words = ("-m", large, "--load-mode", "none", "--on", "one,two")
+    with serving(llamafile, machines, tmp_path, *words) as server:
+        os.kill(below(machines.workers(), 0, machines)[0], signal.SIGKILL)
+        assert server.process.wait(timeout=20) == 1
+        last = server.errors.read_text().splitlines()[-1]
+        assert re.fullmatch(
+            r"error: the weights have 4398\.0 GB, and the machines that are left have "
+            r"\d+\.\d GB of memory free",
+            last,
+        )
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_server_ends_with_the_process_that_would_start_it_again(
+    llamafile: Path, machines: Machines, tmp_path: Path, number: signal.Signals
+) -> None:
+    socket = tmp_path / "s.sock"
+    command = [llamafile, "--server", "--nobrowser", "--host", socket, "--on", "one"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, env=machines.env)
+    with process:
+        assert ready(process) == f"unix:{socket}"
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        process.send_signal(number)
+        codes = {signal.SIGKILL: (-9,), signal.SIGTERM: (0,), signal.SIGHUP: (129,)}
+        assert process.wait(timeout=10) in codes.get(number, (0, 130))
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{child}").exists() for child in children) or socket.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 # What can't be started

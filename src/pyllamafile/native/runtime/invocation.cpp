@@ -280,7 +280,7 @@ void choose_batches(arguments & args, const flag_table & flags, const weights & 
 // Puts the weights into the arguments under a name that weights.cpp can open again. Returns what to
 // call them.
 std::string choose_weights(arguments & args, const flag_table & flags, const mode & chosen,
-                           int & layers) {
+                           invocation & out) {
     const size_t https = flags.find(args, HTTPS);
     if (https < args.size()) {
         refuse(args[https],
@@ -308,7 +308,8 @@ std::string choose_weights(arguments & args, const flag_table & flags, const mod
     if (!problem.empty()) {
         refuse(about, problem);
     }
-    layers = (int)found.layers;
+    out.layers = (int)found.layers;
+    out.bytes = found.size;
     if (found.kind != weights_kind::MODEL) {
         refuse(about, name + ": goes with a model and is none itself");
     }
@@ -539,7 +540,7 @@ invocation read_invocation(const arguments & own, const arguments & user) {
     if (out.several) {
         out.model = offer_models(args, flags);
     } else if (chosen.model) {
-        out.model = choose_weights(args, flags, chosen, out.layers);
+        out.model = choose_weights(args, flags, chosen, out);
     }
     if (several_machines && (out.several || out.layers == 0)) {
         fail("--on needs one model: choose it with -m");

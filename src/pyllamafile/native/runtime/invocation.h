@@ -4,6 +4,7 @@
 #include "flags.h"
 #include "machines/machines.h"
 
+#include <cstdint>
 #include <string>
 
 struct invocation {
@@ -24,6 +25,7 @@ struct invocation {
     bool scripted = false;    // standard output is the text and nothing else
     std::string model;        // what to call the weights
     int layers = 0;           // of the weights
+    uint64_t bytes = 0;       // of the weights
     struct machines machines; // that compute as well
 
     bool logs = false;      // all that happens

@@ -138,7 +138,7 @@ void confine_routers_child(const arguments & args) {
 
 int run(const char * program, const arguments & user) {
     invocation asked = read_invocation(arguments_in(own_container), user);
-    if (!asked.machines.names.empty()) {
+    if (!asked.machines.names.empty() && !asked.serves) {
         const arguments shares = start_workers(asked.machines, own_container, asked.layers);
         asked.args.insert(asked.args.end(), shares.begin(), shares.end());
     }

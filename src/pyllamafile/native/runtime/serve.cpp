@@ -1,6 +1,8 @@
 #include "serve.h"
 
 #include "errors.h"
+#include "machines/supervisor.h"
+#include "own.h"
 #include "seams/ready.h"
 #include "seams/ui.h"
 #include "states.h"
@@ -246,11 +248,13 @@ bool take_over_signals() {
 void (*upstreams_handler)(int) = nullptr;
 volatile sig_atomic_t interrupted = 0;
 
-// After SIGTERM upstream hears of it when no request is running.
+// After SIGTERM upstream hears of it when no request is running. A second Ctrl-C, which may be the
+// first one passed on (machines/supervisor.h), changes nothing: the end has a time.
 void on_interrupt(int signal) {
-    if (interrupted != SIGINT) {
-        interrupted = signal;
+    if (interrupted == SIGINT) {
+        return;
     }
+    interrupted = signal;
     if (signal != SIGTERM) {
         upstreams_handler(signal);
     }
@@ -586,6 +590,14 @@ int serve(const invocation & asked, const std::function<int(const arguments &)> 
         at.everywhere = true;
         at.others = machine_addresses();
     }
+    attempt with;
+    if (!asked.machines.names.empty()) {
+        if (const auto code =
+                outlive_machines(asked.machines, own_container, asked.layers, asked.bytes, with)) {
+            return *code;
+        }
+        args.insert(args.end(), with.shares.begin(), with.shares.end());
+    }
     const bool gui =
         !flags.has(args, { "--no-ui", "--no-webui" }) && !llama_ui_get_assets().empty();
     const chats_place kept = settle_chats(args, flags, listens, asked.model);
@@ -596,7 +608,7 @@ int serve(const invocation & asked, const std::function<int(const arguments &)> 
         web_restrict(at.prefix + "/chats", !kept.everybody);
     }
     start_states();
-    attendant helper(at, asked.browser && gui && !at.is_socket() && has_desktop());
+    attendant helper(at, asked.browser && !with.again && gui && !at.is_socket() && has_desktop());
     std::vector<int> ports = { at.port };
     std::vector<std::string> sockets;
     for (const std::string & host : listens) {
@@ -612,6 +624,7 @@ int serve(const invocation & asked, const std::function<int(const arguments &)> 
         ports.insert(ports.end(), models_ports.begin(), models_ports.end());
     }
     enter_sandbox(asked.routes ? duty::ROUTES : duty::SERVES, ports, sockets);
+    end_with_supervisor();
     has_companion = true;
     const companion beside(at, gui ? asked.model : asked.model + " (API alone)", helper,
                            asked.grace);

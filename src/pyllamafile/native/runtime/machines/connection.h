@@ -7,11 +7,12 @@
 
 // The other side of a connection, which is open before the sandbox is entered.
 struct peer {
-    std::string name;  // of the machine; empty: the one that this worker works for
-    int in, out;       // descriptors, which may be one
-    int errors = -1;   // a file with what its ssh has said
-    pid_t ssh = -1;    // that carries the connection
-    int patience = 60; // seconds without a sign of life, after which it is given up
+    std::string name;      // of the machine; empty: the one that this worker works for
+    int in, out;           // descriptors, which may be one
+    int errors = -1;       // a file with what its ssh has said
+    pid_t ssh = -1;        // that carries the connection
+    int patience = 60;     // seconds without a sign of life, after which it is given up
+    bool * lost = nullptr; // is set when it is
 };
 
 // What ggml-rpc connects to by these numbers as ports. Set once.

@@ -22,6 +22,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <spawn.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -205,6 +206,8 @@ struct machine {
 
 std::vector<machine> started;
 arguments shares; // what llama.cpp is told of them
+double free_here = 0;
+bool * lost = nullptr; // which of them; of this process, and of those that it was split into
 
 [[noreturn]] void fail(const machine & there, const std::string & why) {
     throw std::runtime_error(there.name + ": " + why);
@@ -379,14 +382,28 @@ arguments start_workers(const machines & asked, const container & llamafile, int
         throw std::runtime_error("--on needs a llamafile that begins with the launch script, which "
                                  "starts its programs on the other machines");
     }
-    std::vector<double> weights = { free_memory() };
-    for (const std::string & name : asked.names) {
-        started.push_back(start_worker(name, llamafile, head));
+    free_here = free_memory();
+    std::vector<double> weights = { free_here };
+    for (size_t i = 0; i < asked.names.size(); i++) {
+        try {
+            started.push_back(start_worker(asked.names[i], llamafile, head));
+        } catch (const std::runtime_error & problem) {
+            throw machine_failed(i, problem.what());
+        }
         weights.push_back(started.back().free);
     }
+    if (lost == nullptr) {
+        void * shared =
+            mmap(nullptr, MOST_MACHINES, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+        lost = shared != MAP_FAILED ? (bool *)shared : nullptr;
+    }
     std::vector<peer> peers;
-    for (const machine & each : started) {
-        peers.push_back(each.connection);
+    for (size_t i = 0; i < started.size(); i++) {
+        peers.push_back(started[i].connection);
+        if (lost != nullptr) {
+            lost[i] = false;
+            peers.back().lost = &lost[i];
+        }
     }
     connections_are(peers);
     if (!asked.upstreams.empty()) {
@@ -422,6 +439,53 @@ int leave_workers(int words) {
     leave_connections();
     started.clear();
     return words - (int)shares.size();
+}
+
+void leave_to_others() {
+    for (machine & each : started) {
+        if (each.connection.in >= 0) {
+            close(each.connection.in);
+            close(each.connection.errors);
+        }
+        each.connection.in = -1;
+    }
+}
+
+std::vector<size_t> lost_workers() {
+    std::vector<size_t> out;
+    for (size_t i = 0; lost != nullptr && i < started.size(); i++) {
+        if (lost[i]) {
+            out.push_back(i);
+        }
+    }
+    return out;
+}
+
+// An ssh ends when its worker has; one that doesn't is of a machine that is lost.
+void end_workers() {
+    leave_to_others();
+    int waited = 0;
+    for (const machine & each : started) {
+        while (waitpid(each.connection.ssh, nullptr, WNOHANG) == 0) {
+            if (waited++ < 300) {
+                usleep(10000);
+            } else {
+                kill(each.connection.ssh, SIGKILL);
+                waitpid(each.connection.ssh, nullptr, 0);
+                break;
+            }
+        }
+    }
+    started.clear();
+    shares.clear();
+}
+
+double memory_of_all() {
+    double out = started.empty() ? free_memory() : free_here;
+    for (const machine & each : started) {
+        out += each.free;
+    }
+    return out;
 }
 
 #endif

@@ -6,6 +6,7 @@
 #include "container.h"
 #include "flags.h"
 
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -24,9 +25,16 @@ machines take_machines(arguments & args, const flag_table & flags);
 // there are any.
 std::vector<int> share_out(int layers, const std::vector<double> & weights);
 
+// One of them has no worker, for this reason.
+struct machine_failed : std::runtime_error {
+    machine_failed(size_t which, const std::string & why) : std::runtime_error(why), which(which) {}
+    const size_t which; // of the names
+};
+
 // Starts a worker on each machine, with the program that the llamafile has for it, and says who has
 // how much. Returns the arguments by which llama.cpp shares the layers so. Throws
-// std::runtime_error with one line that names the machine. `layers`: of the model.
+// std::runtime_error with one line, a machine_failed that names the machine where it is the fault
+// of one. `layers`: of the model.
 arguments start_workers(const machines & asked, const container & llamafile, int layers);
 
 // Makes devices of llama.cpp's of the workers that were started; nothing where there are none. In
@@ -37,3 +45,13 @@ void use_workers();
 // leaves the workers to that. Returns how many words of its command line are left for this one;
 // the last ones are those of start_workers, and mean something where the workers are.
 int leave_workers(int words);
+
+// For the process that has started the workers, when another has the model (supervisor.h): leaves
+// the connections to that; says which machines that has lost; waits a little for the end of the
+// workers, and forgets them.
+void leave_to_others();
+std::vector<size_t> lost_workers();
+void end_workers();
+
+// Bytes of memory that this machine, and those that have a worker, had free when that started.
+double memory_of_all();

@@ -48,6 +48,12 @@ bool can(int descriptor, short what) {
     return poll(&asked, 1, 0) > 0;
 }
 
+// ssh says why it ends. Of one that another process has started nobody here hears the end.
+bool says_more(const peer & with) {
+    const pid_t ended = waitpid(with.ssh, nullptr, WNOHANG);
+    return ended == 0 || (ended < 0 && last_line(with.errors).empty());
+}
+
 // The worker has nobody left to work for. Elsewhere the answer can't be computed any more.
 [[noreturn]] void lose(const peer & with, const std::string & why) {
     if (with.name.empty()) {
@@ -55,8 +61,10 @@ bool can(int descriptor, short what) {
     }
     static std::mutex once; // the others wait for the end
     once.lock();
-    // ssh says why it ends
-    for (int waited = 0; waited < 100 && waitpid(with.ssh, nullptr, WNOHANG) == 0; waited++) {
+    if (with.lost != nullptr) {
+        *with.lost = true;
+    }
+    for (int waited = 0; waited < 100 && says_more(with); waited++) {
         usleep(10000);
     }
     const std::string said = last_line(with.errors);
