@@ -247,13 +247,14 @@ def check_python_readers(path: Path) -> bool:
 
 # An entry of documents, and what is none (FORMAT.md, section 11).
 PASSAGES = passages.entry([Passage("a", 0, "", "text")], [(1.0,)])
+IN_PARTS = passages.entry([Passage("a", 0, "", "text")], [(1.0,), (0.5,)], "", [2])
 
 
-def _mended(**changes: int) -> bytes:
+def _mended(of: bytes = PASSAGES, **changes: int) -> bytes:
     """The entry with other numbers in its header."""
-    names = ("magic", "version", "count", "dimension", "unused", "stored", "size", "at")
-    fields = dict(zip(names, struct.unpack_from("<8s4I3Q", PASSAGES), strict=True))
-    return struct.pack("<8s4I3Q", *{**fields, **changes}.values()) + PASSAGES[48:]
+    names = ("magic", "version", "count", "dimension", "vectors", "stored", "size", "at")
+    fields = dict(zip(names, struct.unpack_from("<8s4I3Q", of), strict=True))
+    return struct.pack("<8s4I3Q", *{**fields, **changes}.values()) + of[48:]
 
 
 def _with_texts(text: bytes, count: int = 1) -> bytes:
@@ -263,13 +264,33 @@ def _with_texts(text: bytes, count: int = 1) -> bytes:
     return head.ljust(64, b"\0") + packed
 
 
+def _with_parts(*of_each: bytes) -> bytes:
+    """Passages that say something else of their parts, beside two vectors of one number."""
+    rows = b",".join(b'[0,0,"","x",' + parts + b"]" for parts in of_each)
+    texts = _with_texts(b'{"sources":["a"],"query":"","passages":[' + rows + b"]}")
+    stored, size = struct.unpack_from("<2Q", texts, 24)
+    at = -(-len(texts) // 64) * 64
+    head = struct.pack("<8s4I3Q", b"passages", 2, len(of_each), 1, 2, stored, size, at)
+    return head.ljust(64, b"\0") + texts[64:].ljust(at - 64, b"\0") + bytes(4)
+
+
 NO_DOCUMENTS = [
     b"",
     PASSAGES[:40],
     PASSAGES[:-1],
     PASSAGES + b"\0",
     _mended(version=2),
-    _mended(unused=1),
+    _mended(version=2, vectors=1),
+    _mended(version=3),
+    _mended(vectors=1),
+    _mended(IN_PARTS, version=1),
+    _mended(IN_PARTS, version=1, vectors=0),
+    _mended(IN_PARTS, vectors=0),
+    _mended(IN_PARTS, vectors=1),
+    _mended(IN_PARTS, vectors=3),
+    _mended(IN_PARTS, vectors=0xFFFFFFFF),
+    _mended(IN_PARTS, count=2),
+    _mended(IN_PARTS, dimension=0, at=0),
     _mended(count=0),
     _mended(count=2),
     _mended(count=0xFFFFFFFF),
@@ -287,6 +308,15 @@ NO_DOCUMENTS = [
     _mended(at=0),
     _mended(at=64),
     _mended(at=(1 << 64) - 64),
+    _with_parts(b"1"),
+    _with_parts(b"3"),
+    _with_parts(b"2", b"0"),
+    _with_parts(b"3", b"-1"),
+    _with_parts(b"2.0"),
+    _with_parts(b'"2"'),
+    _with_parts(b"true"),
+    _with_parts(b"2,2"),
+    _with_parts(b"4294967298"),
     _with_texts(b"{}"),
     _with_texts(b"[" * 100_000),
     _with_texts(b'{"sources":["a"],"query":"","passages":[]}'),

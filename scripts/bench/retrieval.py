@@ -3,11 +3,16 @@
 
 The questions are in retrieval.tsv, beside the words of the passage that answers each. The documents
 are the manual pages of the Debian packages below, as this machine has them; mandoc and col render
-them.
+them. Several names of one page are one document. Right is a passage of the page with these words,
+and one of another page that has the whole paragraph around them, which related programs share.
 
-    scripts/bench/retrieval.py --model FILE --embedder FILE [--json]
+    scripts/bench/retrieval.py --model FILE --embedder FILE [--vectors FILE] [--json]
 
-The model answers nothing: the server needs one. The embedder is what `build --embedder` takes.
+The model answers nothing: the server needs one. The embedder is what `build --embedder` takes. The
+file of vectors has those of its texts for the next time.
+
+Constants of the search are chosen by every second question, the first one included. The others say
+what they are worth.
 """
 
 from __future__ import annotations
@@ -23,7 +28,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -51,7 +56,9 @@ PACKAGES = """
     util-linux wget xz-utils zip
 """
 DEPTHS = (1, 3, 10)
+HALVES = {"": slice(None), "tuned": slice(0, None, 2), "held out": slice(1, None, 2)}
 
+Row = Sequence[float]
 Search = Callable[[str], Sequence[int]]  # the numbers of passages, the best first
 
 
@@ -66,11 +73,12 @@ class Score:
     """How a way to search did.
 
     Attributes:
-        found: Of the questions, how many have the right passage among the first so many.
+        found: Of the questions of each half and of both, what share has a right passage among the
+            first so many.
         seconds: The median of what a question took.
     """
 
-    found: dict[int, float]
+    found: dict[str, dict[int, float]]
     seconds: float
 
 
@@ -79,30 +87,49 @@ def questions() -> list[Question]:
     return [Question(*line.split("\t")) for line in lines if line and not line.startswith("#")]
 
 
-def write_pages(folder: Path) -> None:
-    """The manual pages as text, each as its own document."""
+def write_pages(folder: Path) -> dict[str, str]:
+    """The manual pages as text, each as its own document.
+
+    Returns:
+        The names of the pages, each with the one that its text was written under.
+    """
+    written: dict[bytes, str] = {}
+    names: dict[str, str] = {}
     for package in PACKAGES.split():
         listed = subprocess.run(["dpkg", "-L", package], capture_output=True, text=True)
-        for name in re.findall(r"^/usr/share/man/man[1578]/.+\.gz$", listed.stdout, re.MULTILINE):
+        pages = re.findall(r"^/usr/share/man/man[1578]/.+\.gz$", listed.stdout, re.MULTILINE)
+        for name in sorted(pages):
             page = ["mandoc", "-T", "utf8", "-O", "width=100", name]
             drawn = subprocess.run(page, capture_output=True).stdout
             text = subprocess.run(["col", "-bx"], input=drawn, capture_output=True).stdout
-            folder.joinpath(Path(name).stem + ".txt").write_bytes(text)
+            own = Path(name).stem
+            names[own] = written.setdefault(text, own)
+            folder.joinpath(names[own] + ".txt").write_bytes(text)
+    return names
 
 
 def plain(text: str) -> str:
     return " ".join(text.split())
 
 
-def answers(asked: Sequence[Question], found: Sequence[Passage]) -> list[set[int]]:
-    """Of each question the passages that answer it: two may, since they overlap."""
-    by_page: dict[str, list[tuple[int, str]]] = {}
-    for number, passage in enumerate(found):
-        by_page.setdefault(passage.source, []).append((number, plain(passage.text)))
-    return [
-        {n for n, text in by_page.get(f"{each.page}.txt", ()) if plain(each.words) in text}
-        for each in asked
-    ]
+def answers(
+    asked: Sequence[Question], found: Sequence[Passage], pages: Path, names: Mapping[str, str]
+) -> list[set[int]]:
+    """Of each question the passages that answer it."""
+    texts = [plain(passage.text) for passage in found]
+    out = []
+    for each in asked:
+        page, words = names.get(each.page, each.page) + ".txt", plain(each.words)
+        paragraphs = map(plain, re.split(r"\n\s*\n", (pages / page).read_text()))
+        around = [text for text in paragraphs if words in text]
+        out.append(
+            {
+                n
+                for n, text in enumerate(texts)
+                if (found[n].source == page and words in text) or any(p in text for p in around)
+            }
+        )
+    return out
 
 
 def over_http(url: str) -> Search:
@@ -115,13 +142,31 @@ def over_http(url: str) -> Search:
     return search
 
 
-def by_vectors(rows: Sequence[Sequence[float]], embed: Callable[[str], Sequence[float]]) -> Search:
+def by_vectors(
+    rows: Sequence[Row], owners: Sequence[int], embed: Callable[[str], Row], found: list[Passage]
+) -> Search:
     def search(question: str) -> Sequence[int]:
         vector = embed(question)
-        scores = [sum(map(operator.mul, vector, row)) for row in rows]
-        return sorted(range(len(rows)), key=lambda n: -scores[n])[: max(DEPTHS)]
+        best: dict[int, float] = {}
+        for number, row in zip(owners, rows, strict=True):
+            best[number] = max(best.get(number, -2), sum(map(operator.mul, vector, row)))
+        order = sorted(best, key=lambda n: -best[n])
+        fresh = {found[n].text: n for n in reversed(order)}  # of those that say the same the best
+        return [n for n in order if fresh[found[n].text] == n][: max(DEPTHS)]
 
     return search
+
+
+def kept(
+    file: Path | None, texts: Sequence[str], make: Callable[[list[str]], Iterable[Row]]
+) -> list[Row]:
+    """The vectors of texts: out of a file, as far as it has them, and then kept in it."""
+    known: dict[str, Row] = json.loads(file.read_text()) if file and file.exists() else {}
+    new = [text for text in dict.fromkeys(texts) if text not in known]
+    known.update(zip(new, make(new), strict=True) if new else ())
+    if file and new:
+        file.write_text(json.dumps(known))
+    return [known[text] for text in texts]
 
 
 def score(search: Search, asked: Sequence[Question], right: Sequence[set[int]]) -> Score:
@@ -131,7 +176,10 @@ def score(search: Search, asked: Sequence[Question], right: Sequence[set[int]]) 
         found = search(question.text)
         taken.append(time.perf_counter() - start)
         ranks.append(next((i for i, n in enumerate(found, 1) if n in numbers), sys.maxsize))
-    share = {depth: sum(rank <= depth for rank in ranks) / len(ranks) for depth in DEPTHS}
+    share = {
+        half: {depth: statistics.mean(rank <= depth for rank in ranks[part]) for depth in DEPTHS}
+        for half, part in HALVES.items()
+    }
     return Score(share, statistics.median(taken))
 
 
@@ -139,6 +187,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--embedder", type=Path, required=True)
+    parser.add_argument("--vectors", type=Path)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     here = host()
@@ -150,10 +199,10 @@ def main() -> None:
         folder = Path(scratch)
         pages = folder / "pages"
         pages.mkdir()
-        write_pages(pages)
-        found = passages.in_folder(pages).passages
+        names = write_pages(pages)
+        found = list(passages.in_folder(pages).passages)
         asked = questions()
-        right = answers(asked, found)
+        right = answers(asked, found, pages, names)
         for question, numbers in zip(asked, right, strict=True):
             if not numbers:
                 print(f"left out: {question.page} does not say: {question.words}", file=sys.stderr)
@@ -161,18 +210,26 @@ def main() -> None:
         right = [numbers for numbers in right if numbers]
         task = passages.task_of(options.embedder.name)
         program = engine.host_runtime(silent).program()
-        texts = [task.passage + each.embedded for each in found]
-        start = time.perf_counter()
-        rows = list(trial.embedded(program, options.embedder, texts, silent))
-        spent = time.perf_counter() - start
-        asked_rows = trial.embedded(
-            program, options.embedder, [task.query + each.text for each in asked], silent
-        )
+        parts = [each.embedded for each in found]
+        counts = [len(texts) for texts in parts]
+        texts = [task.passage + text for part in parts for text in part]
+
+        def embed(texts: list[str]) -> Iterable[Row]:
+            return trial.embedded(program, options.embedder, texts, silent)
+
+        rows = kept(options.vectors, texts, embed)
+        owners = [number for number, count in enumerate(counts) for _ in range(count)]
+        asked_rows = embed([task.query + each.text for each in asked])
         vectors = dict(zip((each.text for each in asked), asked_rows, strict=True))
-        scores = {"vectors": score(by_vectors(rows, vectors.__getitem__), asked, right)}
+        search = by_vectors(rows, owners, vectors.__getitem__, found)
+        scores = {"vectors": score(search, asked, right)}
         for way, entry, more in (
             ("words", passages.entry(found), []),
-            ("both", passages.entry(found, rows, task.query), [(options.embedder, EMBEDDER)]),
+            (
+                "both",
+                passages.entry(found, rows, task.query, counts),
+                [(options.embedder, EMBEDDER)],
+            ),
         ):
             (folder / "entry").write_bytes(entry)
             built = pyllamafile.build(
@@ -190,10 +247,12 @@ def main() -> None:
         plain_scores = {way: {**each.found, "s": each.seconds} for way, each in scores.items()}
         print(json.dumps({"passages": len(found), "questions": len(asked), **plain_scores}))
         return
-    print(f"{len(asked)} questions, {len(found):,} passages, embedded in {spent:.0f} s")
+    print(f"{len(asked)} questions, {len(found):,} passages, {len(rows):,} vectors")
     for way, each in scores.items():
-        shares = "  ".join(f"first {depth}: {part:.1%}" for depth, part in each.found.items())
-        print(f"{way:<8} {shares}  {each.seconds * 1000:.1f} ms")
+        print(f"{way:<8} {each.seconds * 1000:.1f} ms")
+        for half, shares in each.found.items():
+            line = "  ".join(f"first {depth}: {part:.1%}" for depth, part in shares.items())
+            print(f"  {half or 'all':<8} {line}")
 
 
 if __name__ == "__main__":

@@ -24,6 +24,9 @@ MOST_PASSAGES: Final = 200_000
 MOST_DIMENSION: Final = 8192
 """Numbers that a vector may have."""
 
+MOST_VECTORS: Final = 2_000_000
+"""How many vectors all passages together may have."""
+
 MOST_ENTRY: Final = 1 << 30
 """Bytes that all of it may have: a runtime holds it in memory."""
 
@@ -32,10 +35,11 @@ ALIGNMENT: Final = 64
 
 _LONGEST: Final = 1200  # bytes of a passage: about 300 tokens
 _OVERLAP: Final = 160  # bytes of the end of a passage that the next one begins with
+_LONGEST_PARAGRAPH: Final = 500  # bytes that one vector is made of, without what stands above
 
 _MAGIC: Final = b"passages"
-_VERSION: Final = 1
-# magic, version, passages, dimension, 4 unused bytes, JSON: deflated and inflated, vectors' place
+_ONE, _SEVERAL = 1, 2  # the versions: how many vectors a passage has
+# magic, version, passages, dimension, vectors, JSON: deflated and inflated, vectors' place
 _HEADER: Final = struct.Struct("<8s4I3Q")
 _TEXTS_AT: Final = 64
 
@@ -56,11 +60,16 @@ class Passage(NamedTuple):
     text: str
 
     @property
-    def embedded(self) -> str:
-        """What a vector is made of: where a passage stands says what it is about."""
+    def embedded(self) -> tuple[str, ...]:
+        """What its vectors are made of: its paragraphs, each below where it stands.
+
+        A vector of several paragraphs is near to the questions about none of them. Where they
+        stand says what they are about.
+        """
         name = self.source.rpartition("/")[2]
         title = name.rpartition(".")[0] or name
-        return "\n".join(part for part in (title, self.heading, self.text) if part)
+        texts = tuple(_paragraphs(self.text)) or (self.text,)
+        return tuple("\n".join(each for each in (title, self.heading, t) if each) for t in texts)
 
 
 @dataclass(frozen=True)
@@ -280,22 +289,40 @@ def _parts(text: str) -> Iterator[tuple[str, str]]:
             continue
         between = "\n\n"
         for line in paragraph.split("\n"):
-            for sentence in re.split(r"(?<=[.!?:;])\s+|(?<=[\u3002\uff01\uff1f])", line.strip()):
-                for words in _bounded(sentence):
+            for sentence in re.split(_SENTENCE_END, line.strip()):
+                for words in _bounded(sentence, _LONGEST):
                     yield words, between
                     between = " "
             between = "\n"
 
 
-def _bounded(text: str) -> Iterator[str]:
-    """A text along its words, or, if a word is longer than a passage, along its letters."""
-    while _size(text) > _LONGEST:
-        head = text.encode()[:_LONGEST].decode(errors="ignore")
+_SENTENCE_END: Final = r"(?<=[.!?:;])\s+|(?<=[\u3002\uff01\uff1f])"
+
+
+def _bounded(text: str, most: int) -> Iterator[str]:
+    """A text along its words, or, where a word has more bytes than fit, along its letters."""
+    while _size(text) > most:
+        head = text.encode()[:most].decode(errors="ignore")
         end = head.rfind(" ") if " " in head.strip() else len(head)
         yield head[:end]
         text = text[end:].lstrip()
     if text:
         yield text
+
+
+def _paragraphs(text: str) -> Iterator[str]:
+    """The paragraphs of a passage; those that are too long in pieces, along sentences and words."""
+    for paragraph in re.split(r"\n\s*\n", text):
+        piece = ""
+        for sentence in re.split(_SENTENCE_END, " ".join(paragraph.split())):
+            for words in _bounded(sentence, _LONGEST_PARAGRAPH):
+                if piece and _size(piece) + 1 + _size(words) > _LONGEST_PARAGRAPH:
+                    yield piece
+                    piece = words
+                else:
+                    piece = f"{piece} {words}" if piece else words
+        if any(c.isalnum() for c in piece):
+            yield piece
 
 
 def _tail(piece: str) -> str:
@@ -309,24 +336,33 @@ def _tail(piece: str) -> str:
 
 
 def entry(
-    passages: Sequence[Passage], vectors: Iterable[Sequence[float]] = (), query: str = ""
+    passages: Sequence[Passage],
+    vectors: Iterable[Sequence[float]] = (),
+    query: str = "",
+    counts: Sequence[int] = (),
 ) -> bytes:
     """The content of the entry.
 
     Args:
         passages: What can be found.
-        vectors: Of each passage one, all as long and of the length 1; or none at all.
+        vectors: Those of the first passage, those of the second, and so on, all as long and of the
+            length 1; or none at all.
         query: What stands in front of a question when it is embedded.
+        counts: How many vectors each passage has; without it, one.
 
     Raises:
         RefusedError: They have more bytes than a runtime reads.
     """
     sources = list(dict.fromkeys(passage.source for passage in passages))
     number = {name: at for at, name in enumerate(sources)}
+    several = any(each != 1 for each in counts)  # else every version's runtime can read it
     says = {
         "sources": sources,
         "query": query,
-        "passages": [[number[p.source], p.page, p.heading, p.text] for p in passages],
+        "passages": [
+            [number[p.source], p.page, p.heading, p.text, *([counts[at]] if several else [])]
+            for at, p in enumerate(passages)
+        ],
     }
     text = json.dumps(says, ensure_ascii=False, separators=(",", ":")).encode()
     if len(text) > MOST:
@@ -338,7 +374,8 @@ def entry(
     end = _TEXTS_AT + len(packed)
     at = -(-end // ALIGNMENT) * ALIGNMENT if rows else 0
     count = len(passages)
-    head = _HEADER.pack(_MAGIC, _VERSION, count, dimension, 0, len(packed), len(text), at)
+    version, total = (_SEVERAL, len(rows)) if several else (_ONE, 0)
+    head = _HEADER.pack(_MAGIC, version, count, dimension, total, len(packed), len(text), at)
     gap = bytes(at - end) if rows else b""
     content = b"".join([head.ljust(_TEXTS_AT, b"\0"), packed, gap, *rows])
     if len(content) > MOST_ENTRY:
@@ -353,13 +390,15 @@ def facts(content: bytes) -> Documents:
         RefusedError: It can't.
     """
     try:
-        magic, version, count, dimension, unused, stored, size, at = _HEADER.unpack_from(content)
+        magic, version, count, dimension, total, stored, size, at = _HEADER.unpack_from(content)
     except struct.error as error:
         raise RefusedError("holds no passages: it is too short") from error
-    if magic != _MAGIC or version != _VERSION or unused:
+    several = version == _SEVERAL and count <= total <= MOST_VECTORS and dimension > 0
+    if magic != _MAGIC or not (several or (version == _ONE and not total)):
         raise RefusedError("holds no passages that this version knows")
     end = _TEXTS_AT + stored
-    whole = at + count * dimension * 2 if dimension else end
+    rows = total if several else count
+    whole = at + rows * dimension * 2 if dimension else end
     fits = size <= MOST and 0 < count <= MOST_PASSAGES and dimension <= MOST_DIMENSION
     placed = (end <= at and at % ALIGNMENT == 0) if dimension else at == 0
     if not (fits and placed and whole == len(content)):
@@ -369,7 +408,7 @@ def facts(content: bytes) -> Documents:
         text = inflate.decompress(content[_TEXTS_AT:end], size + 1)
         whole_text = len(text) == size and inflate.eof
         said = json.loads(text.decode(), object_pairs_hook=_each_once) if whole_text else None
-        sources = _checked(said, count)
+        sources = _checked(said, count, total)
     except (zlib.error, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise RefusedError("holds no passages: its texts are damaged") from error
     return Documents(tuple(sources), count, dimension)
@@ -382,8 +421,8 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
-def _checked(said: Any, count: int) -> list[str]:  # noqa: ANN401
-    """The names of the documents.
+def _checked(said: Any, count: int, total: int) -> list[str]:  # noqa: ANN401
+    """The names of the documents. Where the total of the vectors is 0, each passage has one.
 
     Raises:
         ValueError: Or another error of Python's: it is not what an entry says.
@@ -397,12 +436,16 @@ def _checked(said: Any, count: int) -> list[str]:  # noqa: ANN401
         and isinstance(passages, list)
         and len(passages) == count
     )
-    for source, page, heading, text in passages if fine else ():
+    vectors = 0
+    for source, page, heading, text, *parts in passages if fine else ():
         fine &= type(source) is int and 0 <= source < len(sources)
         fine &= type(page) is int and 0 <= page < 1 << 31
         fine &= isinstance(heading, str) and isinstance(text, str)
+        fine &= [type(each) for each in parts] == ([int] if total else [])
+        fine &= all(0 < each <= total for each in parts)
+        vectors += sum(parts)
         f"{heading}{text}".encode()  # half a surrogate pair is no text
-    if not fine:
+    if not fine or vectors != total:
         raise ValueError(said)
     "".join([said["query"], *sources]).encode()
     return list(sources)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from fixtures import pdf
-from hostile import NO_DOCUMENTS, PASSAGES
+from hostile import IN_PARTS, NO_DOCUMENTS, PASSAGES
 
 import pyllamafile
 from pyllamafile import passages
@@ -171,6 +171,31 @@ def test_vectors():
     assert passages.facts(content).dimension == 2
 
 
+def test_what_vectors_are_made_of():
+    long = " ".join(f"Sentence number {number}." for number in range(60))
+    one = Passage("man/ls.1.txt", 0, "ls - list > OPTIONS", f"-a\n    all\n\n***\n\n{long}")
+    first, *others = one.embedded
+    assert first == "ls.1\nls - list > OPTIONS\n-a all"
+    above = "ls.1\nls - list > OPTIONS\n"
+    assert all(text.startswith(above + "Sentence") and text.endswith(".") for text in others)
+    assert all(len(text) <= len(above) + 500 for text in others)
+    assert " ".join(text.removeprefix(above) for text in others) == long
+    assert Passage("a.md", 0, "", "...").embedded == ("a\n...",)
+
+
+def test_a_passage_has_several_vectors():
+    found = passages.cut("handbook.md", [HANDBOOK])
+    rows = [(1.0, 0.0), (0.0, 1.0), (0.5, -0.5), (-1.0, 0.0)]
+    content = passages.entry(found, rows, "", [1, 2, 1])
+    assert struct.unpack_from("<4I", content, 8) == (2, 3, 2, 4)
+    stored, _, at = struct.unpack_from("<3Q", content, 24)
+    said = json.loads(zlib.decompress(content[64 : 64 + stored], -15))
+    assert [row[4] for row in said["passages"]] == [1, 2, 1]
+    assert list(struct.iter_unpack("<2e", content[at:])) == rows
+    assert passages.facts(content) == passages.Documents(("handbook.md",), 3, 2)
+    assert passages.entry(found, rows[:3], "", [1, 1, 1]) == passages.entry(found, rows[:3])
+
+
 def test_what_goes_wrong(fails, here):
     command = ("build", "--gguf", "m.gguf", "-o", "o", "--documents")
     fails("none: no such folder", *command, "none")
@@ -192,7 +217,10 @@ def test_what_goes_wrong(fails, here):
 
 def test_the_embedder_lies_where_it_can_be_mapped(here, monkeypatch):
     monkeypatch.setattr(
-        pyllamafile.ops.build.trial, "embedded", lambda *_: [(1.0, 0.0)] * 4, raising=True
+        pyllamafile.ops.build.trial,
+        "embedded",
+        lambda _, __, texts, ___: [(1.0, 0.0) for _ in texts],
+        raising=True,
     )
     monkeypatch.setattr(pyllamafile.ops.build.engine, "host_runtime", lambda _: Nothing())
     built = pyllamafile.build("m.gguf", "o", documents="docs", embedder="m.gguf")
@@ -242,6 +270,7 @@ def test_an_entry_that_is_none_is_refused_and_shown(fails, run, here):
         (PASSAGES[:40], "it has 40 bytes, and documents begin with 64"),
         (b"x" + PASSAGES[1:], "it does not begin as documents do"),
         (PASSAGES[:-1], f"its numbers are those of {len(PASSAGES)} bytes, not {len(PASSAGES) - 1}"),
+        (IN_PARTS[:-1], f"its numbers are those of {len(IN_PARTS)} bytes, not {len(IN_PARTS) - 1}"),
     ],
 )
 def test_verify_sees_documents_that_are_none(run, here, content, what):
@@ -253,7 +282,7 @@ def test_verify_sees_documents_that_are_none(run, here, content, what):
 
 def test_whatever_stands_there_is_read_or_refused(rng: random.Random):
     for _ in range(300):
-        content = bytearray(PASSAGES)
+        content = bytearray(rng.choice([PASSAGES, IN_PARTS]))
         for _ in range(rng.randrange(1, 4)):
             content[rng.randrange(len(content))] = rng.randrange(256)
         try:

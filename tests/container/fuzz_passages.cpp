@@ -28,7 +28,7 @@ int main(int argc, char ** argv) {
             out = nlohmann::json::array();
             for (const passage & each : read.all) {
                 out.push_back({ read.sources[each.source], each.page, each.heading, each.text,
-                                read.label(each), read.found_by(each) });
+                                read.label(each), read.found_by(each), each.parts });
             }
             out = { read.sources, read.query, read.dimension, read.vectors, out };
         } catch (const std::runtime_error &) {

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hostile import NO_DOCUMENTS, PASSAGES, TESTS
+from hostile import IN_PARTS, NO_DOCUMENTS, PASSAGES, TESTS
 from running import need
 
 from pyllamafile import native, passages
@@ -61,6 +61,14 @@ MANY = passages.entry(
 )
 
 
+PARTS = passages.entry(
+    [Passage("a.txt", 0, "", "One.\n\nTwo."), Passage("a.txt", 0, "", "Three.")],
+    [(1.0, 0.0), (0.0, -1.0), (0.5, 0.25)],
+    "",
+    [2, 1],
+)
+
+
 def agreed(reader: Reader, entries: list[bytes]) -> int:
     """How many are documents, to both readers."""
     found = reader(entries)
@@ -95,15 +103,22 @@ def test_what_is_right(reader: Reader) -> None:
     ]
 
 
+def test_parts_of_passages(reader: Reader) -> None:
+    [[_, _, dimension, vectors, read]] = reader([PARTS])
+    assert (dimension, len(vectors), [row[6] for row in read]) == (2, 6, [2, 1])
+    [[*_, read]] = reader([MANY])
+    assert [row[6] for row in read] == [1, 1, 1]
+
+
 def test_what_is_wrong(reader: Reader) -> None:
     assert agreed(reader, NO_DOCUMENTS) == 0
-    assert agreed(reader, [PASSAGES, MANY]) == 2
+    assert agreed(reader, [PASSAGES, MANY, IN_PARTS, PARTS]) == 4
 
 
 def test_bytes_at_random(reader: Reader, rng: random.Random) -> None:
     entries = []
     for _ in range(1000):
-        content = bytearray(rng.choice([PASSAGES, MANY]))
+        content = bytearray(rng.choice([PASSAGES, MANY, IN_PARTS, PARTS]))
         for _ in range(rng.randrange(1, 4)):
             content[rng.randrange(len(content))] = rng.choice([0, 1, 0xFF, rng.randrange(256)])
         entries.append(

@@ -651,10 +651,11 @@ def _looked_up(found: passages.Found, given: _Given, asked: _Asked, tell: Progre
         return passages.entry(found.passages)
     model = next(file.path for file in given.extras if file.name == EMBEDDER)
     task = passages.task_of(f"{asked.embedder.name} {given.headers.of(model).name}")
-    texts = [task.passage + passage.embedded for passage in found.passages]
+    parts = [passage.embedded for passage in found.passages]
+    texts = [task.passage + text for texts in parts for text in texts]
     program = engine.host_runtime(tell).program()
     vectors = trial.embedded(program, model, texts, tell)
-    return passages.entry(found.passages, vectors, task.query)
+    return passages.entry(found.passages, vectors, task.query, [len(texts) for texts in parts])
 
 
 def _names(model: Sequence[File], headers: _Headers, format: str | None) -> list[str]:

@@ -734,15 +734,16 @@ def _misplaced(file: BinaryIO, entry: _Entry) -> Iterator[str]:
         yield f"it has {entry.size} bytes, and documents begin with {_PASSAGES.size}"
         return
     fields = _PASSAGES.unpack(_exactly(file, entry.data, _PASSAGES.size))
-    magic, version, count, dimension, unused, stored, _, vectors, zeros = fields
-    if (magic, version, unused, zeros) != (b"passages", 1, 0, bytes(16)):
+    magic, version, count, dimension, several, stored, _, vectors, zeros = fields
+    if (magic, zeros) != (b"passages", bytes(16)) or version != (2 if several else 1):
         yield "it does not begin as documents do"
         return
     end = _PASSAGES.size + stored
     if not dimension:
         vectors = vectors or end
-    if vectors < end or vectors + 2 * count * dimension != entry.size or not count:
-        yield f"its numbers are those of {vectors + 2 * count * dimension} bytes, not {entry.size}"
+    whole = vectors + 2 * (several or count) * dimension
+    if vectors < end or whole != entry.size or not count or (several and several < count):
+        yield f"its numbers are those of {whole} bytes, not {entry.size}"
 
 
 def _unreadable(entry: _Entry, limit: int) -> Iterator[str]:

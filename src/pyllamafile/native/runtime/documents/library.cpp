@@ -13,12 +13,14 @@
 #include <cstdlib>
 #include <optional>
 #include <stdexcept>
+#include <string_view>
+#include <unordered_set>
 
 namespace {
 
 const char * const ENTRY = ".documents";
 const uint64_t MOST = 1 << 30;      // bytes; passages.py has the same limit
-const size_t CANDIDATES = 100;      // of each ranking, for the merged one
+const size_t REPEATED = 200;        // passages that may say what a better one says
 const size_t MOST_QUESTION = 16384; // bytes: of a pasted text the end counts
 const char * const FIELD = "documents";
 
@@ -61,6 +63,14 @@ std::vector<std::string> searched(const passages & texts) {
     std::vector<std::string> out;
     for (const passage & each : texts.all) {
         out.push_back(texts.found_by(each));
+    }
+    return out;
+}
+
+std::vector<uint32_t> owners(const passages & texts) {
+    std::vector<uint32_t> out;
+    for (uint32_t i = 0; i < texts.all.size(); i++) {
+        out.insert(out.end(), texts.all[i].parts, i);
     }
     return out;
 }
@@ -126,7 +136,8 @@ library::library(passages own, const std::string & embedder_name) : texts(std::m
         if (loaded->dimension() != texts.dimension) {
             throw std::runtime_error(std::string(EMBEDDER) + " makes vectors of another length");
         }
-        vectors = std::make_unique<vector_index>(texts.vectors, texts.dimension, threads);
+        vectors =
+            std::make_unique<vector_index>(texts.vectors, owners(texts), texts.dimension, threads);
         model = std::move(loaded);
     } catch (const std::exception & problem) {
         LOG_WRN("passages are found by their words alone: %s\n", problem.what());
@@ -143,15 +154,21 @@ std::vector<ranked> library::find(const std::string & whole, size_t most) {
     if (!index) {
         index = std::make_unique<word_index>(words.get());
     }
-    std::vector<ranking> rankings = { index->find(question, CANDIDATES) };
+    scores by_vectors;
     if (model && !words_of(question).empty()) {
         try {
-            rankings.push_back(vectors->find(model->vector_of(texts.query + question), CANDIDATES));
+            by_vectors = vectors->fit(model->vector_of(texts.query + question));
         } catch (const std::exception & problem) {
             LOG_WRN("this question is compared by its words alone: %s\n", problem.what());
         }
     }
-    return merged(rankings, most);
+    std::vector<ranked> found = merged(index->fit(question), by_vectors, most + REPEATED);
+    std::unordered_set<std::string_view> said;
+    std::stable_partition(found.begin(), found.end(), [&](const ranked & each) {
+        return said.insert(texts.all[each.number].text).second;
+    });
+    found.resize(std::min(most, found.size()));
+    return found;
 }
 
 std::shared_ptr<library> open_library() {

@@ -15,6 +15,7 @@ class library {
     // made them. What can't be used of it is said in the log.
     library(passages texts, const std::string & embedder);
 
+    // The best first. Those that say word for word what a better one says come last.
     std::vector<ranked> find(const std::string & question, size_t most);
 
     const passages texts;

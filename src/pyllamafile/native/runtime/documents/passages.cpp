@@ -17,45 +17,58 @@ using json = nlohmann::json;
 const uint64_t MOST_TEXT = 64 << 20;
 const uint32_t MOST_PASSAGES = 200000;
 const uint32_t MOST_DIMENSION = 8192;
+const uint32_t MOST_VECTORS = 2000000;
 
 const size_t HEADER = 64; // bytes
 const size_t ALIGNMENT = 64;
 
 struct header {
     char magic[8];
-    uint32_t version, count, dimension, unused;
+    uint32_t version, count, dimension, parts;
     uint64_t stored, size, vectors;
 };
 static_assert(sizeof(header) == 48, "as it stands in the entry, without gaps");
 
-// Whether the parts are where the header says, and nothing else is there.
+uint64_t rows_of(const header & head) {
+    return head.parts > 0 ? head.parts : head.count;
+}
+
+// Whether all is where the header says, and nothing else is there.
 bool fits(const header & head, uint64_t size) {
-    if (memcmp(head.magic, "passages", 8) != 0 || head.version != 1 || head.unused != 0 ||
-        head.count == 0 || head.count > MOST_PASSAGES || head.dimension > MOST_DIMENSION ||
-        head.size > MOST_TEXT || head.stored > size - HEADER) {
+    const bool in_parts = head.version == 2 && head.dimension > 0 && head.parts >= head.count &&
+                          head.parts <= MOST_VECTORS;
+    if (memcmp(head.magic, "passages", 8) != 0 ||
+        !(in_parts || (head.version == 1 && head.parts == 0)) || head.count == 0 ||
+        head.count > MOST_PASSAGES || head.dimension > MOST_DIMENSION || head.size > MOST_TEXT ||
+        head.stored > size - HEADER) {
         return false;
     }
     const uint64_t end = HEADER + head.stored;
     if (head.dimension == 0) {
         return head.vectors == 0 && end == size;
     }
-    const uint64_t rows = (uint64_t)head.count * head.dimension * sizeof(uint16_t);
     return head.vectors >= end && head.vectors <= size && head.vectors % ALIGNMENT == 0 &&
-           size - head.vectors == rows;
+           size - head.vectors == rows_of(head) * head.dimension * sizeof(uint16_t);
 }
 
 // Takes the texts as they are parsed: in a tree of its own JSON takes many times its size.
 class texts_reader : public json::json_sax_t {
   public:
-    explicit texts_reader(passages & out) : out(out) {}
+    // `in_parts`: each passage says how many it has.
+    texts_reader(passages & out, bool in_parts) : out(out), fields(in_parts ? 5 : 4) {}
 
     // Whether all is there, once it was parsed.
-    bool complete(uint32_t count) const {
+    bool complete(uint32_t count, uint64_t rows) const {
+        uint64_t parts = 0;
+        for (const passage & each : out.all) {
+            parts += each.parts;
+        }
         const auto is_of_one = [this](const passage & each) {
             return each.source < out.sources.size();
         };
         return seen == std::set<std::string>{ "sources", "query", "passages" } &&
-               out.all.size() == count && std::all_of(out.all.begin(), out.all.end(), is_of_one);
+               out.all.size() == count && parts == rows &&
+               std::all_of(out.all.begin(), out.all.end(), is_of_one);
     }
 
     bool start_object(size_t) override {
@@ -81,7 +94,7 @@ class texts_reader : public json::json_sax_t {
         return true;
     }
     bool end_array() override {
-        return --depth == 1 || field == FIELDS;
+        return --depth == 1 || field == fields;
     }
     bool string(std::string & text) override {
         if (depth == 1 && part == "query") {
@@ -96,10 +109,13 @@ class texts_reader : public json::json_sax_t {
         return true;
     }
     bool number_unsigned(uint64_t value) override {
-        if (depth != 3 || field > 1 || value > INT32_MAX) {
+        const bool part = field == 4 && fields == 5 && value > 0;
+        if (depth != 3 || (field > 1 && !part) || value > INT32_MAX) {
             return false;
         }
-        (field++ == 0 ? out.all.back().source : out.all.back().page) = (uint32_t)value;
+        passage & one = out.all.back();
+        (field == 0 ? one.source : field == 1 ? one.page : one.parts) = (uint32_t)value;
+        field++;
         return true;
     }
 
@@ -123,17 +139,17 @@ class texts_reader : public json::json_sax_t {
     }
 
   private:
-    static const int FIELDS = 4; // of a passage
     passages & out;
+    const int fields; // of a passage
     std::set<std::string> seen;
     std::string part;
     int depth = 0;
     int field = 0;
 };
 
-bool take_texts(const std::string & text, uint32_t count, passages & out) {
-    texts_reader reader(out);
-    return json::sax_parse(text, &reader) && reader.complete(count);
+bool take_texts(const std::string & text, const header & head, passages & out) {
+    texts_reader reader(out, head.parts > 0);
+    return json::sax_parse(text, &reader) && reader.complete(head.count, rows_of(head));
 }
 
 // It stands in brackets.
@@ -168,11 +184,11 @@ passages read_passages(const std::string & bytes) {
         memcpy(&head, bytes.data(), sizeof(head)); // every target has the lowest byte first
     }
     if (bytes.size() < HEADER || !fits(head, bytes.size()) ||
-        !take_texts(inflated(bytes.data() + HEADER, head.stored, head.size), head.count, out)) {
+        !take_texts(inflated(bytes.data() + HEADER, head.stored, head.size), head, out)) {
         throw std::runtime_error("holds no passages");
     }
     out.dimension = head.dimension;
-    out.vectors.resize((size_t)head.count * head.dimension);
+    out.vectors.resize((size_t)rows_of(head) * head.dimension);
     if (head.dimension > 0) {
         memcpy(out.vectors.data(), bytes.data() + head.vectors,
                out.vectors.size() * sizeof(uint16_t));

@@ -8,6 +8,7 @@
 struct passage {
     uint32_t source = 0; // which of the documents
     uint32_t page = 0;   // from 1; 0 where there are none
+    uint32_t parts = 1;  // that have a vector each, where there are vectors
     std::string heading; // those above it, the outermost first
     std::string text;
 };
@@ -17,7 +18,7 @@ struct passages {
     std::string query;                // in front of a question that becomes a vector
     std::vector<passage> all;
     uint32_t dimension = 0;        // of their vectors; 0: there are none
-    std::vector<uint16_t> vectors; // of each a row, in halves of floats
+    std::vector<uint16_t> vectors; // of each part a row, in halves of floats
 
     // How an answer names a passage: "handbook.md, p. 12", or by the heading next to it.
     std::string label(const passage & of) const;

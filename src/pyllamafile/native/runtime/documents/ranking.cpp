@@ -6,13 +6,16 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <map>
 #include <new>
+#include <utility>
 
 namespace {
 
 const float K1 = 1.2f, B = 0.75f; // as most others have them
-const double RANK = 60;           // the same
+
+// In standard deviations of the cosines, what all words of the question are worth. The square of
+// the share counts: a passage with most of the words is meant, and one with few has them by chance.
+const float WORDS = 4;
 
 // Han, kana, Thai, Lao, Khmer, Burmese: their words are not set apart.
 bool stands_alone(uint32_t c) {
@@ -37,21 +40,24 @@ void make_singular(std::string & word) {
     }
 }
 
-// The best of the numbers of a score each, but for those that have none.
-ranking best_of(const std::vector<float> & scores, float least, size_t most) {
-    ranking out;
-    for (uint32_t i = 0; i < scores.size(); i++) {
-        if (scores[i] > least) { // so no NaN is among them
-            out.push_back(i);
+struct distribution {
+    double mean = 0, deviation = 0;
+};
+
+distribution distribution_of(const scores & of) {
+    double count = 0, sum = 0, squares = 0;
+    for (const float score : of) {
+        if (score > NO_SCORE) {
+            count++;
+            sum += score;
+            squares += (double)score * score;
         }
     }
-    const auto better = [&](uint32_t a, uint32_t b) {
-        return scores[a] != scores[b] ? scores[a] > scores[b] : a < b;
-    };
-    const size_t count = std::min(most, out.size());
-    std::partial_sort(out.begin(), out.begin() + (ptrdiff_t)count, out.end(), better);
-    out.resize(count);
-    return out;
+    if (count == 0) {
+        return {};
+    }
+    const double mean = sum / count;
+    return { mean, std::sqrt(std::max(squares / count - mean * mean, 0.0)) };
 }
 
 } // namespace
@@ -122,8 +128,9 @@ word_index::word_index(const std::vector<std::string> & texts) : weights(texts.s
     }
 }
 
-ranking word_index::find(const std::string & question, size_t most) const {
-    std::vector<float> scores(weights.size());
+scores word_index::fit(const std::string & question) const {
+    scores out(weights.size());
+    float all_words = 0;
     std::vector<std::string> words = words_of(question);
     std::sort(words.begin(), words.end());
     words.erase(std::unique(words.begin(), words.end()), words.end());
@@ -137,13 +144,19 @@ ranking word_index::find(const std::string & question, size_t most) const {
         const float rarity = (float)std::log(1 + (all - have + 0.5) / (have + 0.5));
         for (const posting & each : of_word) {
             const float times = (float)each.times;
-            scores[each.text] += rarity * times * (K1 + 1) / (times + weights[each.text]);
+            out[each.text] += rarity * times * (K1 + 1) / (times + weights[each.text]);
         }
+        all_words += rarity;
     }
-    return best_of(scores, 0, most);
+    for (float & score : out) {
+        score = score > 0 ? score / all_words : 0;
+    }
+    return out;
 }
 
-vector_index::vector_index(const std::vector<uint16_t> & rows, uint32_t dimension, int threads) {
+vector_index::vector_index(const std::vector<uint16_t> & rows, std::vector<uint32_t> owners,
+                           uint32_t dimension, int threads)
+    : owners(std::move(owners)) {
     backend.reset(ggml_backend_init_by_type(GGML_BACKEND_DEVICE_TYPE_CPU, nullptr));
     const size_t room = 8 * ggml_tensor_overhead() + ggml_graph_overhead();
     context.reset(ggml_init({ room, nullptr, true }));
@@ -170,27 +183,40 @@ vector_index::vector_index(const std::vector<uint16_t> & rows, uint32_t dimensio
     ggml_backend_tensor_set(matrix, rows.data(), 0, rows.size() * sizeof(uint16_t));
 }
 
-ranking vector_index::find(const std::vector<float> & vector, size_t most) {
-    std::vector<float> scores((size_t)ggml_nelements(product));
+scores vector_index::fit(const std::vector<float> & vector) {
+    std::vector<float> cosines((size_t)ggml_nelements(product));
     ggml_backend_tensor_set(question, vector.data(), 0, vector.size() * sizeof(float));
     ggml_backend_graph_compute(backend.get(), graph);
-    ggml_backend_tensor_get(product, scores.data(), 0, scores.size() * sizeof(float));
-    return best_of(scores, -2, most);
-}
-
-std::vector<ranked> merged(const std::vector<ranking> & rankings, size_t most) {
-    std::map<uint32_t, double> scores;
-    for (const ranking & each : rankings) {
-        for (size_t rank = 0; rank < each.size(); rank++) {
-            scores[each[rank]] += 1 / (RANK + 1 + (double)rank);
+    ggml_backend_tensor_get(product, cosines.data(), 0, cosines.size() * sizeof(float));
+    scores best(owners.empty() ? 0 : owners.back() + 1, NO_SCORE);
+    for (size_t row = 0; row < owners.size(); row++) {
+        float & of_passage = best[owners[row]];
+        if (std::isfinite(cosines[row]) && cosines[row] > of_passage) {
+            of_passage = cosines[row];
         }
     }
+    return best;
+}
+
+std::vector<ranked> merged(const scores & by_words, const scores & by_vectors, size_t most) {
+    const distribution cosines = distribution_of(by_vectors);
     std::vector<ranked> out;
-    for (const auto & [number, score] : scores) {
-        out.push_back({ number, score });
+    for (uint32_t i = 0; i < by_words.size(); i++) {
+        const bool has_vector = i < by_vectors.size() && by_vectors[i] > NO_SCORE;
+        if (by_words[i] == 0 && !has_vector) {
+            continue;
+        }
+        double score = WORDS * by_words[i] * by_words[i];
+        if (has_vector && cosines.deviation > 0) {
+            score += (by_vectors[i] - cosines.mean) / cosines.deviation;
+        }
+        out.push_back({ i, score });
     }
-    std::stable_sort(out.begin(), out.end(),
-                     [](const ranked & a, const ranked & b) { return a.score > b.score; });
-    out.resize(std::min(most, out.size()));
+    const auto better = [](const ranked & a, const ranked & b) {
+        return a.score != b.score ? a.score > b.score : a.number < b.number;
+    };
+    const size_t count = std::min(most, out.size());
+    std::partial_sort(out.begin(), out.begin() + (ptrdiff_t)count, out.end(), better);
+    out.resize(count);
     return out;
 }

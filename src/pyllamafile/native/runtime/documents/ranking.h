@@ -12,16 +12,17 @@
 // English has one. A letter of a script without spaces is a word.
 std::vector<std::string> words_of(const std::string & text);
 
-// Numbers of passages, the best first.
-using ranking = std::vector<uint32_t>;
+// Of each passage how well it fits; NO_SCORE where that is not known.
+using scores = std::vector<float>;
+const float NO_SCORE = -2; // less than any cosine
 
-// BM25 (Robertson and Zaragoza, 2009) over texts.
+// BM25 (Robertson and Zaragoza, 2009) over texts, as a share of what the question's words weigh: a
+// text of the mean length that has each of them once has 1, and one that has none 0.
 class word_index {
   public:
     explicit word_index(const std::vector<std::string> & texts);
 
-    // Those that share a word with the question.
-    ranking find(const std::string & question, size_t most) const;
+    scores fit(const std::string & question) const;
 
   private:
     struct posting {
@@ -35,13 +36,15 @@ class word_index {
 // A matrix with a vector in each row, and its product with a vector: exact, by ggml's kernels.
 class vector_index {
   public:
-    // `rows` are halves of floats.
-    vector_index(const std::vector<uint16_t> & rows, uint32_t dimension, int threads);
+    // `rows` are halves of floats; `owners` has of each row the number of its passage.
+    vector_index(const std::vector<uint16_t> & rows, std::vector<uint32_t> owners,
+                 uint32_t dimension, int threads);
 
-    // By the cosine of the angle, as all have the length 1.
-    ranking find(const std::vector<float> & question, size_t most);
+    // By the cosine of the angle, as all have the length 1. Of a passage's vectors the best counts.
+    scores fit(const std::vector<float> & question);
 
   private:
+    const std::vector<uint32_t> owners;
     ggml_backend_ptr backend;
     ggml_context_ptr context;
     ggml_backend_buffer_ptr buffer;
@@ -55,5 +58,6 @@ struct ranked {
     double score;
 };
 
-// Reciprocal rank fusion (Cormack, Clarke and Büttcher, 2009).
-std::vector<ranked> merged(const std::vector<ranking> & rankings, size_t most);
+// The best by both: those that share a word with the question, and those whose vector is known.
+// There may be no scores by vectors.
+std::vector<ranked> merged(const scores & by_words, const scores & by_vectors, size_t most);
