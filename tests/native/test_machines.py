@@ -21,6 +21,19 @@ from pathlib import Path
 
 import pytest
 from fixtures import put_runtime, tiny_pe
+from messages import (
+    ADD,
+    ALLOCATE,
+    BASE,
+    CUSTOM,
+    GET_TENSOR,
+    GRAPH,
+    HELLO,
+    SET_TENSOR,
+    TENSOR,
+    graph,
+    tensor,
+)
 from running import free_port, need, ready, run
 
 import pyllamafile
@@ -724,21 +737,7 @@ def test_doctor_asks_them(llamafile: Path, machines: Machines) -> None:
     assert b"three: problem: ssh doesn't run the command" in done.stdout + done.stderr
 
 
-# What a worker is told: the numbers are those of ggml-rpc.cpp
-
-ALLOCATE, SET_TENSOR, GET_TENSOR, GRAPH, HELLO = 0, 6, 8, 10, 14
-COMPUTE = 16  # GGML_TENSOR_FLAG_COMPUTE
-TENSOR = struct.Struct("<Q I Q 4I 4I I 16i i 10Q Q Q Q 64s i")
-
-
-def tensor(
-    id: int, buffer: int, data: int, *, ne: tuple[int, ...] = (4, 1, 1, 1),
-    nb: tuple[int, ...] = (4, 16, 16, 16), op: int = 0, src: tuple[int, ...] = (),
-) -> bytes:  # fmt: skip
-    sources = (*src, *[0] * (10 - len(src)))
-    return TENSOR.pack(
-        id, 0, buffer, *ne, *nb, op, *[0] * 16, COMPUTE, *sources, 0, 0, data, b"t", 0
-    )
+# What a worker is told
 
 
 class Worker:
@@ -756,7 +755,7 @@ class Worker:
         self.say(ALLOCATE, struct.pack("<IQ", 0, 4096))
         self.buffer, size = struct.unpack("<QQ", self.hear())
         assert size >= 4096
-        self.say(3, struct.pack("<Q", self.buffer))
+        self.say(BASE, struct.pack("<Q", self.buffer))
         (self.base,) = struct.unpack("<Q", self.hear())
 
     def say(self, command: int, data: bytes, length: int | None = None) -> None:
@@ -786,18 +785,6 @@ def worker(runtime: Path, tmp_path: Path) -> Iterator[Worker]:
         pass
 
 
-def graph(nodes: list[int], tensors: list[bytes]) -> bytes:
-    return (
-        struct.pack("<II", 0, len(nodes))
-        + b"".join(struct.pack("<Q", node) for node in nodes)
-        + struct.pack("<I", len(tensors))
-        + b"".join(tensors)
-    )
-
-
-ADD = 2  # GGML_OP_ADD
-
-
 def test_a_worker_computes_and_ends_with_its_input(worker: Worker) -> None:
     assert TENSOR.size == 296  # as upstream packs it
     for place, numbers in ((0, (1, 2, 3, 4)), (64, (10, 20, 30, 40))):
@@ -816,8 +803,21 @@ def test_a_worker_computes_and_ends_with_its_input(worker: Worker) -> None:
 
 
 @pytest.mark.parametrize(
-    "case", ["length", "wrap", "outside", "op", "node", "bytes", "depth", "command", "count"]
-)
+    "case",
+    [
+        "length",
+        "wrap",
+        "outside",
+        "op",
+        "address",
+        "node",
+        "twice",
+        "bytes",
+        "depth",
+        "command",
+        "count",
+    ],
+)  # fmt: skip
 def test_seam_messages_that_make_no_sense_end_the_worker(worker: Worker, case: str) -> None:
     buffer, base = worker.buffer, worker.base
     none = struct.pack("<QQ", 0, 16)
@@ -828,10 +828,23 @@ def test_seam_messages_that_make_no_sense_end_the_worker(worker: Worker, case: s
         worker.say(GET_TENSOR, huge + none)
     elif case == "outside":
         worker.say(GET_TENSOR, tensor(1, buffer, base + 4090) + none)
+    elif case == "before":
+        worker.say(GET_TENSOR, tensor(1, buffer, base + 64) + struct.pack("<QQ", 2**64 - 8, 16))
+    elif case == "in front":
+        where = tensor(1, buffer, base + 64) + struct.pack("<BQ", 0, 2**64 - 8)
+        worker.say(SET_TENSOR, where + bytes(16))
     elif case == "op":
         worker.say(GRAPH, graph([1], [tensor(1, buffer, base, op=500)]))
+    elif case == "address":  # of a function, in the parameters
+        worker.say(
+            GRAPH,
+            graph([2], [tensor(1, buffer, base), tensor(2, buffer, base, op=CUSTOM, src=(1,))]),
+        )
     elif case == "node":
         worker.say(GRAPH, graph([0], []))
+    elif case == "twice":
+        parts = [tensor(1, buffer, base), tensor(2, buffer, base, op=ADD, src=(1, 1))]
+        worker.say(GRAPH, graph([2, 2], parts))
     elif case == "bytes":
         parts = [tensor(1, 0, 0), tensor(2, buffer, base, op=ADD, src=(1, 1))]
         worker.say(GRAPH, graph([2], parts))

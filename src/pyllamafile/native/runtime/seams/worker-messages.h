@@ -13,7 +13,8 @@ inline void rpc_has_buffer(uint64_t size) {
     rpc_longest_message = std::max(rpc_longest_message, size + (1 << 20));
 }
 
-// Upstream holds ggml_nbytes() against the buffer, which goes round at 2^64.
+// Upstream holds ggml_nbytes() against the buffer, which goes round at 2^64. Some operations call a
+// function, and its address is a parameter of theirs.
 inline bool rpc_makes_sense(const ggml_tensor * tensor, uint32_t op) {
     uint64_t bytes = ggml_type_size(tensor->type);
     for (int i = 0; i < GGML_MAX_DIMS; i++) {
@@ -24,7 +25,7 @@ inline bool rpc_makes_sense(const ggml_tensor * tensor, uint32_t op) {
             return false;
         }
     }
-    return op < GGML_OP_COUNT;
+    return op < GGML_OP_COUNT && (op < GGML_OP_MAP_CUSTOM1 || op > GGML_OP_CUSTOM);
 }
 
 // What only says how other bytes are looked at needs none.
