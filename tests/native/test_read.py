@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import pytest
 from running import post, run, serving
 
 import pyllamafile
-from pyllamafile import engine
 from pyllamafile.llamafile import READ
 
 pytestmark = pytest.mark.native
@@ -101,13 +101,12 @@ def test_the_servers_of_several_models_have_both(
 
 @pytest.mark.parametrize("content", [b"\xff\xfe", b"a\0b", b"ab\xc3"])
 def test_a_text_that_is_none_is_said_at_the_start(
-    smollm2: Path, runtime: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+    smollm2: Path, runtime: Path, tmp_path: Path, content: bytes
 ) -> None:
-    (tmp_path / "x").write_bytes(content)
     path = tmp_path / "f.llamafile"
-    with monkeypatch.context() as patched:  # as another tool would add it
-        patched.setitem(engine._TEXTS, READ, lambda _: None)
-        pyllamafile.build(smollm2, path, add=[(tmp_path / "x", READ)], targets=["linux-amd64"])
+    pyllamafile.build(smollm2, path, targets=["linux-amd64"])
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(READ, content)
     for words in (["--server", "--nobrowser"], ["--ask", "Hi."], ["--chat"]):
         done = run(path, *words)
         assert done.returncode == 1
