@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from pyllamafile import documents
-from pyllamafile.errors import AccessError, NotFoundError, RefusedError
+from pyllamafile.errors import AccessError, DamagedError, NotFoundError, RefusedError
 
 MOST: Final = 64 << 20
 """Bytes that the texts of all passages may have, as JSON: a runtime reads no more."""
@@ -162,7 +162,7 @@ def in_folder(folder: Path) -> Found:
             made += cut(name, documents.pages_of(path))
         except UnicodeEncodeError as error:
             raise RefusedError(f"{path!r}: its name is not UTF-8", path=path) from error
-        except RefusedError as error:
+        except (DamagedError, RefusedError) as error:
             left_out.append((name, error.message.removeprefix(f"{path}: ")))
         if len(made) > MOST_PASSAGES:
             raise RefusedError(

@@ -237,6 +237,8 @@ def _parsed(path: Path) -> dict[str, Any]:
         ) from error
     try:
         parsed: dict[str, Any] = toml.loads(decoded(_bytes(path)))
+    except UnicodeDecodeError as error:
+        raise RefusedError(f"{path}: is no text in UTF-8 or UTF-16", path=path) from error
     except ValueError as error:
         raise RefusedError(f"{path}: {error}", path=path) from error
     return parsed

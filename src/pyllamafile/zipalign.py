@@ -726,8 +726,8 @@ class _Reader:
         inside = 0 <= offset <= self.size - len(signature)
         return inside and self.get(offset, len(signature), "") == signature
 
-    def error(self, what: str) -> PyllamafileError:
-        return DamagedError(f"{self.path}: {what}", path=self.path)
+    def error(self, what: str, hint: str | None = None) -> PyllamafileError:
+        return DamagedError(f"{self.path}: {what}", hint=hint, path=self.path)
 
 
 class _End(NamedTuple):
@@ -790,7 +790,9 @@ def _read_end(file: _Reader) -> _End:
             break
         found += 3  # so that the next search ends before this signature
     else:
-        raise file.error("not a zip archive, or cut off")
+        bare = "it is a bare GGUF: `pyllamafile build` makes a llamafile of it"
+        again = "if it was downloaded, get it again"
+        raise file.error("not a zip archive, or cut off", bare if file.has(0, b"GGUF") else again)
 
     position = base + found
     locator = position - _LOCATOR.size

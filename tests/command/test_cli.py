@@ -999,8 +999,25 @@ def test_files_that_are_no_archives(fails, run, here):
     fails(bare, "verify", "m.gguf", hint="inspect reads it, build makes a llamafile of it")
     Path("x").write_text("x")
     fails("x is no ZIP archive, .*", "verify", "x", hint=AGAIN)
-    fails("x: not a zip archive, or cut off", "inspect", "x")
-    fails("x: not a zip archive, or cut off", "extract", "x")
+    again = "if it was downloaded, get it again"
+    fails("x: not a zip archive, or cut off", "inspect", "x", hint=again)
+    fails("x: not a zip archive, or cut off", "extract", "x", hint=again)
+    fails("x: not a zip archive, or cut off", "doctor", "x", hint=again)
+    bare = "it is a bare GGUF: `pyllamafile build` makes a llamafile of it"
+    fails("m.gguf: not a zip archive, or cut off", "extract", "m.gguf", hint=bare)
+
+
+def test_an_address_is_not_fetched(fails):
+    address = "https://example.com/m.gguf"
+    hint = "download the file and pass its path, or pass hf:OWNER/REPO"
+    fails(f"{address}: addresses are not fetched", "build", "--gguf", address, hint=hint)
+
+
+def test_more_than_the_model_can_read_is_said(run, here):
+    Path("long.txt").write_text("word " * 500)
+    done = run("build", "--gguf", "m.gguf", "--read", "long.txt", "--no-state", "-o", "f")
+    about = "has read too much: about 624 tokens, and the model was trained on 128"
+    assert (done.code, about in done.err) == (0, True)
     Path("d").mkdir()
     for command in ("inspect", "verify", "extract"):
         for name in ("nix", "d"):
@@ -1122,7 +1139,8 @@ def test_zipalign_that_fails_changes_nothing(fails, built):
         hint = "-j leaves out the directories of the names"
         fails(error, "zipalign", built, name, hint=hint)
     fails("cannot pack 'a': the name is in the archive twice", "zipalign", built, "a", "a")
-    fails("m.gguf: .*", "zipalign", "m.gguf", "a")
+    hint = "it is a bare GGUF: `pyllamafile build` makes a llamafile of it"
+    fails("m.gguf: .*", "zipalign", "m.gguf", "a", hint=hint)
 
 
 # runtimes

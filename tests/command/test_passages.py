@@ -131,6 +131,14 @@ def test_a_folder_goes_in(run, here):
     assert documents["passages"] == 4
 
 
+def test_one_damaged_document_is_left_out(run, here):
+    pytest.importorskip("pypdf", reason="pip install 'pyllamafile[documents]'")
+    Path("docs/broken.pdf").write_bytes(b"x")
+    done = run("build", "--gguf", "m.gguf", "--documents", "docs", "-o", "o")
+    assert done.code == 0, done.err
+    assert "left out  broken.pdf: can't be read as PDF: " in done.out
+
+
 def test_pages_of_a_pdf_go_in(run, here):
     pytest.importorskip("pypdf", reason="pip install 'pyllamafile[documents]'")
     Path("docs/a.pdf").write_bytes(pdf("One turnip costs seven."))

@@ -215,7 +215,8 @@ def test_an_engine_from(run, old, prebuilt, model, kind):
 
 def test_engines_that_are_none(fails, old, prebuilt):
     Path("text").write_text("x")
-    fails("text: not a zip archive, or cut off", "upgrade", old, "--engine", "text")
+    again = "if it was downloaded, get it again"
+    fails("text: not a zip archive, or cut off", "upgrade", old, "--engine", "text", hint=again)
     with zipfile.ZipFile("empty.whl", "w") as archive:
         archive.writestr("pyllamafile/native/prebuilt/ui.zip", "")
     fails(r"empty\.whl: ui\.zip can't be understood", "upgrade", old, "--engine", "empty.whl")
@@ -241,7 +242,8 @@ def test_what_is_no_llamafile(fails, here):
         hint="build makes one of a GGUF",
     )
     fails("nothing: cannot read: No such file or directory", "upgrade", "nothing")
-    fails(r"m\.gguf: not a zip archive, or cut off", "upgrade", "m.gguf")
+    hint = "it is a bare GGUF: `pyllamafile build` makes a llamafile of it"
+    fails(r"m\.gguf: not a zip archive, or cut off", "upgrade", "m.gguf", hint=hint)
 
 
 def test_damaged_weights_are_not_carried_on(fails, old):

@@ -147,6 +147,7 @@ def test_commands(llamafile: Path, tmp_path: Path) -> None:
         ("/save", "/save needs a value: FILE"),
         ("/load missing.json", "missing.json: can't be read"),
         ("/load note.txt", "note.txt: no saved conversation"),
+        ("/save note.txt", "note.txt: holds no conversation, and stays as it is"),
         ("/read .", ".: can't be read"),
         ("/save missing/x", "missing/x: can't be written"),
         ("/image note.txt", "this model sees no images"),

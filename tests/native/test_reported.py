@@ -372,6 +372,12 @@ def test_flags_of_mozillas_llamafile_that_have_another_name(
         assert status(url + "slots") == 400
 
 
+def test_a_file_to_write_whose_folder_is_not_there_is_refused(llamafile: Path) -> None:
+    for flag in ("--log-file", "--prompt-cache"):
+        done = run(llamafile, "-p", PROMPT, "-n", "1", flag, "nowhere/file")
+        refused(done, f"{flag} nowhere/file: there is no such folder")
+
+
 # what the machine has
 
 

@@ -35,6 +35,11 @@ def find(given: PathLike) -> Source:
     scheme, colon, rest = text.partition(":")
     if colon and scheme in SCHEMES and not os.path.lexists(text):
         return SCHEMES[scheme](rest)
+    if rest.startswith("//") and not os.path.lexists(text):
+        raise RefusedError(
+            f"{text}: addresses are not fetched",
+            hint="download the file and pass its path, or pass hf:OWNER/REPO",
+        )
     path = Path(text)
     try:
         is_folder = path.is_dir()

@@ -49,7 +49,7 @@ from pyllamafile.output import check_written, companion_path, write, write_compa
 from pyllamafile.paths import named, path_of, several, strings
 from pyllamafile.persona import Persona
 from pyllamafile.plan import File, Plan
-from pyllamafile.progress import Progress, silent
+from pyllamafile.progress import Progress, Step, silent
 from pyllamafile.state import MOST, TYPES, State
 from pyllamafile.targets import TARGETS, TOO_LARGE, select
 
@@ -253,6 +253,11 @@ def build(
             state=state,
         )
         reads = state and read_text is not None
+        context = next((facts.context_length for facts in given.facts.values()), None)
+        if not reads and context and len(read_text or b"") // 4 > context:
+            about = f"about {len(read_text or b'') // 4:,} tokens"
+            trained = f"the model was trained on {context:,}"
+            tell(Step("notice", f"{destination}: has read too much: {about}, and {trained}"))
         most = decided.size + (MOST if reads else 0)
         for_windows = bool(program) and format == "portable"
         starter = program if for_windows and companion and most >= TOO_LARGE else None

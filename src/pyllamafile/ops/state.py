@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 from pyllamafile import native, plan, zipalign
@@ -55,11 +56,12 @@ def put_in(path: Path, destination: Path, progress: Progress) -> State | None:
             with file.open("rb") as stream:
                 state = State.of(stream.read(FRONT), size)
             entry = zipalign.from_file(file, STATE, align=plan.alignment(STATE))
-            zipalign.add(path, [entry, found.updated_manifest([entry])], progress=progress)
+            tell = lambda step: progress(replace(step, what=f"writing {destination.name}"))  # noqa: E731
+            zipalign.add(path, [entry, found.updated_manifest([entry])], progress=tell)
     except trial.FailedError as error:
         raise RefusedError(
             f"{destination}: what it has read can't be evaluated: {error}",
-            hint="--arg -c --arg TOKENS gives a longer context, --no-state leaves the state out",
+            hint="with less text it works, or with a model that has a longer context",
             path=destination,
         ) from error
     return state

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <filesystem>
 #include <stdexcept>
 
 namespace {
@@ -163,6 +164,19 @@ void read_inputs(arguments & args, const flag_table & flags, int tool) {
             }
             args[i] = from.now;
             break;
+        }
+    }
+}
+
+void check_outputs(const arguments & args, const flag_table & flags) {
+    namespace fs = std::filesystem;
+    for (size_t i = 0; i + 1 < args.size(); i += 1 + flags.values(args[i])) {
+        if (args[i] == "--log-file" || args[i] == "--prompt-cache") {
+            const fs::path file = fs::u8path((const std::string &)args[i + 1]);
+            std::error_code error;
+            if (file.has_parent_path() && !fs::is_directory(file.parent_path(), error)) {
+                refuse(args[i], args[i] + " " + args[i + 1] + ": there is no such folder");
+            }
         }
     }
 }

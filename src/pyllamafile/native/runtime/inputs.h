@@ -8,5 +8,8 @@
 // arrives as it is, but where -e asks for escapes. `tool`: llama_example.
 void read_inputs(arguments & args, const flag_table & flags, int tool);
 
+// Refuses a file to write whose folder isn't there: llama.cpp would go on without a word.
+void check_outputs(const arguments & args, const flag_table & flags);
+
 // Refuses a key for the API that is nothing, or that no client can send; in variables, too.
 void check_keys(const arguments & args, const flag_table & flags);

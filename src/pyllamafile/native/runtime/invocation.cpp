@@ -529,6 +529,7 @@ invocation read_invocation(const arguments & own, const arguments & user) {
         check_question(args, flags);
         keep_output_clean(args, flags);
     }
+    check_outputs(args, flags);
     out.grace = take_grace(args, flags);
     if (out.serves) {
         check_keys(args, flags);

@@ -521,6 +521,12 @@ class conversation {
     }
 
     void save(const std::string & path) {
+        std::error_code error;
+        const fs::path file = fs::u8path(path);
+        if (fs::is_regular_file(file, error) && fs::file_size(file, error) > 0 &&
+            !messages_of(json::parse(read_bytes(path), nullptr, false)).is_array()) {
+            throw std::runtime_error(path + ": holds no conversation, and stays as it is");
+        }
         write_file(path, json{ { "messages", messages } }.dump(1) + "\n");
         remark("saved to " + path);
     }
