@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import operator
 import re
 import shutil
 import statistics
@@ -39,6 +38,7 @@ import in_venv
 
 in_venv.ensure("runtimes,test", "pyllamafile")
 
+import numpy as np  # noqa: E402
 from serving import serving  # noqa: E402
 
 import pyllamafile  # noqa: E402
@@ -145,12 +145,12 @@ def over_http(url: str) -> Search:
 def by_vectors(
     rows: Sequence[Row], owners: Sequence[int], embed: Callable[[str], Row], found: list[Passage]
 ) -> Search:
+    matrix = np.array(rows, np.float32)
+
     def search(question: str) -> Sequence[int]:
-        vector = embed(question)
-        best: dict[int, float] = {}
-        for number, row in zip(owners, rows, strict=True):
-            best[number] = max(best.get(number, -2), sum(map(operator.mul, vector, row)))
-        order = sorted(best, key=lambda n: -best[n])
+        best = np.full(len(found), -2, np.float32)
+        np.maximum.at(best, owners, matrix @ np.array(embed(question), np.float32))
+        order = np.argsort(-best, kind="stable").tolist()
         fresh = {found[n].text: n for n in reversed(order)}  # of those that say the same the best
         return [n for n in order if fresh[found[n].text] == n][: max(DEPTHS)]
 

@@ -288,6 +288,27 @@ def test_what_is_worded_otherwise_is_found(vectors: Path, plain: Path) -> None:
         assert "Opening" not in str(search(url, "May my poodle come along?")[:1])
 
 
+def test_the_best_paragraph_counts_and_repeated_texts_come_last(
+    smollm2: Path, minilm: Path, runtime: Path, tmp_path: Path
+) -> None:
+    question = "xyzzy plugh"
+    program = engine.host_runtime(silent).program()
+    [near] = trial.embedded(program, minilm, [question], silent)
+    far = [-x for x in near]
+    half = [x if i % 2 else 0.0 for i, x in enumerate(near)]
+    texts = ["first", "far", "half", "first", "half"]
+    rows = [far, near, far, half, far, near, half]
+    entry = tmp_path / "entry"
+    found = [Passage("a.txt", 0, "", text) for text in texts]
+    entry.write_bytes(passages.entry(found, rows, "", [2, 1, 1, 2, 1]))
+    path = tmp_path / "f.llamafile"
+    add = [(entry, DOCUMENTS), (minilm, EMBEDDER)]
+    pyllamafile.build(smollm2, path, add=add, targets=["linux-amd64"])
+    with serving(path, "--nobrowser") as url:
+        assert [each["index"] for each in search(url, question, top_k=9)] == [0, 2, 1, 3, 4]
+        assert [each["index"] for each in search(url, question, top_k=2)] == [0, 2]
+
+
 def test_vectors_are_those_of_the_server(minilm: Path, runtime: Path) -> None:
     """They are what /v1/embeddings, which is upstream's, makes of the same texts."""
     program = engine.host_runtime(silent).program()
