@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -286,3 +287,14 @@ def test_the_fuzzer_runs(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Python readers:" in done.stdout
+
+
+@pytest.mark.native
+def test_the_fuzzer_names_its_readers():
+    script = Path(__file__).parents[2] / "scripts" / "fuzz"
+    wrong = subprocess.run([sys.executable, script, "none"], capture_output=True, text=True)
+    assert wrong.returncode == 2
+    readers = wrong.stderr.split("; there are ")[1].strip().split(", ")
+    assert {"container", "model", "slot", "documents", "messages"} <= {*readers}
+    said = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True)
+    assert re.findall(r"^ {4}([a-z]+)", said.stdout, re.MULTILINE) == readers

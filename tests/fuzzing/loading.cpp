@@ -1,7 +1,7 @@
-// libFuzzer's bytes as what the runtime loads: --what=model, adapter, projector, state or template.
-// All but a template goes the runtime's own way: our check of the header first, and what it takes
-// is handed to llama.cpp, up to the first tokens. Adapters, projectors and states go with the model
-// that --base=FILE names. --seeds=FOLDER writes states there, and ends.
+// libFuzzer's bytes as what the runtime loads; WAYS has the names for --what=. A model, an adapter,
+// a projector go the runtime's own way: our check of the header first, and what it takes is handed
+// to llama.cpp, up to the first tokens. What is no model goes with the one that --base=FILE names.
+// --seeds=FOLDER writes states or slots there, and ends.
 
 #include "chat.h"
 #include "clip-impl.h"
@@ -14,6 +14,7 @@
 #include "mutating.h"
 #include "preset.h"
 #include "seams/bounded.h"
+#include "ways.h"
 #include "weights.h"
 
 #include <csetjmp>
@@ -23,7 +24,6 @@
 #include <map>
 #include <memory>
 #include <new>
-#include <stdexcept>
 #include <string>
 #include <unistd.h>
 
@@ -72,10 +72,6 @@ void operator delete[](void * what, size_t) noexcept {
 
 namespace {
 
-struct refused : std::runtime_error {
-    using std::runtime_error::runtime_error;
-};
-
 jmp_buf out_of_noexcept;
 
 // A failed assertion ends the runtime with a line and exit code 1 (main.cpp).
@@ -89,19 +85,8 @@ void leave() {
 
 void silent(ggml_log_level, const char *, void *) {}
 
-std::string base_path;
 std::string input_path;
 
-struct free_model {
-    void operator()(llama_model * model) const {
-        llama_model_free(model);
-    }
-};
-struct free_context {
-    void operator()(llama_context * context) const {
-        llama_free(context);
-    }
-};
 struct free_projector {
     void operator()(mtmd_context * projector) const {
         mtmd_free(projector);
@@ -117,26 +102,41 @@ struct free_bitmap {
         mtmd_bitmap_free(bitmap);
     }
 };
-using model_ptr = std::unique_ptr<llama_model, free_model>;
-using context_ptr = std::unique_ptr<llama_context, free_context>;
+} // namespace
 
-model_ptr loaded(const std::string & path, bool mapped) {
+std::string base_path;
+
+const std::string & in_file(const std::string & bytes) {
+    FILE * file = fopen(input_path.c_str(), "wb");
+    if (file == nullptr || fwrite(bytes.data(), 1, bytes.size(), file) != bytes.size() ||
+        fclose(file) != 0) {
+        _Exit(3);
+    }
+    return input_path;
+}
+
+void wrong(const char * what) {
+    fprintf(stderr, "wrong: %s\n", what);
+    abort();
+}
+
+llama_model_ptr loaded(const std::string & path, bool mapped) {
     llama_model_params how = llama_model_default_params();
     how.load_mode = mapped ? LLAMA_LOAD_MODE_MMAP : LLAMA_LOAD_MODE_NONE;
-    model_ptr model(llama_model_load_from_file(path.c_str(), how));
+    llama_model_ptr model(llama_model_load_from_file(path.c_str(), how));
     if (!model) {
         throw refused("no model");
     }
     return model;
 }
 
-context_ptr context_of(llama_model * model) {
+llama_context_ptr context_of(llama_model * model, uint32_t tokens) {
     llama_context_params how = llama_context_default_params();
-    how.n_ctx = 64;
+    how.n_ctx = tokens;
     how.n_batch = how.n_ubatch = 16;
     how.n_seq_max = 1;
     how.n_threads = how.n_threads_batch = 1;
-    context_ptr context(llama_init_from_model(model, how));
+    llama_context_ptr context(llama_init_from_model(model, how));
     if (!context) {
         throw refused("no context");
     }
@@ -173,6 +173,8 @@ void answer(llama_context * context) {
     llama_decode(context, batch);
 }
 
+namespace {
+
 common_chat_templates_inputs conversation(bool tools) {
     common_chat_templates_inputs out;
     const auto say = [&](const char * role, const char * text) {
@@ -206,39 +208,42 @@ bool is_sound(const std::string & path, weights_kind kind) {
     return find_weights(path, found).empty() && found.kind == kind;
 }
 
-void load_model(bool mapped) {
+void take_model(const std::string & bytes) {
+    in_file(bytes);
     if (!is_sound(input_path, weights_kind::MODEL)) {
         return;
     }
-    const model_ptr model = loaded(input_path, mapped);
+    const llama_model_ptr model = loaded(input_path, bytes.size() % 2 == 0);
     try {
         talk(model.get(), "");
     } catch (const std::exception &) {
         // it stops chats, not the model
     }
-    const context_ptr context = context_of(model.get());
+    const llama_context_ptr context = context_of(model.get());
     answer(context.get());
 }
 
-void load_adapter(bool) {
+void take_adapter(const std::string & bytes) {
+    in_file(bytes);
     if (!is_sound(input_path, weights_kind::ADAPTER)) {
         return;
     }
-    const model_ptr model = loaded(base_path, true);
+    const llama_model_ptr model = loaded(base_path, true);
     llama_adapter_lora * adapter = llama_adapter_lora_init(model.get(), input_path.c_str());
     if (adapter != nullptr) {
-        const context_ptr context = context_of(model.get());
+        const llama_context_ptr context = context_of(model.get());
         float scale = 0.5;
         llama_set_adapters_lora(context.get(), &adapter, 1, &scale);
         answer(context.get());
     }
 }
 
-void load_projector(bool) {
+void take_projector(const std::string & bytes) {
+    in_file(bytes);
     if (!is_sound(input_path, weights_kind::PROJECTOR)) {
         return;
     }
-    static const model_ptr model = loaded(base_path, true);
+    static const llama_model_ptr model = loaded(base_path, true);
     mtmd_context_params how = mtmd_context_params_default();
     how.use_gpu = false;
     how.n_threads = 1;
@@ -279,12 +284,13 @@ void load_projector(bool) {
 }
 
 // As a slot of the server is restored, and what --prompt-cache reads.
-void load_state(bool whole) {
-    static const model_ptr model = loaded(base_path, true);
-    const context_ptr context = context_of(model.get());
+void take_state(const std::string & bytes) {
+    in_file(bytes);
+    static const llama_model_ptr model = loaded(base_path, true);
+    const llama_context_ptr context = context_of(model.get());
     std::vector<llama_token> tokens(llama_n_ctx(context.get()));
     size_t count = 0;
-    if (whole) {
+    if (bytes.size() % 2 == 0) { // of all sequences, or of one
         llama_state_load_file(context.get(), input_path.c_str(), tokens.data(), tokens.size(),
                               &count);
     } else {
@@ -295,8 +301,8 @@ void load_state(bool whole) {
 }
 
 void save_states(const std::string & folder) {
-    const model_ptr model = loaded(base_path, true);
-    const context_ptr context = context_of(model.get());
+    const llama_model_ptr model = loaded(base_path, true);
+    const llama_context_ptr context = context_of(model.get());
     answer(context.get());
     const std::vector<llama_token> tokens(8, 5);
     llama_state_save_file(context.get(), (folder + "/whole").c_str(), tokens.data(), tokens.size());
@@ -304,13 +310,10 @@ void save_states(const std::string & folder) {
                               tokens.size());
 }
 
-const std::map<std::string, void (*)(bool)> WAYS = {
-    { "model", load_model }, { "adapter", load_adapter }, { "projector", load_projector },
-    { "state", load_state }, { "template", nullptr }, // text, which needs no file
-};
-
-void (*way)(bool) = nullptr;
-bool headers = true; // whether the input is a GGUF
+void take_template(const std::string & bytes) {
+    template_work::begin();
+    talk(nullptr, bytes);
+}
 
 const dictionary & known() {
     static const dictionary all = [] {
@@ -347,6 +350,28 @@ const dictionary & known() {
     return all;
 }
 
+size_t mutate_header(uint8_t * data, size_t size, size_t most, unsigned seed) {
+    return mutate_gguf(data, size, most, seed, known());
+}
+
+struct way {
+    void (*take)(const std::string & bytes);
+    size_t (*mutate)(uint8_t * data, size_t size, size_t most, unsigned seed);
+    void (*save_seeds)(const std::string & folder) = nullptr;
+};
+const std::map<std::string, way> WAYS = {
+    { "model", { take_model, mutate_header } },
+    { "adapter", { take_adapter, mutate_header } },
+    { "projector", { take_projector, mutate_header } },
+    { "state", { take_state, mutate_bytes, save_states } },
+    { "slot", { take_slot, mutate_slot, save_slots } },
+    { "template", { take_template, mutate_bytes } },
+    { "documents", { take_documents, mutate_documents } },
+    { "messages", { take_messages, mutate_messages } },
+};
+
+way chosen;
+
 } // namespace
 
 extern "C" int LLVMFuzzerInitialize(int * argc, char *** argv) {
@@ -362,11 +387,14 @@ extern "C" int LLVMFuzzerInitialize(int * argc, char *** argv) {
         }
     }
     if (WAYS.count(what) == 0) {
-        fputs("--what= needs model, adapter, projector, state or template\n", stderr);
+        fputs("--what= needs one of:", stderr);
+        for (const auto & each : WAYS) {
+            fprintf(stderr, " %s", each.first.c_str());
+        }
+        fputs("\n", stderr);
         exit(2);
     }
-    way = WAYS.at(what);
-    headers = what != "state" && what != "template";
+    chosen = WAYS.at(what);
     input_path = "/dev/shm/fuzz-" + what + "-" + std::to_string(getpid());
     ggml_set_abort_callback(refuse);
     std::set_terminate(leave);
@@ -375,16 +403,20 @@ extern "C" int LLVMFuzzerInitialize(int * argc, char *** argv) {
     common_log_set_verbosity_thold(-1);
     llama_backend_init();
     if (!seeds.empty()) {
-        save_states(seeds);
+        chosen.save_seeds(seeds);
         exit(0);
     }
     return 0;
 }
 
+extern "C" size_t LLVMFuzzerMutate(uint8_t * data, size_t size, size_t most);
+
+size_t mutate_bytes(uint8_t * data, size_t size, size_t most, unsigned) {
+    return LLVMFuzzerMutate(data, size, most);
+}
+
 extern "C" size_t LLVMFuzzerCustomMutator(uint8_t * data, size_t size, size_t most, unsigned seed) {
-    extern size_t LLVMFuzzerMutateBytes(uint8_t *, size_t, size_t) __asm__("LLVMFuzzerMutate");
-    return headers ? mutate_gguf(data, size, most, seed, known())
-                   : LLVMFuzzerMutateBytes(data, size, most);
+    return chosen.mutate(data, size, most, seed);
 }
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t * data, size_t size) {
@@ -392,16 +424,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t * data, size_t size) {
         return 0;
     }
     try {
-        if (way == nullptr) {
-            template_work::begin();
-            talk(nullptr, std::string((const char *)data, size));
-            return 0;
-        }
-        FILE * file = fopen(input_path.c_str(), "wb");
-        if (file == nullptr || fwrite(data, 1, size, file) != size || fclose(file) != 0) {
-            _Exit(3);
-        }
-        way(size % 2 == 0); // two ways: mapped or read, the whole state or that of a sequence
+        chosen.take(std::string((const char *)data, size));
     } catch (const std::exception &) {
         // refused
     }
