@@ -25,6 +25,7 @@ from messages import (
     ADD,
     ALLOCATE,
     BASE,
+    COPY,
     CUSTOM,
     GET_TENSOR,
     GRAPH,
@@ -802,21 +803,20 @@ def test_a_worker_computes_and_ends_with_its_input(worker: Worker) -> None:
     assert worker.end() == (0, "")
 
 
+def test_a_worker_copies_nothing_from_nowhere(worker: Worker) -> None:
+    """A buffer without bytes has no address."""
+    worker.say(ALLOCATE, struct.pack("<IQ", 0, 0))
+    none, size = struct.unpack("<QQ", worker.hear())
+    assert size == 0
+    worker.say(COPY, tensor(1, none, 0, ne=(0, 1, 1, 1)) + tensor(2, worker.buffer, worker.base))
+    assert worker.hear() == b"\1"
+    assert worker.end() == (0, "")
+
+
 @pytest.mark.parametrize(
     "case",
-    [
-        "length",
-        "wrap",
-        "outside",
-        "op",
-        "address",
-        "node",
-        "twice",
-        "bytes",
-        "depth",
-        "command",
-        "count",
-    ],
+    ["length", "wrap", "outside", "before", "in front", "overlap", "op", "address", "node", "twice",
+     "bytes", "depth", "command", "count"],
 )  # fmt: skip
 def test_seam_messages_that_make_no_sense_end_the_worker(worker: Worker, case: str) -> None:
     buffer, base = worker.buffer, worker.base
@@ -833,6 +833,8 @@ def test_seam_messages_that_make_no_sense_end_the_worker(worker: Worker, case: s
     elif case == "in front":
         where = tensor(1, buffer, base + 64) + struct.pack("<BQ", 0, 2**64 - 8)
         worker.say(SET_TENSOR, where + bytes(16))
+    elif case == "overlap":
+        worker.say(COPY, tensor(1, buffer, base) + tensor(2, buffer, base + 4))
     elif case == "op":
         worker.say(GRAPH, graph([1], [tensor(1, buffer, base, op=500)]))
     elif case == "address":  # of a function, in the parameters

@@ -47,6 +47,12 @@ inline bool rpc_has_bytes(const ggml_tensor * tensor) {
     return has;
 }
 
+// Whether the bytes of one are among those that a copy of it is written to.
+inline bool rpc_overlap(const ggml_tensor * from, const ggml_tensor * to) {
+    const uint64_t size = ggml_nbytes(from), a = (uint64_t)from->data, b = (uint64_t)to->data;
+    return a < b ? b - a < size : a - b < size;
+}
+
 // Tensors are made of others, by recursion.
 struct rpc_depth {
     rpc_depth() {
