@@ -8,6 +8,9 @@ import os
 import pty
 import re
 import shlex
+import shutil
+import socket
+import struct
 import subprocess
 import sys
 import time
@@ -232,3 +235,65 @@ def test_load_measures_two_servers(smollm2, llamafile):
     assert ended.returncode == 1
     assert ended.stderr.endswith("is not ready:\nno luck\n\n")
     assert "Traceback" not in ended.stderr
+
+
+# scripts/bench/machines.py
+
+MACHINES = [sys.executable, str(SCRIPTS / "bench" / "machines.py")]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--model", "nowhere.gguf"], "nowhere.gguf: there is no such file"),
+        (["--model", "m", "--trips", "1,x"], "'x' is not a number from 0 to 1000"),
+        (["--model", "m", "--machines", "0"], "'0' is not a whole number from 1"),
+    ],
+)
+def test_machines_refuses(load, tmp_path, words, said):
+    done = subprocess.run([*MACHINES, *words], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_relay_holds_back_and_counts(tmp_path):
+    counts = tmp_path / "counts"
+    counts.write_bytes(bytes(24))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        command = [*MACHINES, "relay", "0.2", str(counts), "127.0.0.1", str(port)]
+        streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        with subprocess.Popen(command, **streams) as relay, server.accept()[0] as end:
+            began = time.monotonic()
+            relay.stdin.write(b"x" * 1000)
+            relay.stdin.flush()
+            assert end.recv(1000, socket.MSG_WAITALL) == b"x" * 1000
+            end.sendall(b"y" * 500)
+            assert relay.stdout.read(500) == b"y" * 500
+            assert 0.4 <= time.monotonic() - began < 5
+            relay.stdin.write(b"x")
+            relay.stdin.flush()
+            assert end.recv(1) == b"x"
+        assert relay.returncode == 0
+    assert struct.unpack("=QQQ", counts.read_bytes()) == (1001, 500, 2)
+
+
+@pytest.mark.native
+def test_machines_measures(load, smollm2):
+    if not shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin"):
+        pytest.skip("sshd is missing: apt install openssh-server")
+    few = ["--machines", "1,2", "--trips", "0,40", "--tokens", "8", "--rounds", "1"]
+    command = [*MACHINES, "--model", str(smollm2), "--prompt", "5", *few]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    number = r" +([\d.,]+)"
+    found = re.findall(rf"^ +(\d+) +(\d+){number * 5}$", done.stdout, re.M)
+    rows = [[float(cell.replace(",", "")) for cell in row] for row in found]
+    assert [row[:2] for row in rows] == [[1, 0], [2, 0], [2, 40]]
+    assert rows[0][4:] == [0, 0, 0]
+    for row in rows[1:]:
+        assert row[4] > 576 * 4  # an embedding goes there
+        assert row[5] == pytest.approx(49152 * 4, rel=0.1)  # a number for each token comes back
+        assert 0.9 < row[6] < 4
+    assert 1000 / rows[2][3] > 40  # at least one trip for each token
