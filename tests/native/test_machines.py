@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import pty
 import re
 import shutil
 import signal
@@ -15,7 +16,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -572,20 +573,132 @@ def test_machines_without_memory(llamafile: Path, machines: Machines, tmp_path: 
     assert errors[0].startswith("error: failed to allocate RPC0[one:0] buffer of size ")
 
 
-def test_weights_that_take_their_time(
-    llamafile: Path, machines: Machines, alone: bytes, tmp_path: Path
-) -> None:
-    slowly = (
+def slow(folder: Path, machines: Machines, rate: float) -> dict[str, str]:
+    """An environment whose ssh is sent so many bytes in a second."""
+    script = folder / "slowly.py"
+    script.write_text(
         "import os, select, time\n"
         "while select.select([0], [], []) and (data := os.read(0, 1 << 16)):\n"
         "    os.write(1, data)\n"
-        "    time.sleep(len(data) / 7e6)\n"
+        f"    time.sleep(len(data) / {rate})\n"
     )
-    (tmp_path / "slowly.py").write_text(slowly)
-    env = ssh_through(tmp_path, machines, f'{sys.executable} {tmp_path}/slowly.py | ssh -- "$@"')
+    return ssh_through(folder, machines, f'{sys.executable} {script} | ssh -- "$@"')
+
+
+def test_weights_that_take_their_time(
+    llamafile: Path, machines: Machines, alone: bytes, tmp_path: Path
+) -> None:
+    shutil.rmtree(machines.folder / "one" / "cache" / "tensors", ignore_errors=True)
+    env = slow(tmp_path, machines, 7e6)
     done = run(llamafile, *SHORT, "--on", "one", "--split", "0,1", env=env)
     assert (done.returncode, done.stdout) == (0, alone), done.stderr
     assert re.search(rb"\none: 0\.[01] GB sent\n", done.stderr), done.stderr
+
+
+def counting(folder: Path, machines: Machines) -> tuple[dict[str, str], Path]:
+    """An environment whose ssh counts the bytes that are sent, and the file that has the number."""
+    count = folder / "count"
+    script = folder / "counting.py"
+    script.write_text(
+        "import os, select\n"
+        "sent = 0\n"
+        "while select.select([0], [], []) and (data := os.read(0, 1 << 16)):\n"
+        "    sent += len(data)\n"
+        "    os.write(1, data)\n"
+        f"open({str(count)!r}, 'w').write(str(sent))\n"
+    )
+    command = f'{sys.executable} {script} | ssh -- "$@"'
+    return ssh_through(folder, machines, command), count
+
+
+def test_seam_weights_travel_once(
+    llamafile: Path, machines: Machines, alone: bytes, tmp_path: Path
+) -> None:
+    env, count = counting(tmp_path, machines)
+    kept = machines.folder / "one" / "cache" / "tensors"
+    words = (*SHORT, "--on", "one", "--split", "0,1")
+    shutil.rmtree(kept, ignore_errors=True)
+    sent = []
+    for damage in (False, False, True, False):
+        files = sorted(kept.glob("*"))
+        if damage:
+            with files[0].open("r+b") as file:
+                byte = file.read(1)
+                file.seek(0)
+                file.write(bytes([byte[0] ^ 1]))
+        done = run(llamafile, *words, env=env)
+        assert (done.returncode, done.stdout) == (0, alone), done.stderr
+        machines.left()
+        sent.append(int(count.read_text()))
+    weights = sum(path.stat().st_size for path in kept.iterdir())
+    assert weights > 70_000_000
+    assert sent[0] > weights
+    assert sent[1] < sent[0] / 4
+    assert sent[2] > sent[1] + 50_000  # what was damaged, and nothing else
+    assert sent[2] < sent[0] / 2
+    assert sent[3] == pytest.approx(sent[1], abs=20_000)
+    assert {path.name for path in files} == {path.name for path in kept.iterdir()}
+    assert all(re.fullmatch("[0-9a-f]{64}", path.name) for path in files)
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o600}
+    assert kept.stat().st_mode & 0o777 == 0o700
+    here = {**os.environ, "PYLLAMAFILE_CACHE": str(kept.parent)}
+    done = run(llamafile, "--clean-cache", env=here)
+    assert f"{kept}: {len(files)} removed, ".encode() in done.stdout
+    assert list(kept.iterdir()) == []
+
+
+@pytest.mark.parametrize("how", ["file", "open to others", "no room"])
+def test_a_machine_that_can_keep_no_weights(
+    llamafile: Path, machines: Machines, alone: bytes, tmp_path: Path, how: str
+) -> None:
+    kept = machines.folder / "one" / "cache" / "tensors"
+    shutil.rmtree(kept, ignore_errors=True)
+    env = machines.env
+    if how == "file":
+        kept.write_text("")
+    elif how == "open to others":
+        kept.mkdir()
+        kept.chmod(0o777)
+    else:  # for the program, but not for the largest tensor
+        env = ssh_through(
+            tmp_path, machines, """exec ssh -- "$1" "trap '' XFSZ; ulimit -f 50000; $2\""""
+        )
+    try:
+        done = run(llamafile, *SHORT, "--on", "one", "--split", "0,1", env=env)
+        assert (done.returncode, done.stdout) == (0, alone), done.stderr
+        names = [] if kept.is_file() else [path.name for path in kept.iterdir()]
+        assert names == [] or (how == "no room" and {len(name) for name in names} == {64})
+    finally:
+        kept.unlink() if kept.is_file() else shutil.rmtree(kept)
+
+
+def test_seam_a_bar_while_weights_are_sent(
+    llamafile: Path, machines: Machines, alone: bytes, tmp_path: Path
+) -> None:
+    shutil.rmtree(machines.folder / "one" / "cache" / "tensors", ignore_errors=True)
+    env = slow(tmp_path, machines, 20e6)
+    child, terminal = pty.fork()
+    if not child:
+        with (tmp_path / "text").open("wb") as file:
+            os.dup2(file.fileno(), 1)
+        words = [str(llamafile), *SHORT, "--on", "one", "--split", "0,1"]
+        os.execve(llamafile, words, env)
+    seen = b""
+    with suppress(OSError):  # nobody has the terminal open any more
+        while part := os.read(terminal, 65536):
+            seen += part
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, seen
+    assert re.sub(rb"\x1b\[\d*m", b"", (tmp_path / "text").read_bytes()) == alone
+    bars = re.findall(rb"\rsending weights \[(#*) *\] (\d+) %, (\d+):(\d\d) left ", seen)
+    assert len(bars) > 3, seen
+    parts = [int(part) for _, part, _, _ in bars]
+    assert parts == sorted(parts)
+    assert all(len(full) == int(part) * 30 // 100 for full, part, _, _ in bars)
+    minutes, seconds = (int(number) for number in bars[len(bars) // 2][2:])
+    assert 0 < 60 * minutes + seconds < 60
+    assert b"\r\033[K" in seen.split(b"left")[-1]  # it is gone at the end
+    assert b"GB sent" not in seen
 
 
 def test_a_machine_whose_shell_says_more(
@@ -638,6 +751,45 @@ def test_a_system_without_a_program(
     done = run(llamafile, *SHORT, "--on", "three", env=env)
     assert (done.returncode, done.stdout) == (1, b"")
     assert done.stderr.decode() == f"error: three: {error}\n"
+
+
+EMULATED = """
+mount -t binfmt_misc binfmt_misc {folder}/handlers || exit 77
+printf %s ':arm64:M::{magic}:{mask}:{qemu}:F' >{folder}/handlers/register || exit 77
+PATH={folder}/there:$PATH exec /bin/sh {folder}/command
+"""
+
+
+def test_a_worker_on_arm64(
+    smollm2: Path,
+    machines: Machines,
+    alone: bytes,
+    tmp_path: Path,
+) -> None:
+    """By qemu, which the kernel starts in a user namespace of the worker's own (Linux 6.7)."""
+    if native.find(TARGETS["linux-arm64"]) is None:
+        pytest.skip("no runtime is at hand: pyllamafile runtimes build --target linux-arm64")
+    qemu = need("qemu-aarch64-static", "qemu-user-static")
+    path = tmp_path / "x.llamafile"
+    pyllamafile.build(smollm2, path, targets=["linux-amd64", "linux-arm64"])
+    for name in ("there", "handlers"):
+        (tmp_path / name).mkdir()
+    uname = tmp_path / "there" / "uname"
+    uname.write_text("#!/bin/sh\necho Linux aarch64\n")
+    uname.chmod(0o755)
+    elf = b"\x7fELF\2\1\1" + bytes(9) + b"\2\0\xb7\0"  # elf(5): 64 bits, EM_AARCH64
+    mask = b"\xff" * 7 + bytes(9) + b"\xfe\xff\xff\xff"
+    magic, mask = ("".join(f"\\x{byte:02x}" for byte in part) for part in (elf, mask))
+    script = EMULATED.format(folder=tmp_path, magic=magic, mask=mask, qemu=qemu)
+    (tmp_path / "emulated").write_text(script)
+    command = f"""printf '%s\\n' "$2" >{tmp_path}/command
+exec ssh -- "$1" "exec unshare -Urm sh {tmp_path}/emulated\""""
+    env = ssh_through(tmp_path / "here", machines, command)
+    if run("unshare", "-Urm", "sh", tmp_path / "emulated").returncode == 77:
+        pytest.skip("no handlers of a user namespace's own here")
+    done = run(path, *SHORT, "--on", "three", "--split", "29,2", env=env)
+    assert (done.returncode, done.stdout) == (0, alone), done.stderr
+    assert b"\nthree (Linux aarch64): 2 of 31 layers, " in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -230,7 +230,7 @@ int main(int argc, char ** argv) {
     }
 #ifndef _WIN32
     if (user.size() == 1 && user[0] == WORK) {
-        return work();
+        return work(own_path());
     }
     if (user.size() == 3 && user[0] == "--llamafile" && user[2] == WHERE) {
         puts(own_path().c_str());

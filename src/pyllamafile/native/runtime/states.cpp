@@ -20,7 +20,6 @@
 #include "system/sandbox/system.h"
 #else
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <unistd.h>
 #endif
 
@@ -46,6 +45,14 @@ bool is_state(const std::string & name, bool draft) {
            (draft ? end.rfind(EXTENSION + ".", 0) == 0 : end == EXTENSION);
 }
 
+bool is_whole(const std::string & name) {
+    return is_state(name, false);
+}
+
+bool is_draft(const std::string & name) {
+    return is_state(name, true);
+}
+
 // A folder, as one process after the other has it.
 class state_folder {
   public:
@@ -53,14 +60,7 @@ class state_folder {
         : path(path), weights(weights) {}
 
     bool exists() const {
-#ifdef _WIN32
-        std::error_code error;
-        return fs::is_directory(fs::u8path(path), error);
-#else
-        struct stat it; // what others may write to might hold what they have made
-        return lstat(path.c_str(), &it) == 0 && S_ISDIR(it.st_mode) && it.st_uid == geteuid() &&
-               (it.st_mode & (S_IWGRP | S_IWOTH)) == 0;
-#endif
+        return is_own_folder(path);
     }
 
     bool make() const {
@@ -119,30 +119,16 @@ class state_folder {
 
     // The ones that nobody has used for the longest time go.
     void make_room(const std::string & but) const {
-        struct found {
-            fs::file_time_type used;
-            uint64_t size;
-            fs::path path;
-        };
-        std::vector<found> all;
-        uint64_t bytes = 0;
-        std::error_code error;
-        for (fs::directory_iterator entry(fs::u8path(path), error), last; !error && entry != last;
-             entry.increment(error)) {
-            std::error_code unknown;
-            const std::string name = entry->path().filename().u8string();
-            if (is_state(name, true)) {
-                remove_old_draft(entry->path());
-            } else if (is_state(name, false) && entry->is_regular_file(unknown)) {
-                const found it = { entry->last_write_time(unknown), entry->file_size(unknown),
-                                   entry->path() };
-                bytes += unknown ? 0 : it.size;
-                all.push_back(it);
-            }
+        for (const used_file & it : files_by_use(path, is_draft)) {
+            remove_old_draft(it.path);
         }
-        std::sort(all.begin(), all.end(),
-                  [](const found & a, const found & b) { return a.used < b.used; });
-        for (const found & it : all) {
+        const std::vector<used_file> all = files_by_use(path, is_whole);
+        std::error_code error;
+        uint64_t bytes = 0;
+        for (const used_file & it : all) {
+            bytes += it.size;
+        }
+        for (const used_file & it : all) {
             if (bytes <= MOST_BYTES) {
                 break;
             }
@@ -374,21 +360,14 @@ void finish_states() {
 
 removed_states remove_states(const std::string & folder) {
     removed_states out;
-    std::error_code error;
-    for (fs::directory_iterator entry(fs::u8path(folder), error), last; !error && entry != last;
-         entry.increment(error)) {
-        std::error_code unknown;
-        const std::string name = entry->path().filename().u8string();
-        const bool draft = is_state(name, true);
-        if (!entry->is_regular_file(unknown) || (!draft && !is_state(name, false))) {
-            continue;
-        }
-        const uint64_t size = entry->file_size(unknown);
-        if (draft) {
-            remove_old_draft(entry->path());
-        } else if (fs::remove(entry->path(), unknown)) {
+    for (const used_file & it : files_by_use(folder, is_draft)) {
+        remove_old_draft(it.path);
+    }
+    for (const used_file & it : files_by_use(folder, is_whole)) {
+        std::error_code error;
+        if (fs::remove(it.path, error)) {
             out.count++;
-            out.bytes += size;
+            out.bytes += it.size;
         }
     }
     return out;

@@ -1,6 +1,7 @@
 // The connections of llama.cpp's RPC backend: to a worker on another machine, or the worker's own.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <sys/types.h>
 #include <vector>
@@ -17,6 +18,9 @@ struct peer {
 
 // What ggml-rpc connects to by these numbers as ports. Set once.
 void connections_are(const std::vector<peer> & peers);
+
+// Bytes that were sent to workers so far.
+uint64_t bytes_sent();
 
 // Closes them in a process that was split off from the one that has the model, or beside it.
 void leave_connections();

@@ -2,10 +2,12 @@
 
 #include "machines/worker.h"
 #include "manifest.h"
+#include "seams/progress.h"
 #include "system/memory.h"
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <cmath>
 #include <csignal>
 #include <cstdio>
@@ -154,6 +156,8 @@ arguments start_workers(const machines &, const container &, int) {
 
 void use_workers() {}
 
+void say_loaded(size_t, size_t) {}
+
 int leave_workers(int words) {
     return words;
 }
@@ -177,6 +181,9 @@ const struct {
 
 const size_t HEAD = 16384;   // bytes, which have the launch script (FORMAT.md, section 2)
 const int64_t BLOCK = 65536; // bytes
+
+const uint64_t WORTH_A_BAR = 1'000'000; // bytes
+const int BAR = 30;                     // columns
 
 // Seconds. ssh ends where nothing comes for three of the first; then where its worker is mute.
 const char ALIVE[] = "3";
@@ -422,6 +429,33 @@ arguments start_workers(const machines & asked, const container & llamafile, int
         split += (i > 0 ? "/" : "") + std::to_string(shared[i + 1]);
     }
     return shares = { "-ngl", std::to_string(all - shared[0]), "-ts", split };
+}
+
+// At a terminal: a bar, from when the first weights are sent, and the time that is left.
+void say_loaded(size_t bytes, size_t of) {
+    using clock = std::chrono::steady_clock;
+    static const bool shows = !started.empty() && isatty(STDERR_FILENO) != 0;
+    static clock::time_point began, said;
+    static size_t before = 0;
+    static bool stands = false;
+    const clock::time_point now = clock::now();
+    if (!shows || bytes_sent() < WORTH_A_BAR) {
+        before = bytes;
+        began = said = now;
+    } else if (bytes >= of) {
+        fputs(stands ? "\r\033[K" : "", stderr);
+        stands = false;
+    } else if (now - said > std::chrono::milliseconds(250) && bytes > before) {
+        const double seconds = std::chrono::duration<double>(now - began).count();
+        const long left = lround(seconds * (double)(of - bytes) / (double)(bytes - before));
+        const int part = (int)(100 * (double)bytes / (double)of);
+        const std::string full((size_t)(part * BAR / 100), '#');
+        fprintf(stderr, "\rsending weights [%-*s] %d %%, %ld:%02ld left \033[K", BAR, full.c_str(),
+                part, left / 60, left % 60);
+        fflush(stderr);
+        said = now;
+        stands = true;
+    }
 }
 
 void use_workers() {

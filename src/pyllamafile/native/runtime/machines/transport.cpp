@@ -30,6 +30,7 @@
 namespace {
 
 std::vector<peer> peers;
+std::atomic<uint64_t> sent_to_all{ 0 };
 
 const size_t SMALL = 64 * 1024;       // bytes that wait for the end of their message
 const size_t LONGEST_FRAME = 1 << 20; // bytes, so that a sign of life comes between two
@@ -78,6 +79,10 @@ bool says_more(const peer & with) {
 
 void connections_are(const std::vector<peer> & given) {
     peers = given;
+}
+
+uint64_t bytes_sent() {
+    return sent_to_all;
 }
 
 void leave_connections() {
@@ -195,6 +200,7 @@ struct socket_t::impl {
 
     void send_frame(const char * data, size_t size) {
         sent += size;
+        sent_to_all += size;
         unsigned char length[4];
         for (int i = 0; i < 4; i++) {
             length[i] = (unsigned char)(size >> (8 * i));
@@ -249,7 +255,7 @@ struct socket_t::impl {
         if (++seconds % SAYS_AFTER != 0 || with.name.empty()) {
             return;
         }
-        if (so_far - said > WORTH_SAYING) {
+        if (so_far - said > WORTH_SAYING && isatty(STDERR_FILENO) == 0) { // machines.cpp has a bar
             fprintf(stderr, "%s: %.1f GB sent\n", with.name.c_str(), (double)so_far / 1e9);
         }
         said = so_far;

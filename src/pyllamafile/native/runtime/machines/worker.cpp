@@ -3,6 +3,8 @@
 #include "common.h"
 #include "ggml-backend.h"
 #include "machines/connection.h"
+#include "machines/tensors.h"
+#include "system/cache.h"
 #include "system/memory.h"
 #include "system/sandbox.h"
 #include "system/threads.h"
@@ -53,14 +55,19 @@ ggml_backend_t processor(int threads) {
 
 } // namespace
 
-int work() {
+int work(const std::string & program) {
     const int out = take_standard_output();
     signal(SIGPIPE, SIG_IGN);
     const rlimit none = { 0, 0 };
     setrlimit(RLIMIT_CORE, &none);
     ggml_log_set(log, nullptr);
     const int threads = threads_to_use(common_cpu_get_num_math());
-    sandbox_names({}, false);
+    named names;
+    const std::string tensors = tensor_folder_of(program);
+    if (sandbox_confines_files() && keep_tensors_in(tensors)) {
+        names.writes = { tensors };
+    }
+    sandbox_names(names, false);
     enter_sandbox(duty::WORKS);
     const ggml_backend_t backend = processor(threads);
     if (out < 0 || backend == nullptr) {

@@ -10,5 +10,5 @@ extern const char WHERE[];
 extern const char WORK[];
 
 // Computes for the program at the other end of standard input and output, confined, until they end.
-// First it says in a line how much memory there is. Returns the exit code.
-int work();
+// First it says in a line how much memory there is. Returns the exit code. `program`: its own.
+int work(const std::string & program);

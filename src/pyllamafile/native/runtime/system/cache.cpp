@@ -1,6 +1,7 @@
 #include "system/cache.h"
 
 #include "states.h"
+#include "system/files.h"
 
 #include <algorithm>
 #include <cerrno>
@@ -85,27 +86,63 @@ fs::path base_of_cache() {
 #endif
 }
 
-// Says so if there were any.
+// If there were any.
+void say_removed(const std::string & folder, int count, uint64_t bytes) {
+    if (count > 0) {
+        printf("%s: %d removed, %.1f MB\n", folder.c_str(), count, (double)bytes / 1e6);
+    }
+}
+
 void clean_states(const std::string & folder) {
     const removed_states removed = remove_states(folder);
-    if (removed.count > 0) {
-        printf("%s: %d removed, %.1f MB\n", folder.c_str(), removed.count,
-               (double)removed.bytes / 1e6);
+    say_removed(folder, removed.count, removed.bytes);
+}
+
+void clean_tensors(const std::string & folder) {
+    int count = 0;
+    uint64_t bytes = 0;
+    for (const used_file & draft : files_by_use(folder, is_draft_of_tensor)) {
+        remove_old_draft(draft.path);
     }
+    for (const used_file & each : files_by_use(folder, is_tensor)) {
+        std::error_code error;
+        if (fs::remove(each.path, error)) {
+            count++;
+            bytes += each.size;
+        }
+    }
+    say_removed(folder, count, bytes);
+}
+
+std::string beside_programs(const std::string & program, const char * folder) {
+    const fs::path own = fs::u8path(program);
+    const fs::path base = was_unpacked(own) ? own.parent_path().parent_path() : base_of_cache();
+    return base.empty() ? "" : (base / folder).u8string();
 }
 
 } // namespace
 
 std::string state_folder_of(const std::string & program) {
-    const fs::path own = fs::u8path(program);
-    const fs::path base = was_unpacked(own) ? own.parent_path().parent_path() : base_of_cache();
-    return base.empty() ? "" : (base / "state").u8string();
+    return beside_programs(program, "state");
+}
+
+std::string tensor_folder_of(const std::string & program) {
+    return beside_programs(program, "tensors");
+}
+
+bool is_tensor(const std::string & name) {
+    return is_named_by_digest(name) && name.size() == DIGEST;
+}
+
+bool is_draft_of_tensor(const std::string & name) {
+    return is_named_by_digest(name) && name.size() > DIGEST;
 }
 
 int clean_cache(const std::string & program) {
     const fs::path own = fs::path(program);
     const fs::path folder = own.parent_path();
     clean_states(state_folder_of(program));
+    clean_tensors(tensor_folder_of(program));
     if (!was_unpacked(own)) {
         puts("nothing to remove: this file unpacks no program");
         return 0;

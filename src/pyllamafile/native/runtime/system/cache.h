@@ -7,7 +7,13 @@
 // where it would be. Empty if there is no place.
 std::string state_folder_of(const std::string & program);
 
-// Removes all states, and from the folder of the running program what llamafiles unpacked there
-// before and what is not running now, but not the program itself; says what it did. Returns the
-// exit code.
+// The same for the weights that workers of other machines are sent (machines/tensors.h), and what
+// the files in that folder are called, complete and while they are written.
+std::string tensor_folder_of(const std::string & program);
+bool is_tensor(const std::string & name);
+bool is_draft_of_tensor(const std::string & name);
+
+// Removes all states and all such weights, and from the folder of the running program what
+// llamafiles unpacked there before and what is not running now, but not the program itself; says
+// what it did. Returns the exit code.
 int clean_cache(const std::string & program);

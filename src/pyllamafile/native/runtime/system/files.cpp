@@ -1,5 +1,6 @@
 #include "system/files.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <chrono>
 #include <cstring>
@@ -44,6 +45,11 @@ static bool make_one(const std::string & path) {
     return CreateDirectoryW(wide(path).c_str(), nullptr) || GetLastError() == ERROR_ALREADY_EXISTS;
 }
 
+bool is_own_folder(const std::string & path) {
+    std::error_code error;
+    return fs::is_directory(fs::u8path(path), error);
+}
+
 void settle_folder(const std::string &) {}
 
 // There is one process on Windows that uses such a folder, and it lets one request in at a time.
@@ -79,6 +85,12 @@ static FILE * open_to_change(const std::string & path) {
 
 static bool make_one(const std::string & path) {
     return mkdir(path.c_str(), 0700) == 0 || errno == EEXIST;
+}
+
+bool is_own_folder(const std::string & path) {
+    struct stat it;
+    return lstat(path.c_str(), &it) == 0 && S_ISDIR(it.st_mode) && it.st_uid == geteuid() &&
+           (it.st_mode & (S_IWGRP | S_IWOTH)) == 0;
 }
 
 void settle_folder(const std::string & path) {
@@ -127,6 +139,26 @@ std::string make_folder(const std::string & path) {
     return fs::is_directory(fs::u8path(path), ignored)
                ? ""
                : path + " can't be made: " + strerror(error);
+}
+
+std::vector<used_file> files_by_use(const std::string & folder,
+                                    const std::function<bool(const std::string & name)> & is_ours) {
+    std::vector<used_file> out;
+    std::error_code error;
+    for (fs::directory_iterator entry(fs::u8path(folder), error), last; !error && entry != last;
+         entry.increment(error)) {
+        std::error_code unknown;
+        if (is_ours(entry->path().filename().u8string()) && entry->is_regular_file(unknown)) {
+            const used_file it = { entry->last_write_time(unknown), entry->file_size(unknown),
+                                   entry->path() };
+            if (!unknown) {
+                out.push_back(it);
+            }
+        }
+    }
+    std::sort(out.begin(), out.end(),
+              [](const used_file & a, const used_file & b) { return a.used < b.used; });
+    return out;
 }
 
 void remove_old_draft(const fs::path & path) {

@@ -57,5 +57,8 @@ void enter_sandbox(duty what, const std::vector<int> & ports = {},
 // Its weights are loaded, and its sockets are bound: takes what it needed for that.
 void tighten_sandbox();
 
+// Whether this system can hold a process to the folders that are named to it.
+bool sandbox_confines_files();
+
 // For people, in one line: "sandbox: Landlock ABI 6, seccomp", or what is missing.
 std::string sandbox_line();

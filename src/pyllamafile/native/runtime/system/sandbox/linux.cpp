@@ -448,3 +448,7 @@ void confine_further(const named &) {
     out.refuse({ SYS_socket, SYS_bind, SYS_listen });
     out.install();
 }
+
+bool sandbox_confines_files() {
+    return landlock_abi() > 0;
+}

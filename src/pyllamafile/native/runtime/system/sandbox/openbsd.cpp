@@ -89,3 +89,7 @@ void confine_further(const named & names) {
     }
     pledge(left.c_str(), nullptr);
 }
+
+bool sandbox_confines_files() {
+    return true;
+}

@@ -115,3 +115,7 @@ void confine_further(const named & names) {
     std::string by;
     close_up(permissions_of(duty::SERVES), names, by);
 }
+
+bool sandbox_confines_files() {
+    return true;
+}
