@@ -45,17 +45,16 @@ class Line:
     microseconds: dict[int, float]  # by how many columns there are
 
 
-def linked(target: Target, out: Path, folder: Path) -> Path:
-    """The program, linked to the kernels in the folder in which CMake compiled a runtime."""
+def linked(source: Path, target: Target, out: Path, folder: Path) -> Path:
+    """A program, linked to the kernels in the folder in which CMake compiled a runtime."""
     levels = ["", *(f"__{level.name}" for level in target.levels[1:])]
     (folder / "levels.inc").write_text("".join(f"LEVEL({suffix})\n" for suffix in levels))
-    program = folder / "products"
+    program = folder / source.stem
     upstream = out / "llama" / "ggml" / "src"
     libraries = [upstream / "libggml-cpu.a", upstream / "libggml-base.a"]
     libraries += sorted(out.glob("z*-ggml-cpu-*.a"))
     compiler = native.build_folder(target) / "tools" / "zig-c++"
     include = native.llama_source() / "ggml" / "include"
-    source = Path(__file__).with_suffix(".cpp")
     options = ["-O2", "-std=c++17", f"-I{folder}", f"-I{include}", "-o", program]
     subprocess.run([compiler, *options, source, *libraries, "-lpthread"], check=True)
     return program
@@ -95,12 +94,13 @@ def main() -> None:
         raise SystemExit("no target is like this machine")
     out = native.build_folder(target) / "out"
     driver.compile_runtime(target, native.llama_source(), None, silent)
+    source = Path(__file__).with_suffix(".cpp")
     with tempfile.TemporaryDirectory() as name:
-        programs = [linked(target, out, Path(name))]
+        programs = [linked(source, target, out, Path(name))]
         if options.beside:
             other = Path(name, "other")
             other.mkdir()
-            programs.append(linked(target, options.beside, other))
+            programs.append(linked(source, target, options.beside, other))
         known = here(out / "runtime")
         levels = options.levels.split(",") if options.levels else known[1:]
         for level in levels:

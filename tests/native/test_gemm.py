@@ -1,4 +1,4 @@
-"""Products of matrices: gemm.cpp against upstream's kernels, which level v2 has alone."""
+"""Products of matrices and attention: ours against upstream's kernels, which level v2 has alone."""
 
 from __future__ import annotations
 
@@ -53,13 +53,14 @@ def here(runtime: Path) -> list[str]:
 
 
 def probabilities(
-    runtime: Path, model: Path, level: str, flags: list[str], folder: Path
+    runtime: Path, model: Path, level: str, flags: list[str], folder: Path, tokens: int = 128
 ) -> np.ndarray:
     """Logarithms of what every token of a text was given, as --perplexity saves them."""
     text = folder / "text.txt"
-    text.write_text("All human beings are born free and equal in dignity and rights. " * 24)
+    line = "All human beings are born free and equal in dignity and rights. "
+    text.write_text(line * (24 * tokens // 128))
     saved = folder / f"{level}.logits"
-    sizes = ["-c", "128", "--chunks", "1", "-b", "128"]
+    sizes = ["-c", str(tokens), "--chunks", "1", "-b", str(tokens)]
     options = ["--perplexity", "-m", model, "-f", text, "--save-all-logits", saved, *sizes, *flags]
     done = run(runtime, *options, env={**os.environ, "PYLLAMAFILE_CPU": level})
     assert done.returncode == 0, done.stderr.decode()
@@ -91,8 +92,8 @@ def test_seam_products_come_to_ours() -> None:
     for source, asks, expected in (
         (
             "ggml-cpu.c",
-            ("our_", "llamafile_sgemm", "ggml_vec_dot_bf16"),
-            {f"our_sgemm{suffix}" for suffix in suffixes}
+            ("our_", "llamafile_sgemm", "ggml_vec_dot_bf16", "ggml_compute_forward_flash_attn_ext"),
+            {f"our_{name}{suffix}" for name in ("sgemm", "attention") for suffix in suffixes}
             | {f"our_{name}{s}" for name in ("tiled_product", "quantize_row_q8_K") for s in above}
             | dots,
         ),
@@ -162,12 +163,61 @@ def test_a_product_does_not_depend_on_how_many_there_are(runtime: Path) -> None:
         assert alone == "alone" or (kind, form) == ("iq4_nl", "repacked"), (level, kind, form)
 
 
+# Numbers of a key and of a value, heads, and those that keys and values are made for.
+SHAPES = [
+    "64x64x9x3",
+    "80x80x8x8",
+    "96x96x6x6",
+    "128x128x8x1",
+    "40x24x4x2",
+    "4x4x24x1",
+    "256x256x2x1",
+]
+
+
+@pytest.mark.native
+@pytest.mark.parametrize(
+    ("kinds", "options"),
+    [
+        ("f16,f32,bf16,q8_0,q4_0", ["--shapes", "64x64x9x3"]),
+        ("f16", []),
+        ("f16", ["--threads", "3"]),
+        ("f16", ["--threads", "16"]),  # more than tiles, and than parts of some
+        ("f16", ["--sequences", "3", "--threads", "2"]),
+        ("f16", ["--window", "100"]),
+        ("f16", ["--bias", "8"]),
+        ("f16", ["--cap", "30"]),
+        ("f16", ["--sinks", "--threads", "2"]),
+    ],
+    ids=lambda case: "".join(case),
+)
+def test_attention_does_not_depend_on_what_is_computed_beside_it(
+    kinds: str, options: list[str], runtime: Path
+) -> None:
+    """What a token gets beside others, beside what it gets alone of a cache that has nothing else,
+    bit by bit; and beside what 64-bit numbers give."""
+    script = Path(__file__).parents[2] / "scripts" / "bench" / "attention.py"
+    command = [sys.executable, script, "--shapes", ",".join(SHAPES), "--types", kinds]
+    # Tiles of each width, more tokens than a tile has, and a block of positions that isn't full.
+    command += ["--positions", "700", "--tokens", "1,2,3,5,6,7,8,17,45,64,100", "--rounds", "1"]
+    done = subprocess.run(
+        [*command, "--milliseconds", "0", *options], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [line.split()[:5] for line in done.stdout.splitlines()]
+    whole = {level.name for level in TARGETS["linux-amd64"].levels if not level.sources}
+    assert {level for level, *_ in lines} == whole & set(here(runtime))
+    for level, kind, shape, _, alone in lines:
+        assert alone == "alone", (level, kind, shape)
+    for line in done.stdout.splitlines():
+        assert float(line.split()[5]) < 1e-5, line
+
+
 @pytest.mark.native
 @pytest.mark.parametrize("kind", ["Q8_0", "Q5_1", "Q4_0", "Q2_K", "Q4_K_S", "Q6_K"])
 def test_a_text_in_pieces_gives_the_same_numbers(
     kind: str, odd_phi3: Path, odd_phi3_of_256: Path, runtime: Path, tmp_path: Path
 ) -> None:
-    """A whole model: attention has another order from 64 tokens at once up, so 45 are the most."""
     model = tmp_path / "model.gguf"
     whole = odd_phi3_of_256 if kind in K_TYPES else odd_phi3
     done = run(runtime, "--quantize", "--pure", whole, model, kind)
@@ -175,7 +225,24 @@ def test_a_text_in_pieces_gives_the_same_numbers(
     for level in here(runtime)[1:]:
         expected, *others = (
             probabilities(runtime, model, level, ["-ub", size], tmp_path)
-            for size in ("45", "5", "1")
+            for size in ("128", "45", "5", "1")
         )
+        for got in others:
+            assert np.array_equal(got, expected)
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("flags", [[], ["-ctk", "q8_0", "-ctv", "q8_0"]], ids="".join)
+def test_a_long_text_in_pieces_gives_the_same_numbers(
+    flags: list[str], smollm2: Path, runtime: Path, tmp_path: Path
+) -> None:
+    """Real weights, and more than 512 tokens: from there upstream's attention for a single token is
+    divided among the threads."""
+    for level in here(runtime)[1:]:
+        expected, *others = (
+            probabilities(runtime, smollm2, level, ["-ub", size, *flags], tmp_path, 640)
+            for size in ("512", "64", "45", "5", "1")
+        )
+        assert expected.std() > 1
         for got in others:
             assert np.array_equal(got, expected)

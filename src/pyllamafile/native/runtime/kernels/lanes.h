@@ -1,5 +1,5 @@
-// The registers that products are made in, AVX2's or AVX-512's, and what the threads that make them
-// share: their memory, and the work.
+// The registers that products and attention are made in, AVX-512's, AVX2's or, for attention, those
+// of SSE; and what the threads that make them share: their memory, and the work.
 #pragma once
 
 #include "ggml-cpu-impl.h"
@@ -57,8 +57,21 @@ inline floats widen(const ggml_bf16_t * x) {
 inline float sum_of(floats x) {
     return _mm512_reduce_add_ps(x);
 }
+inline floats largest(floats a, floats b) { // b, where one of them is no number
+    return _mm512_max_ps(a, b);
+}
+inline float largest_of(floats x) {
+    return _mm512_reduce_max_ps(x);
+}
+inline floats nearest(floats x) {
+    return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+inline floats power_of_two(floats whole) { // 0 below 2^-126, and for minus infinity
+    const ints biased = _mm512_add_epi32(_mm512_cvtps_epi32(whole), all((int32_t)127));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_max_epi32(biased, all((int32_t)0)), 23));
+}
 
-#else
+#elif defined(__AVX2__)
 
 const int LANES = 8;
 const int COLUMNS = 4;
@@ -104,6 +117,66 @@ inline float sum_of(floats x) {
     const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
+inline floats largest(floats a, floats b) { // b, where one of them is no number
+    return _mm256_max_ps(a, b);
+}
+inline float largest_of(floats x) {
+    const __m128 four = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+}
+inline floats nearest(floats x) {
+    return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+inline floats power_of_two(floats whole) { // 0 below 2^-126, and for minus infinity
+    const ints biased = _mm256_add_epi32(_mm256_cvtps_epi32(whole), all((int32_t)127));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_max_epi32(biased, all((int32_t)0)), 23));
+}
+
+#else
+
+const int LANES = 4;
+using floats = __m128;
+
+inline floats zero() {
+    return _mm_setzero_ps();
+}
+inline floats load(const float * p) {
+    return _mm_load_ps(p);
+}
+inline floats all(float x) {
+    return _mm_set1_ps(x);
+}
+inline floats multiply(floats a, floats b) {
+    return _mm_mul_ps(a, b);
+}
+inline floats multiply_add(floats a, floats b, floats sum) {
+    return _mm_add_ps(sum, _mm_mul_ps(a, b));
+}
+inline void store(float * p, floats x) {
+    _mm_storeu_ps(p, x);
+}
+inline floats widen(const float * x) {
+    return _mm_loadu_ps(x);
+}
+inline floats widen(const ggml_fp16_t * x) {
+    return _mm_setr_ps(GGML_CPU_FP16_TO_FP32(x[0]), GGML_CPU_FP16_TO_FP32(x[1]),
+                       GGML_CPU_FP16_TO_FP32(x[2]), GGML_CPU_FP16_TO_FP32(x[3]));
+}
+inline floats largest(floats a, floats b) { // b, where one of them is no number
+    return _mm_max_ps(a, b);
+}
+inline float largest_of(floats x) {
+    const floats two = _mm_max_ps(x, _mm_movehl_ps(x, x));
+    return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+}
+inline floats nearest(floats x) {
+    return _mm_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+inline floats power_of_two(floats whole) { // 0 below 2^-126, and for minus infinity
+    const __m128i biased = _mm_add_epi32(_mm_cvtps_epi32(whole), _mm_set1_epi32(127));
+    return _mm_castsi128_ps(_mm_slli_epi32(_mm_max_epi32(biased, _mm_setzero_si128()), 23));
+}
 
 #endif
 
@@ -123,6 +196,8 @@ template <typename T> T * scratch(std::vector<line> & memory, size_t count) {
 thread_local std::vector<line> panel_memory;
 thread_local std::vector<line> column_memory;
 
+#ifdef __AVX2__
+
 inline ints load_ints(const void * p) {
 #ifdef WITH_VNNI
     return _mm512_load_si512(p);
@@ -130,6 +205,8 @@ inline ints load_ints(const void * p) {
     return _mm256_load_si256((const __m256i *)p);
 #endif
 }
+
+#endif
 
 // Lets the threads, all of which come here, do jobs until there are none left.
 template <typename work>
@@ -144,6 +221,8 @@ void share(const ggml_compute_params * params, int64_t jobs, const work & run) {
     }
     ggml_barrier(params->threadpool);
 }
+
+#ifdef __AVX2__
 
 // Turns eight rows of eight 32-bit values into columns.
 inline void transpose(__m256i (&x)[8]) {
@@ -163,5 +242,7 @@ inline void transpose(__m256i (&x)[8]) {
         x[i + 4] = _mm256_permute2x128_si256(fours[i], fours[i + 4], 0x31);
     }
 }
+
+#endif
 
 } // namespace

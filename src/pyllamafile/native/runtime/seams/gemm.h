@@ -1,6 +1,8 @@
-// Included before ggml-cpu.c and repack.cpp: their products of matrices come to gemm.cpp first.
+// Included before ggml-cpu.c and repack.cpp: their products of matrices come to gemm.cpp first, and
+// attention to attention.cpp.
 #pragma once
 
+#define ggml_compute_forward_flash_attn_ext our_attention
 #define llamafile_sgemm our_sgemm
 #define ggml_gemm_q4_0_8x8_q8_0 our_gemm_q4_0
 
