@@ -63,8 +63,8 @@ def asked(llamafile: Path, *words: str, cache: Path) -> tuple[float, int, str]:
         with urllib.request.urlopen(request) as stream:
             for line in stream:
                 chunk = line.removeprefix(b"data: ").strip()
-                if not chunk or chunk == b"[DONE]" or line == chunk:
-                    continue
+                if not line.startswith(b"data: ") or chunk == b"[DONE]":
+                    continue  # what isn't data keeps the connection busy
                 facts = json.loads(chunk)
                 said = [choice["delta"].get("content") for choice in facts["choices"]]
                 piece = "".join(each or "" for each in said)
