@@ -31,10 +31,10 @@ import in_venv
 if __name__ == "__main__":
     in_venv.ensure("runtimes", "pyllamafile")
 
-import debian
 from filelock import FileLock
 
-from pyllamafile import native
+from pyllamafile import UnavailableError, native
+from pyllamafile.native.building import debian
 
 
 @dataclass(frozen=True)
@@ -103,12 +103,12 @@ def run(
         What the command wrote, and its exit code.
 
     Raises:
-        debian.MissingError: Something lacks that this takes.
+        UnavailableError: Something lacks that this takes.
         TimeoutExpired: It took longer than PATIENCE.
     """
     emulator = EMULATORS[on]
     contents = {name: path.read_bytes() for name, path in files.items()}
-    program = debian.need(emulator.program, emulator.package)
+    program = debian.program(emulator.program, emulator.package)
     root = fetched(on, kernel)
     with tempfile.TemporaryDirectory() as folder:
         image = Path(folder) / "files"
@@ -133,7 +133,7 @@ def run(
         parts = [bytes.fromhex(part) for part in found.groups()[:2]]
         return subprocess.CompletedProcess(command, int(found[3]), *parts)
     last = (said + done.stderr.decode(errors="replace")).strip().splitlines()[-1:]
-    raise debian.MissingError(f"{emulator.program} starts no Linux here: {' '.join(last)}")
+    raise UnavailableError(f"{emulator.program} starts no Linux here: {' '.join(last)}")
 
 
 def entry(name: str, mode: int, content: bytes = b"") -> bytes:
@@ -164,7 +164,7 @@ def fetched(on: str, kernel: str) -> Path:
     """The folder with the kernel and busybox in it, fetched if need be.
 
     Raises:
-        debian.MissingError: They can't be.
+        UnavailableError: They can't be.
     """
     root = place(on, kernel)
     root.parent.mkdir(parents=True, exist_ok=True)
@@ -173,7 +173,7 @@ def fetched(on: str, kernel: str) -> Path:
             with tempfile.TemporaryDirectory(dir=root.parent) as draft:
                 names = (f"linux-image-cloud-{on}", "busybox-static")
                 what, folder = f"Debian's Linux {KERNELS[kernel]}", Path(draft) / "packages"
-                packages = debian.download(folder, what, kernel, on, names)
+                packages = debian.download(folder, names, on, what, kernel)
                 unpacked = debian.unpack(packages, Path(draft) / "all")
                 (kept := Path(draft) / "kept").mkdir()
                 for name, pattern in (("vmlinuz", "boot/vmlinuz-*"), ("busybox", "**/bin/busybox")):
@@ -197,7 +197,7 @@ def main() -> None:
         sys.exit(f"error: {error.filename}: {error.strerror}")
     except subprocess.TimeoutExpired:
         sys.exit(f"error: {options.file} had not ended after {PATIENCE} seconds")
-    except debian.MissingError as error:
+    except UnavailableError as error:
         sys.exit(f"error: {error}")
     sys.stdout.buffer.write(done.stdout)
     sys.stderr.buffer.write(done.stderr)

@@ -29,10 +29,10 @@ import in_venv
 if __name__ == "__main__":
     in_venv.ensure("runtimes", "pyllamafile")
 
-import debian
 from filelock import FileLock
 
-from pyllamafile import native
+from pyllamafile import UnavailableError, native
+from pyllamafile.native.building import debian
 
 # The first Debian whose Wine has the libraries of Windows on arm64 as programs of Windows. Those
 # that are ELF take variadic calls (printf) as Linux passes them.
@@ -81,7 +81,7 @@ def windows() -> Iterator[Windows]:
     """A Windows of its own, which is over with the block, and all that runs in it.
 
     Raises:
-        debian.MissingError: There is no Wine for arm64 here, and none can be fetched.
+        UnavailableError: There is no Wine for arm64 here, and none can be fetched.
         WineError: It doesn't start.
     """
     root = fetched()
@@ -156,22 +156,23 @@ def fetched() -> Path:
     """The root with Wine in it, fetched if need be.
 
     Raises:
-        debian.MissingError: Something lacks that this takes.
+        UnavailableError: Something lacks that this takes.
     """
-    debian.need(QEMU, "qemu-user-static")
+    debian.program(QEMU, "qemu-user-static")
     root = place()
     root.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(root.with_suffix(".lock")):
         if not root.is_dir():
             with tempfile.TemporaryDirectory(dir=root.parent) as draft:
                 what, folder = "Debian's Wine for arm64", Path(draft) / "packages"
-                packages = debian.download(folder, what, SUITE, "arm64", PACKAGES)
+                packages = debian.download(folder, PACKAGES, "arm64", what, SUITE)
                 with_scripts(debian.unpack(packages, Path(draft) / "root")).rename(root)
     return root
 
 
 def with_scripts(root: Path) -> Path:
     """A root with Wine's packages in it becomes one in which qemu runs what Wine starts."""
+    shutil.rmtree(root / "usr/share/doc")
     (root / "lib").symlink_to("usr/lib")  # as Debian's base-files has it
     for name, text in scripts().items():
         (root / BIN / name).write_text(text)
@@ -195,7 +196,7 @@ def main() -> None:
             program, *arguments = sys.argv[1:]
             words = [*made.words, windows_path(Path(program).resolve()), *arguments]
             code = subprocess.run(words, env=made.env).returncode
-    except (debian.MissingError, WineError) as error:
+    except (UnavailableError, WineError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:  # which the program had, too
         code = 128 + signal.SIGINT

@@ -22,7 +22,6 @@ import pytest
 HELPERS = ("fixtures", "hostile", "judging", "launching", "oci", "running", "strange")
 pytest.register_assert_rewrite(*HELPERS)
 
-import debian
 import strange
 import wine_arm64
 from fixtures import put_runtime, tiny_gguf, tiny_pe, tiny_phi3
@@ -342,5 +341,5 @@ def windows_arm64() -> Iterator[wine_arm64.Windows]:
     try:
         with wine_arm64.windows() as made:
             yield made
-    except debian.MissingError as error:
+    except pyllamafile.UnavailableError as error:
         pytest.skip(str(error))

@@ -7,7 +7,6 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-import debian
 import linux_machine
 import pytest
 from duties import MAY, REFUSED, ROUTES, SERVES, Tried, assert_held, compiled
@@ -47,7 +46,7 @@ def machine(
 ) -> subprocess.CompletedProcess[bytes]:
     try:
         return linux_machine.run(files, command, on=on, kernel=kernel)
-    except debian.MissingError as error:
+    except pyllamafile.UnavailableError as error:
         pytest.skip(str(error))
 
 

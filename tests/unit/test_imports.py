@@ -37,7 +37,7 @@ GRAPH = {
     "launcher.rsrc": set(),
     "native": {
         "errors", "launcher", "native.building.aside", "native.building.driver",
-        "native.building.gui", "native.building.source",
+        "native.building.gui", "native.building.shaders", "native.building.source",
         "native.building.tools", "progress", "runtimes", "targets",
     },
     "native.trial": {"errors", "native.building.tools", "progress"},
@@ -142,7 +142,16 @@ GRAPH = {
     "native.building.aside": set(),
     "native.building.driver": {
         "errors", "launcher", "native.building.licenses", "native.building.seams",
-        "native.building.source", "native.building.tools", "progress", "runtimes", "targets",
+        "native.building.shaders", "native.building.source", "native.building.tools",
+        "native.building.vulkan", "progress", "runtimes", "targets",
+    },
+    "native.building.debian": {"errors"},
+    "native.building.shaders": {
+        "errors", "native.building.source", "native.building.tools", "progress",
+    },
+    "native.building.vulkan": {
+        "native.building.debian", "native.building.shaders", "native.building.source",
+        "native.building.tools", "progress",
     },
     "native.building.gui": {
         "errors", "native.building.source", "native.building.tools", "progress",
@@ -163,7 +172,10 @@ STARTERS = {
     "native.trial",
     "ops.hosts",
     "ops.sign",
-    *(f"native.building.{name}" for name in ("aside", "driver", "licenses", "tools", "update")),
+    *(
+        f"native.building.{name}"
+        for name in ("aside", "debian", "driver", "licenses", "shaders", "tools", "update")
+    ),
 }
 
 
@@ -237,7 +249,7 @@ def test_the_second_opinion_shares_no_code_with_the_writer():
 # package itself takes. All else a test asks for when it runs (`running.package`), and is skipped.
 AT_HAND = {
     "click", "gguf", "hypothesis", "lief", "numpy", "pyllamafile", "pytest", "rich", "yaml",
-    "debian", "linux_machine", "wine_arm64",  # of scripts/
+    "linux_machine", "wine_arm64",  # of scripts/
 }  # fmt: skip
 TESTS = Path(__file__).parents[1]
 

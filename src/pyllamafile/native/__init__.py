@@ -19,7 +19,7 @@ from pathlib import Path
 
 from pyllamafile.errors import PyllamafileError
 from pyllamafile.launcher import pack
-from pyllamafile.native.building import driver, gui, tools
+from pyllamafile.native.building import driver, gui, shaders, tools
 from pyllamafile.native.building.aside import Aside
 from pyllamafile.native.building.driver import build_folder
 from pyllamafile.native.building.source import LLAMA_COMMIT, SDIST_SHA256, llama_source
@@ -37,10 +37,12 @@ __all__ = [
     "build_all",
     "build_folder",
     "build_gui",
+    "build_shaders",
     "cache",
     "check_tools",
     "find",
     "find_gui",
+    "find_shaders",
     "llama_source",
     "prepare",
 ]
@@ -75,6 +77,11 @@ def find_gui() -> Path | None:
         if path.is_file():
             return path
     return None
+
+
+def find_shaders() -> Path | None:
+    """The shaders for GPUs, packed: the cached ones, else None."""
+    return path if (path := shaders.path()).is_file() else None
 
 
 def build(target: Target, *, jobs: int | None = None, progress: Progress | None = None) -> Runtime:
@@ -127,6 +134,21 @@ def build_gui(*, progress: Progress | None = None) -> Path:
         PyllamafileError: A tool is missing, or a step failed; the message names the log.
     """
     return gui.build(progress or silent)
+
+
+def build_shaders(*, jobs: int | None = None, progress: Progress | None = None) -> Path:
+    """Compile the shaders for GPUs into the cache, unless they are there already.
+
+    They take some seven minutes of a processor. What is compiled stays if that is ended.
+
+    Args:
+        jobs: How many compilers run at once; by default as many as there are processors.
+        progress: Told about every step.
+
+    Raises:
+        PyllamafileError: A tool is missing, or a step failed; the message names the log.
+    """
+    return shaders.build(shaders.Programs(*driver.programs()), jobs, progress or silent)
 
 
 def build_all(
