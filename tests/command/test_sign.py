@@ -345,7 +345,8 @@ def test_its_name_is_ours(fails, signed):
 
 
 def test_what_cannot_be_signed(run, fails, here):
-    fails("m.gguf: .*", "sign", "m.gguf", "--key", "alice")
+    hint = "it is a bare GGUF: `pyllamafile build` makes a llamafile of it"
+    fails("m.gguf: .*", "sign", "m.gguf", "--key", "alice", hint=hint)
     with zipfile.ZipFile("foreign", "w") as file:
         file.write("m.gguf")
     done = run("sign", "foreign", "--key", "alice")
