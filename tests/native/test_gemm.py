@@ -243,6 +243,6 @@ def test_a_long_text_in_pieces_gives_the_same_numbers(
             probabilities(runtime, smollm2, level, ["-ub", size, *flags], tmp_path, 640)
             for size in ("512", "64", "45", "5", "1")
         )
-        assert expected.std() > 1
+        assert expected.std() > 0.1
         for got in others:
             assert np.array_equal(got, expected)
