@@ -129,7 +129,8 @@ def test_real_weights_on_arm64(
     """Out of the file that runs here as well: the launch script's choice, then the program."""
     qemu = need("qemu-aarch64-static", "qemu-user-static")
     file = pyllamafile.build(smollm2, tmp_path / "f", targets=["linux-amd64", "linux-arm64"]).path
-    arguments = ("-p", "The capital of France is", "-n", "6", "--temp", "0")
+    # The fifth token is a near tie, which rounding decides.
+    arguments = ("-p", "The capital of France is", "-n", "4", "--temp", "0")
     # Where no binfmt handler is set up the script tries the program in vain and removes it; what it
     # had unpacked is kept by the last tool that it gives it to before.
     unpacked = tmp_path / "unpacked"
