@@ -186,7 +186,9 @@ std::vector<llama_token> slot_tokens(const uint8_t * data, size_t size) {
         return {};
     }
     std::vector<llama_token> out(it.tokens);
-    memcpy(out.data(), data + sizeof(it), it.tokens * sizeof(llama_token));
+    if (!out.empty()) { // memcpy takes no null
+        memcpy(out.data(), data + sizeof(it), it.tokens * sizeof(llama_token));
+    }
     return out;
 }
 
@@ -202,7 +204,9 @@ outcome restore_slot(llama_context * context, llama_seq_id sequence, const uint8
         return outcome::NO_SLOT;
     }
     tokens.resize(it.tokens);
-    memcpy(tokens.data(), data + sizeof(it), it.tokens * sizeof(llama_token));
+    if (!tokens.empty()) {
+        memcpy(tokens.data(), data + sizeof(it), it.tokens * sizeof(llama_token));
+    }
     const uint8_t * const memory = data + sizeof(it) + it.tokens * sizeof(llama_token);
     if ((expected != nullptr && tokens != *expected) || sum(it, tokens.data(), memory) != it.sum) {
         return outcome::NO_SLOT;
