@@ -16,6 +16,11 @@ enum { UINT32 = 4, INT32 = 5, FLOAT32 = 6, BOOL = 7, STRING = 8, ARRAY = 9, TYPE
 const size_t SIZES[TYPES] = { 1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8 };
 const size_t MOST_ELEMENTS = 1 << 16;
 
+// None of a type that there isn't.
+size_t size_of(uint32_t type) {
+    return type < TYPES ? SIZES[type] : 0;
+}
+
 struct value {
     bytes key;
     uint32_t type = 0;
@@ -64,7 +69,7 @@ class reader {
             return take(number<uint64_t>());
         }
         failed = failed || type >= TYPES || type == ARRAY;
-        return failed ? bytes() : take(SIZES[type]);
+        return failed ? bytes() : take(size_of(type));
     }
 
     const char * data;
@@ -246,7 +251,7 @@ class mutator {
         } else if (type == BOOL) {
             now = any(20) == 0 ? now : any(2);
         }
-        return bytes((const char *)&now, SIZES[type]);
+        return bytes((const char *)&now, size_of(type));
     }
 
     bytes element(uint32_t type, const bytes & old) {
@@ -276,7 +281,7 @@ class mutator {
     void retype(value & what, uint32_t type) {
         for (bytes & text : what.elements) {
             if (type != STRING) {
-                text.resize(SIZES[type]);
+                text.resize(size_of(type));
             }
         }
         (what.type == ARRAY ? what.element : what.type) = type;
@@ -329,8 +334,9 @@ class mutator {
             break;
         case 1:
             for (size_t more = 1 + any(40); more > 0 && all.size() < MOST_ELEMENTS; more--) {
-                all.push_back(all.empty() ? element(what.element, bytes(SIZES[what.element], '\0'))
-                                          : bytes(all[any(all.size())]));
+                all.push_back(all.empty()
+                                  ? element(what.element, bytes(size_of(what.element), '\0'))
+                                  : bytes(all[any(all.size())]));
             }
             break;
         case 2:
