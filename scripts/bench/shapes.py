@@ -96,6 +96,8 @@ def shaped(name: str, layers: int | None, folder: Path) -> Path:
     writer.add_head_count_kv(shape.kv_heads)
     writer.add_rope_dimension_count(shape.width // shape.heads)
     writer.add_layer_norm_rms_eps(1e-5)
+    if shape.arch == "phi3":
+        writer.add_sliding_window(2047)  # as Phi-3-mini-4k says; llama.cpp passes over it
     if shape.experts:
         writer.add_expert_count(shape.experts)
         writer.add_expert_used_count(shape.used)
