@@ -189,13 +189,14 @@ def tiny_lora(
     return _written(writer, path)
 
 
-def tiny_projector(path: Path, *, width: int, scale: float = 0.1) -> Path:
+def tiny_projector(path: Path, *, width: int, scale: float = 0.1, without: str = "") -> Path:
     """A LLaVA projector with random weights, which makes four embeddings of an image.
 
     Args:
         path: The file to write.
         width: Of the language model's embeddings.
         scale: Their standard deviation, about.
+        without: A tensor that it lacks.
     """
     inner, layers, image, patch = 32, 2, 32, 16
     writer = gguf.GGUFWriter(path, "clip")
@@ -232,7 +233,8 @@ def tiny_projector(path: Path, *, width: int, scale: float = 0.1) -> Path:
         values = rng.normal(0, shape[-1] ** -0.5, shape)
         if name == "mm.2.weight":
             values *= scale
-        writer.add_tensor(name, values.astype(np.float32))
+        if name != without:
+            writer.add_tensor(name, values.astype(np.float32))
     for name, length in {"mm.0.bias": inner, "mm.2.bias": width}.items():
         writer.add_tensor(name, np.zeros(length, np.float32))
     return _written(writer, path)

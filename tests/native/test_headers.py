@@ -323,7 +323,7 @@ def test_other_modes_say_it_in_one_line(mode: str, runtime: Path, tmp_path: Path
 
 
 @pytest.mark.native
-@pytest.mark.parametrize("kind", ["an adapter", "a projector"])
+@pytest.mark.parametrize("kind", ["an adapter", "a projector", "half a projector"])
 def test_seam_odd_partners_are_refused_in_one_line(
     kind: str, runtime: Path, tmp_path: Path
 ) -> None:
@@ -333,7 +333,9 @@ def test_seam_odd_partners_are_refused_in_one_line(
     if kind == "an adapter":
         tiny_lora(partner, model, tensor="blk.0.attn_q.weight", dtype=np.int32)
     else:
-        tiny_projector(partner, width=loadable.WIDTH + 1)
+        half = kind == "half a projector"
+        width = loadable.WIDTH + (not half)
+        tiny_projector(partner, width=width, without="mm.2.weight" if half else "")
         options = ("--mmproj", partner, "--server", "--nobrowser", "--port", "0")
     done = run(
         runtime, "-m", model, *options, *(["-p", "a", "-n", "2"] if len(options) == 2 else [])
