@@ -30,8 +30,13 @@ void take_documents(const std::string & bytes) {
     put_passages_in(body);
     body.dump();
     if (texts.dimension > 0) {
-        vector_index vectors(texts.vectors, texts.dimension, 1);
-        vectors.find(std::vector<float>(texts.dimension, 0.5f), MOST_PASSAGES);
+        std::vector<uint32_t> owners; // as in documents/library.cpp
+        for (uint32_t i = 0; i < texts.all.size(); i++) {
+            owners.insert(owners.end(), texts.all[i].parts, i);
+        }
+        vector_index vectors(texts.vectors, owners, texts.dimension, 1);
+        const scores cosines = vectors.fit(std::vector<float>(texts.dimension, 0.5f));
+        merged(word_index({ "a text" }).fit(question), cosines, MOST_PASSAGES);
     }
 }
 

@@ -14,6 +14,10 @@ const char * cpu_level() {
     return "v2";
 }
 
+removed_states remove_states(const std::string &) {
+    return {};
+}
+
 namespace {
 
 const uint32_t CONTEXT = 512; // tokens: more than a prefix that is worth it has
