@@ -11,33 +11,12 @@
 // "alone" if every token gets the same bits as by itself, in one thread, of a cache that has
 // nothing but what it sees; ERROR is the distance from what 64-bit numbers give, relative to it.
 
-#include "ggml-alloc.h"
-#include "ggml-backend.h"
-#include "ggml-cpp.h"
-#include "ggml.h"
+#include "kernels.h"
 
-#include <chrono>
 #include <cmath>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
-#include <map>
-#include <string>
-#include <vector>
-
-#define LEVEL(name) ggml_backend_reg_t ggml_backend_cpu_reg##name();
-extern "C" {
-#include "levels.inc"
-}
-#undef LEVEL
 
 namespace {
-
-using kernels = ggml_backend_reg_t (*)();
-#define LEVEL(name) { #name, ggml_backend_cpu_reg##name },
-const std::map<std::string, kernels> LEVELS = {
-#include "levels.inc"
-};
 
 struct setting {
     ggml_type type;
@@ -46,16 +25,6 @@ struct setting {
     float bias, cap;
     bool sinks;
 };
-
-// Between -1 and 1.
-std::vector<float> numbers(int64_t count, uint32_t seed) {
-    std::vector<float> out((size_t)count);
-    for (float & number : out) {
-        seed = seed * 1664525u + 1013904223u;
-        number = (float)(int32_t)seed / 2147483648.0f;
-    }
-    return out;
-}
 
 // Rows of a type, and what they say.
 struct rows {
@@ -151,18 +120,7 @@ std::vector<float> attend(ggml_backend_t backend, const setting & s, const cache
     ggml_backend_tensor_memset(v, 0x55, 0, ggml_nbytes(v));
     set(k, keys.data(), keys.size());
     set(v, values.data(), values.size());
-    using clock = std::chrono::steady_clock;
-    const auto end = clock::now() + std::chrono::milliseconds(milliseconds);
-    least = 1e30;
-    do {
-        const auto start = clock::now();
-        if (ggml_backend_graph_compute(backend, graph) != GGML_STATUS_SUCCESS) {
-            fprintf(stderr, "attention: it can't be computed\n");
-            exit(1);
-        }
-        const std::chrono::duration<double, std::micro> took = clock::now() - start;
-        least = std::min(least, took.count());
-    } while (clock::now() < end);
+    least = least_microseconds(backend, graph, milliseconds);
     std::vector<float> result((size_t)(s.width * s.heads * count));
     ggml_backend_tensor_get(out, result.data(), 0, result.size() * sizeof(float));
     return result;

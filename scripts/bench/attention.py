@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -27,12 +26,7 @@ import in_venv
 
 in_venv.ensure("runtimes", "pyllamafile")
 
-from products import here, linked  # noqa: E402
-
-from pyllamafile import native  # noqa: E402
-from pyllamafile.native.building import driver  # noqa: E402
-from pyllamafile.progress import silent  # noqa: E402
-from pyllamafile.targets import host  # noqa: E402
+from kernels import built  # noqa: E402
 
 # Numbers of a key and of a value, heads, and those that keys and values are made for.
 SHAPES = {
@@ -86,27 +80,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="the least time of all is printed")
     parser.add_argument("--beside", type=Path, help="the folder of another compiled runtime")
     options = parser.parse_args()
-    target = host()
-    if target is None:
-        raise SystemExit("no target is like this machine")
-    out = native.build_folder(target) / "out"
-    driver.compile_runtime(target, native.llama_source(), None, silent)
-    source = Path(__file__).with_suffix(".cpp")
-    whole = [level for level in target.levels if not level.sources]  # attention is in no part
-    with tempfile.TemporaryDirectory() as name:
-        programs = [linked(source, target, out, Path(name))]
-        if options.beside:
-            other = Path(name, "other")
-            other.mkdir()
-            programs.append(linked(source, target, options.beside, other))
-        known = [level for level in here(out / "runtime") if level in {own.name for own in whole}]
-        levels = options.levels.split(",") if options.levels else known
+    with built(Path(__file__).with_suffix(".cpp"), options.beside) as kernels:
+        levels = options.levels.split(",") if options.levels else kernels.whole
         cases = (levels, options.types, options.shapes, options.positions)
         split = (case.split(",") if isinstance(case, str) else case for case in cases)
         for level, kind, shape, positions in product(*split):
-            suffix = "" if level == target.levels[0].name else f"__{level}"
+            suffix = kernels.suffix(level)
             turns = [
-                [measured(program, suffix, kind, shape, positions, options) for program in programs]
+                [
+                    measured(program, suffix, kind, shape, positions, options)
+                    for program in kernels.programs
+                ]
                 for _ in range(options.rounds)
             ]
             ours, *others = zip(*turns, strict=True)

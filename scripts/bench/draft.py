@@ -34,9 +34,9 @@ in_venv.ensure("runtimes,test", "pyllamafile", "gguf", "numpy")
 
 import gguf  # noqa: E402
 import numpy as np  # noqa: E402
+from machine import this_target  # noqa: E402
 
 import pyllamafile  # noqa: E402
-from pyllamafile.targets import host  # noqa: E402
 
 QUESTIONS = (
     "Write down the numbers from one to thirty, in words, separated by commas.",
@@ -112,9 +112,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=128)
     options = parser.parse_args()
-    here = host()
-    if here is None:
-        raise SystemExit("no target is like this machine")
+    here = this_target()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         path = folder / "drafted.llamafile"

@@ -42,9 +42,9 @@ import in_venv
 in_venv.ensure("runtimes,test", "pyllamafile", "numpy")
 
 import speed  # noqa: E402
+from machine import model_name, processors, this_target  # noqa: E402
 
 import pyllamafile  # noqa: E402
-from pyllamafile.targets import host  # noqa: E402
 
 TOO_BUSY = 0.05  # of all processors: more than that by other programs, and figures say little
 LEAVING = (0.01, 3.0)  # seconds after which a client that leaves does so
@@ -102,14 +102,6 @@ def question(number: int, words: int) -> str:
     """A text that no other number has; a word is about a token."""
     chosen = random.Random(number)
     return f"{number}: " + " ".join(chosen.choice(WORDS) for _ in range(words))
-
-
-def processors() -> tuple[float, float]:
-    """Seconds that all processors have worked so far, and that they had (proc_stat(5))."""
-    ticks = [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
-    idle = ticks[3] + ticks[4]  # what waits for a disk is idle, too
-    per_second = os.sysconf("SC_CLK_TCK")
-    return (sum(ticks) - idle) / per_second, sum(ticks) / per_second
 
 
 def worked(process: int) -> float:
@@ -282,9 +274,7 @@ def main() -> None:
     parser.add_argument("--peer-flags", default="", help="more compiler flags for upstream")
     parser.add_argument("--leavers", action="store_true", help="every second client leaves")
     options = parser.parse_args()
-    here = host()
-    if here is None:
-        raise SystemExit("no target is like this machine")
+    here = this_target()
     if not options.model.is_file():
         raise SystemExit(f"{options.model}: there is no such file")
     if options.leavers:
@@ -301,7 +291,7 @@ def main() -> None:
         pyllamafile.build(options.model, path, gui=False, targets=[here.name])
         ours = [path, "--server", "--nobrowser", *common]
         theirs = ours if options.leavers else [*peer, "-m", options.model, *common]
-        print(f"{speed.machine()}, {options.threads} threads; {options.model.name}")
+        print(f"{model_name()}, {options.threads} threads; {options.model.name}")
         print(
             f"{options.slots} slots; questions of {options.prompt} words, answers of "
             f"{options.tokens} tokens; {options.rounds} rounds of {options.seconds} seconds"

@@ -281,11 +281,10 @@ def numbers(text: str) -> list[float]:
 
 
 def main() -> None:
-    import speed
     from load import counts, positive
+    from machine import model_name, this_target
 
     import pyllamafile
-    from pyllamafile.targets import host
 
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", type=Path, required=True, help="a GGUF")
@@ -295,9 +294,7 @@ def main() -> None:
     parser.add_argument("--prompt", type=positive, default=200, help="words of a prompt")
     parser.add_argument("--rounds", type=positive, default=5, help="answers")
     options = parser.parse_args()
-    here = host()
-    if here is None:
-        raise SystemExit("no target is like this machine")
+    here = this_target()
     if not options.model.is_file():
         raise SystemExit(f"{options.model}: there is no such file")
     with tempfile.TemporaryDirectory() as name:
@@ -305,7 +302,7 @@ def main() -> None:
         path = folder / "machines.llamafile"
         pyllamafile.build(options.model, path, gui=False, targets=[here.name])
         command = [path, "--server", "--nobrowser", "-c", 1024]
-        print(f"{speed.machine()}; {options.model.name}")
+        print(f"{model_name()}; {options.model.name}")
         print(
             f"the best of {options.rounds} answers of {options.tokens} tokens; bytes as ssh sends "
             "them, to all other machines together\n"

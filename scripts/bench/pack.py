@@ -35,7 +35,8 @@ import in_venv
 
 in_venv.ensure("runtimes,test", "pyllamafile", "numpy")
 
-from speed import machine, measured  # noqa: E402
+from machine import model_name, this_target  # noqa: E402
+from speed import measured  # noqa: E402
 
 import pyllamafile  # noqa: E402
 from pyllamafile import native, shift  # noqa: E402
@@ -239,10 +240,8 @@ def main() -> None:
     parser.add_argument("--parts", default="start,token,pack,care", help="what to measure")
     options = parser.parse_args()
     parts = options.parts.split(",")
-    here = host()
-    if here is None:
-        raise SystemExit("no target is like this machine")
-    print(f"{machine()}, {os.cpu_count()} cores; medians of {options.rounds} rounds and more\n")
+    here = this_target()
+    print(f"{model_name()}, {os.cpu_count()} cores; medians of {options.rounds} rounds and more\n")
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
         if "start" in parts:

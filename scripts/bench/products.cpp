@@ -8,42 +8,12 @@
 // "alone" if every column's product has the same bits as the product of that column alone; ERROR is
 // the distance from the products of the same weights with unrounded columns, relative to those.
 
-#include "ggml-alloc.h"
-#include "ggml-backend.h"
-#include "ggml-cpp.h"
-#include "ggml.h"
+#include "kernels.h"
 
-#include <chrono>
 #include <cmath>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
-#include <map>
-#include <string>
-#include <vector>
-
-#define LEVEL(name) ggml_backend_reg_t ggml_backend_cpu_reg##name();
-extern "C" {
-#include "levels.inc"
-}
-#undef LEVEL
 
 namespace {
-
-using kernels = ggml_backend_reg_t (*)();
-#define LEVEL(name) { #name, ggml_backend_cpu_reg##name },
-const std::map<std::string, kernels> LEVELS = {
-#include "levels.inc"
-};
-
-std::vector<float> numbers(int64_t count, uint32_t seed) {
-    std::vector<float> out((size_t)count);
-    for (float & number : out) {
-        seed = seed * 1664525u + 1013904223u;
-        number = (float)(int32_t)seed / 2147483648.0f;
-    }
-    return out;
-}
 
 // Weights in memory of one kind.
 struct matrix {
@@ -75,18 +45,7 @@ std::vector<float> multiply(ggml_backend_t backend, const matrix & weights, cons
     ggml_build_forward_expand(graph, c);
     const ggml_backend_buffer_ptr buffer(ggml_backend_alloc_ctx_tensors(context.get(), backend));
     ggml_backend_tensor_set(b, columns, 0, (size_t)(depth * count) * sizeof(float));
-    using clock = std::chrono::steady_clock;
-    const auto end = clock::now() + std::chrono::milliseconds(milliseconds);
-    least = 1e30;
-    do {
-        const auto start = clock::now();
-        if (ggml_backend_graph_compute(backend, graph) != GGML_STATUS_SUCCESS) {
-            fprintf(stderr, "products: the product can't be computed\n");
-            exit(1);
-        }
-        const std::chrono::duration<double, std::micro> took = clock::now() - start;
-        least = std::min(least, took.count());
-    } while (clock::now() < end);
+    least = least_microseconds(backend, graph, milliseconds);
     std::vector<float> out((size_t)(rows * count));
     ggml_backend_tensor_get(c, out.data(), 0, out.size() * sizeof(float));
     return out;

@@ -13,10 +13,8 @@ folder below the cache's ``build``): its kernels take turns with these, and rati
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,10 +25,7 @@ import in_venv
 
 in_venv.ensure("runtimes", "pyllamafile")
 
-from pyllamafile import native  # noqa: E402
-from pyllamafile.native.building import driver  # noqa: E402
-from pyllamafile.progress import silent  # noqa: E402
-from pyllamafile.targets import Target, host  # noqa: E402
+from kernels import built  # noqa: E402
 
 TYPES = "q8_0,q4_0,q4_1,q5_0,q5_1,iq4_nl,q2_K,q3_K,q4_K,q5_K,q6_K,iq4_xs"
 
@@ -43,21 +38,6 @@ class Line:
     alone: bool  # each column's product has the bits that it has alone
     error: float  # relative to columns that aren't rounded
     microseconds: dict[int, float]  # by how many columns there are
-
-
-def linked(source: Path, target: Target, out: Path, folder: Path) -> Path:
-    """A program, linked to the kernels in the folder in which CMake compiled a runtime."""
-    levels = ["", *(f"__{level.name}" for level in target.levels[1:])]
-    (folder / "levels.inc").write_text("".join(f"LEVEL({suffix})\n" for suffix in levels))
-    program = folder / source.stem
-    upstream = out / "llama" / "ggml" / "src"
-    libraries = [upstream / "libggml-cpu.a", upstream / "libggml-base.a"]
-    libraries += sorted(out.glob("z*-ggml-cpu-*.a"))
-    compiler = native.build_folder(target) / "tools" / "zig-c++"
-    include = native.llama_source() / "ggml" / "include"
-    options = ["-O2", "-std=c++17", f"-I{folder}", f"-I{include}", "-o", program]
-    subprocess.run([compiler, *options, source, *libraries, "-lpthread"], check=True)
-    return program
 
 
 def measured(program: Path, level: str, kind: str, options: argparse.Namespace) -> Iterator[Line]:
@@ -89,35 +69,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="the least time of all is printed")
     parser.add_argument("--beside", type=Path, help="the folder of another compiled runtime")
     options = parser.parse_args()
-    target = host()
-    if target is None:
-        raise SystemExit("no target is like this machine")
-    out = native.build_folder(target) / "out"
-    driver.compile_runtime(target, native.llama_source(), None, silent)
-    source = Path(__file__).with_suffix(".cpp")
-    with tempfile.TemporaryDirectory() as name:
-        programs = [linked(source, target, out, Path(name))]
-        if options.beside:
-            other = Path(name, "other")
-            other.mkdir()
-            programs.append(linked(source, target, options.beside, other))
-        known = here(out / "runtime")
-        levels = options.levels.split(",") if options.levels else known[1:]
+    with built(Path(__file__).with_suffix(".cpp"), options.beside) as kernels:
+        levels = options.levels.split(",") if options.levels else kernels.levels[1:]
         for level in levels:
-            suffix = "" if level == target.levels[0].name else f"__{level}"
+            suffix = kernels.suffix(level)
             for kind in options.types.split(","):
                 turns = [
-                    [list(measured(program, suffix, kind, options)) for program in programs]
+                    [list(measured(program, suffix, kind, options)) for program in kernels.programs]
                     for _ in range(options.rounds)
                 ]
                 report(level, kind, [list(rounds) for rounds in zip(*turns, strict=True)], options)
-
-
-def here(runtime: Path) -> list[str]:
-    """The levels that this processor has, the lowest first."""
-    asked = {**os.environ, "PYLLAMAFILE_CPU": "none"}
-    done = subprocess.run([runtime, "--version"], capture_output=True, text=True, env=asked)
-    return done.stderr.partition("it has: ")[2].split()
 
 
 def report(

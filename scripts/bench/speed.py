@@ -43,14 +43,13 @@ import in_venv
 
 in_venv.ensure("runtimes,test", "pyllamafile", "numpy")  # numpy comes with gguf
 
-from limits import Neighbours, arithmetic, aside, bandwidth  # noqa: E402
+from machine import Neighbours, arithmetic, aside, bandwidth, model_name, this_target  # noqa: E402
 from shapes import SHAPES, products_to_read, read_to_write, shaped  # noqa: E402
 
 import pyllamafile  # noqa: E402
 from pyllamafile import native  # noqa: E402
 from pyllamafile.models import gguf as weights  # noqa: E402
 from pyllamafile.native.building import tools  # noqa: E402
-from pyllamafile.targets import host  # noqa: E402
 
 TYPES = "F16,BF16,Q8_0,Q5_K_M,Q4_K_M,Q4_0,Q2_K"
 IK = "ik-llama-cpp-python==0.1.5"
@@ -178,9 +177,7 @@ def main() -> None:
     sizes = Sizes(options.prompt, options.generate, options.depth)
     threads: int = options.threads
 
-    here = host()
-    if here is None:
-        raise SystemExit("no target is like this machine")
+    here = this_target()
     folder = native.cache() / "bench"
     folder.mkdir(parents=True, exist_ok=True)
     program = folder / "runtime"
@@ -197,7 +194,7 @@ def main() -> None:
     neighbours = Neighbours()
     memory = aside(bandwidth, threads)
     instruction, products = arithmetic(threads, level.flags)
-    print(f"{machine()}, {said}, {threads} threads; medians of {options.rounds} rounds")
+    print(f"{model_name()}, {said}, {threads} threads; medians of {options.rounds} rounds")
     print(f"limits: {memory / 1e9:.1f} GB/s from memory; {products / 1e9:.0f} thousand million")
     print(f"products a second by {instruction}")
     print("speeds in tokens a second; ratios are ours to theirs\n")
@@ -263,13 +260,6 @@ def quantized(program: Path, model: Path, name: str, folder: Path) -> Path:
         command = [program, "--quantize", "--allow-requantize", model, path, name]
         subprocess.run(command, check=True, capture_output=True)
     return path
-
-
-def machine() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":")[1].strip()
-    return "some processor"
 
 
 if __name__ == "__main__":

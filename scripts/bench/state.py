@@ -27,11 +27,10 @@ import in_venv
 
 in_venv.ensure("runtimes,test", "pyllamafile", "numpy")
 
+from machine import model_name, this_target  # noqa: E402
 from serving import serving  # noqa: E402
-from speed import machine  # noqa: E402
 
 import pyllamafile  # noqa: E402
-from pyllamafile.targets import host  # noqa: E402
 
 GOAL = 0.05
 QUESTION = "Which file says how the project is tested?"
@@ -82,9 +81,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", type=Path, help="where to work; some 200 MB are written")
     options = parser.parse_args()
-    here = host()
-    if here is None:
-        raise SystemExit("there is no runtime for this system")
+    here = this_target()
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
         documentation(options.model, options.tokens, folder / "text.md")
@@ -95,7 +92,7 @@ def main() -> None:
         if built.state is None:
             raise SystemExit("the file has no state")
         took = time.perf_counter() - began
-        print(f"{options.model.name} on {machine()}, {os.cpu_count()} processors")
+        print(f"{options.model.name} on {model_name()}, {os.cpu_count()} processors")
         size = built.state.size
         print(f"{built.state.tokens:,} tokens, state of {size / 1e6:.1f} MB, built in {took:.1f} s")
         found: dict[str, list[float]] = {"with": [], "without": []}

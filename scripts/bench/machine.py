@@ -1,4 +1,4 @@
-"""What a machine can do at the most, and how much of it other programs take."""
+"""The machine that measures: which it is, what it can do at the most, and who else works on it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,37 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
+from pyllamafile.targets import Target, host
 
 T = TypeVar("T")
+
+
+def this_target() -> Target:
+    """The target whose programs run here.
+
+    Raises:
+        SystemExit: There is none.
+    """
+    here = host()
+    if here is None:
+        raise SystemExit("no target is like this machine")
+    return here
+
+
+def model_name() -> str:
+    """What the processor calls itself."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":")[1].strip()
+    return "some processor"
+
+
+def processors() -> tuple[float, float]:
+    """Seconds that all processors have worked so far, and that they had (proc_stat(5))."""
+    ticks = [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    idle = ticks[3] + ticks[4]  # what waits for a disk is idle, too
+    per_second = os.sysconf("SC_CLK_TCK")
+    return (sum(ticks) - idle) / per_second, sum(ticks) / per_second
 
 
 def aside(act: Callable[..., T], *arguments: object) -> T:
@@ -27,6 +55,8 @@ def aside(act: Callable[..., T], *arguments: object) -> T:
 
 def bandwidth(threads: int) -> float:
     """Bytes per second that this machine reads from memory, with all threads."""
+    import numpy as np
+
     data = np.ones(1 << 27, dtype=np.uint64)  # 1 GiB
     parts = np.array_split(data, threads)
     with ThreadPoolExecutor(threads) as pool:
@@ -72,13 +102,10 @@ class Neighbours:
     @staticmethod
     def _now() -> tuple[float, float, float]:
         """Seconds that all processors worked, that they could have, and that our programs took."""
-        with Path("/proc/stat").open() as file:
-            ticks = [int(word) for word in file.readline().split()[1:9]]
-        second = os.sysconf("SC_CLK_TCK")
         who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
         usages = [resource.getrusage(each) for each in who]
         own = sum(usage.ru_utime + usage.ru_stime for usage in usages)
-        return (sum(ticks) - ticks[3] - ticks[4]) / second, sum(ticks) / second, own
+        return (*processors(), own)
 
     def share(self) -> float:
         """Of all processors' time since this was made; 0 to 1."""
