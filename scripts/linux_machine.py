@@ -37,6 +37,10 @@ from pyllamafile import UnavailableError, native
 from pyllamafile.native.building import debian
 
 
+class MachineError(Exception):
+    """A machine that didn't come as far as to run anything, in one line."""
+
+
 @dataclass(frozen=True)
 class Emulator:
     """How a processor's machine is emulated."""
@@ -103,6 +107,7 @@ def run(
         What the command wrote, and its exit code.
 
     Raises:
+        MachineError: It started no Linux.
         UnavailableError: Something lacks that this takes.
         TimeoutExpired: It took longer than PATIENCE.
     """
@@ -133,7 +138,7 @@ def run(
         parts = [bytes.fromhex(part) for part in found.groups()[:2]]
         return subprocess.CompletedProcess(command, int(found[3]), *parts)
     last = (said + done.stderr.decode(errors="replace")).strip().splitlines()[-1:]
-    raise UnavailableError(f"{emulator.program} starts no Linux here: {' '.join(last)}")
+    raise MachineError(f"{emulator.program} starts no Linux here: {' '.join(last)}")
 
 
 def entry(name: str, mode: int, content: bytes = b"") -> bytes:
@@ -197,7 +202,7 @@ def main() -> None:
         sys.exit(f"error: {error.filename}: {error.strerror}")
     except subprocess.TimeoutExpired:
         sys.exit(f"error: {options.file} had not ended after {PATIENCE} seconds")
-    except UnavailableError as error:
+    except (MachineError, UnavailableError) as error:
         sys.exit(f"error: {error}")
     sys.stdout.buffer.write(done.stdout)
     sys.stderr.buffer.write(done.stderr)
