@@ -13,6 +13,7 @@
 #include "seams/reading.h"
 #include "states.h"
 #include "system/sandbox.h"
+#include "system/split-off.h"
 #include "system/system.h"
 #include "text.h"
 
@@ -804,10 +805,7 @@ class model_server {
         if (port <= 0 || socketpair(AF_UNIX, SOCK_STREAM, 0, ends) != 0) {
             return false;
         }
-        // The log's thread, if it is there already, would be this process's alone.
-        common_log_pause(common_log_main());
-        child = fork();
-        common_log_resume(common_log_main());
+        child = fork_with_log();
         if (child == 0) {
             close(ends[1]);
             serve(argc, argv, ends[0]);

@@ -12,6 +12,8 @@ void end_with_supervisor() {}
 
 #else
 
+#include "system/split-off.h"
+
 #include <cerrno>
 #include <csignal>
 #include <cstdio>
@@ -77,7 +79,7 @@ std::optional<int> serve_once() {
     int status = 0;
     {
         const passing_on handlers;
-        const pid_t child = fork();
+        const pid_t child = fork_with_log();
         if (child > 0) {
             server = child;
             if (told_to_end != 0) { // before anybody knew whom to tell

@@ -2,6 +2,7 @@
 
 #ifndef _WIN32
 
+#include "log.h"
 #include "system/sandbox.h"
 
 #include <csignal>
@@ -18,6 +19,13 @@ static void be_quiet() {
     for (int stream = 0; stream < 3; stream++) {
         dup2(nothing, stream);
     }
+}
+
+int fork_with_log() {
+    common_log_pause(common_log_main());
+    const pid_t child = fork();
+    common_log_resume(common_log_main());
+    return child;
 }
 
 bool split_off(const std::function<void(int from, int to)> & answers, int & to, int & from) {
