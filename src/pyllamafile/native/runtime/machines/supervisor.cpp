@@ -20,6 +20,7 @@ void end_with_supervisor() {}
 #include <cstring>
 #include <fcntl.h>
 #include <numeric>
+#include <poll.h>
 #include <stdexcept>
 #include <sys/wait.h>
 #include <thread>
@@ -66,45 +67,64 @@ class passing_on {
     struct sigaction before[std::size(SIGNALS)];
 };
 
+[[noreturn]] void fail() {
+    throw std::runtime_error(std::string("the server can't be started: ") + strerror(errno));
+}
+
+// A pipe that nothing is written to: who reads it waits for the end of all that have the other end.
+struct tube {
+    tube() {
+        int ends[2];
+        if (pipe(ends) != 0) {
+            fail();
+        }
+        fcntl(reader = ends[0], F_SETFD, FD_CLOEXEC);
+        fcntl(writer = ends[1], F_SETFD, FD_CLOEXEC);
+    }
+    int reader, writer;
+};
+
+const int PATIENCE_MS = 5000; // with what the server has split off: it removes its socket
+
 // Splits the server off, and waits for its end. Returns nothing in the server.
 std::optional<int> serve_once() {
-    int ends[2];
-    if (pipe(ends) != 0) {
-        throw std::runtime_error(std::string("the server can't be started: ") + strerror(errno));
-    }
-    fcntl(ends[0], F_SETFD, FD_CLOEXEC);
-    fcntl(ends[1], F_SETFD, FD_CLOEXEC);
+    const tube to_server, from_server;
     fflush(nullptr);
     server = 0;
     int status = 0;
+    pid_t child;
     {
         const passing_on handlers;
-        const pid_t child = fork_with_log();
+        child = fork_with_log();
         if (child > 0) {
             server = child;
             if (told_to_end != 0) { // before anybody knew whom to tell
                 kill(child, told_to_end);
             }
             leave_to_others();
+            close(from_server.writer);
             while (waitpid(child, &status, 0) < 0 && errno == EINTR) {
             }
             server = 0;
-        } else if (child < 0) {
-            throw std::runtime_error(std::string("the server can't be started: ") +
-                                     strerror(errno));
-        } else {
-            close(ends[1]);
-            supervisor = ends[0];
         }
     }
-    if (supervisor >= 0) {
+    if (child < 0) {
+        fail();
+    }
+    if (child == 0) {
+        close(to_server.writer);
+        close(from_server.reader);
+        supervisor = to_server.reader;
         if (told_to_end != 0) {
             raise(told_to_end);
         }
         return std::nullopt;
     }
-    close(ends[0]);
-    close(ends[1]);
+    pollfd all = { from_server.reader, POLLIN, 0 };
+    poll(&all, 1, PATIENCE_MS);
+    for (const int end : { to_server.reader, to_server.writer, from_server.reader }) {
+        close(end);
+    }
     return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 }
 

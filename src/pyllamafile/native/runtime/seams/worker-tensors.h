@@ -6,7 +6,7 @@
 #include <vector>
 
 // Bytes of a tensor that is worth asking for.
-const size_t RPC_WORTH_A_DIGEST = 256 * 1024;
+const size_t RPC_WORTH_A_DIGEST = 64 * 1024;
 
 // What tells tensors from others; upstream's has 64 bits that anybody can make the same.
 struct rpc_digest {
