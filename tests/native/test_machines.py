@@ -223,6 +223,35 @@ def test_shares(llamafile: Path, machines: Machines, alone: bytes) -> None:
     assert b"offloaded 20/31 layers" in done.stderr
 
 
+def heard(folder: Path, machines: Machines) -> tuple[dict[str, str], Path]:
+    """An environment whose ssh counts the bytes that come back, and the file with the number."""
+    count = folder / "heard"
+    script = folder / "hearing.py"
+    script.write_text(
+        "import os\n"
+        "heard = 0\n"
+        "while data := os.read(0, 1 << 16):\n"
+        "    heard += len(data)\n"
+        "    os.write(1, data)\n"
+        f"open({str(count)!r}, 'w').write(str(heard))\n"
+    )
+    return ssh_through(folder, machines, f'ssh -- "$@" | {sys.executable} {script}'), count
+
+
+def test_the_output_stays_where_it_is_read(
+    llamafile: Path, machines: Machines, alone: bytes, tmp_path: Path
+) -> None:
+    env, count = heard(tmp_path, machines)
+    back = {}
+    for split in ("1,30", "0,1"):
+        done = run(llamafile, *SHORT, "--on", "one", "--split", split, env=env)
+        assert (done.returncode, done.stdout) == (0, alone), done.stderr
+        back[split] = counted(count)
+    vocabulary = 4 * 49152  # bytes, for each of 24 tokens
+    assert back["0,1"] > 24 * vocabulary
+    assert back["1,30"] < 2 * vocabulary
+
+
 def test_server_ask_chat_and_bench(llamafile: Path, machines: Machines) -> None:
     question = ("--temp", "0", "-n", "12")
     expected = run(llamafile, "--ask", "What is the capital of France?", *question)

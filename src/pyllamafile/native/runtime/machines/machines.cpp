@@ -381,6 +381,30 @@ void say(const std::string & who, int layers, int of, double free) {
             free / 1e9);
 }
 
+// For llama.cpp the output is a layer of the last machine that has any, whatever else is where. It
+// stays here where this machine computes at all: what it is made of is a few thousand numbers, and
+// what it makes is one for each token of the vocabulary.
+arguments words_for(const std::vector<int> & shared) {
+    std::vector<int> there(shared.begin() + 1, shared.end());
+    const bool output_is_here = shared[0] > 0;
+    for (size_t i = there.size(); output_is_here && i-- > 0;) {
+        if (there[i] > 0) {
+            there[i]++;
+            break;
+        }
+    }
+    std::string split;
+    for (const int each : there) {
+        split += (split.empty() ? "" : "/") + std::to_string(each);
+    }
+    const int sum = std::accumulate(there.begin(), there.end(), 0);
+    arguments out = { "-ngl", std::to_string(sum), "-ts", split };
+    if (output_is_here) {
+        out.insert(out.end(), { "-ot", "^(output|token_embd)[.]=CPU" });
+    }
+    return out;
+}
+
 } // namespace
 
 arguments start_workers(const machines & asked, const container & llamafile, int layers) {
@@ -423,12 +447,10 @@ arguments start_workers(const machines & asked, const container & llamafile, int
     const int all = layers + 1; // the output counts as one to llama.cpp
     const std::vector<int> shared = share_out(all, asked.shares.empty() ? weights : asked.shares);
     say("this machine", shared[0], all, weights[0]);
-    std::string split;
     for (size_t i = 0; i < started.size(); i++) {
         say(started[i].name + " (" + started[i].system + ")", shared[i + 1], all, weights[i + 1]);
-        split += (i > 0 ? "/" : "") + std::to_string(shared[i + 1]);
     }
-    return shares = { "-ngl", std::to_string(all - shared[0]), "-ts", split };
+    return shares = words_for(shared);
 }
 
 // At a terminal: a bar, from when the first weights are sent, and the time that is left.
