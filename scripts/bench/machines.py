@@ -250,9 +250,11 @@ def measure(command: Sequence[str | Path], hosts: Others, options: argparse.Name
     more = []
     with path_begins_with(hosts.folder), serving([*command, *words]) as (port, _):
         read = [ask(port, question(each, options.prompt), 1) for each in range(options.rounds)]
-        ask(port, question(1, 1), 1)  # what it notes of a prompt that is new is no token's
         wrote = []
         for _ in range(options.rounds):
+            # before an answer the server fetches what the model remembers of the one before
+            ask(port, question(1, 1), 1)
+            time.sleep(SETTLE)
             sent = [hosts.counted()]
             for count in (1, options.tokens + 1):
                 answer = ask(port, question(1, 1), count)
