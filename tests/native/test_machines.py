@@ -50,6 +50,7 @@ PROMPT = "The three laws of robotics are"
 SHORT = ("-p", PROMPT, "-n", "24", "--temp", "0", "--no-display-prompt")
 LONG = ("-p", PROMPT, "-n", "1000", "--temp", "0", "--ignore-eos")
 NAMES = ("one", "two", "three")
+CACHE = Path(".cache") / "pyllamafile"
 HERE, NEAR, FAR = "127.0.0.1", "203.0.113.1", "203.0.113.2"  # RFC 5737: of nobody
 
 
@@ -144,7 +145,7 @@ def machines(tmp_path_factory: pytest.TempPathFactory, far: str | None) -> Itera
             f"AuthorizedKeysFile {own / 'authorized'}\nStrictModes no\nPermitRootLogin yes\n"
             "PasswordAuthentication no\nKbdInteractiveAuthentication no\n"
             "DisableForwarding yes\n"
-            f"SetEnv PYLLAMAFILE_CACHE={own / 'cache'} TMPDIR={own / 'tmp'}\n"
+            f"SetEnv PYLLAMAFILE_CACHE={own / 'cache'} TMPDIR={own / 'tmp'} HOME={own}\n"
         )
         command = [*before, sshd, "-D", "-f", own / "sshd_config", "-E", own / "log"]
         there.sshds.append(subprocess.Popen([str(word) for word in command]))
@@ -160,7 +161,13 @@ def machines(tmp_path_factory: pytest.TempPathFactory, far: str | None) -> Itera
     wrapper = folder / "bin" / "ssh"
     wrapper.write_text(f'#!/bin/sh\nexec {ssh} -F {folder / "config"} "$@"\n')
     wrapper.chmod(0o755)
-    there.env = {**os.environ, "PATH": f"{wrapper.parent}:{os.environ['PATH']}"}
+    there.env = {
+        **os.environ,
+        "PATH": f"{wrapper.parent}:{os.environ['PATH']}",
+        # All files here are at home, so that the others, whose homes are elsewhere, have none.
+        "HOME": "/",
+        "PYLLAMAFILE_CACHE": os.environ.get("PYLLAMAFILE_CACHE", str(Path.home() / CACHE)),
+    }
     try:
         yield there
     finally:
@@ -713,6 +720,132 @@ def test_seam_weights_travel_once(
     done = run(llamafile, "--clean-cache", env=here)
     assert f"{kept}: {len(files)} removed, ".encode() in done.stdout
     assert list(kept.iterdir()) == []
+
+
+def test_a_machine_that_has_the_same_file_takes_its_own_weights(
+    llamafile: Path, machines: Machines, alone: bytes, tmp_path: Path
+) -> None:
+    env, count = counting(tmp_path, machines)
+    kept = machines.folder / "one" / "cache" / "tensors"
+    own = machines.folder / "one" / llamafile.relative_to("/")
+    words = (*SHORT, "--on", "one", "--split", "0,1")
+
+    def sent(path: Path = llamafile, env: dict[str, str] = env) -> int:
+        """With nothing kept there before."""
+        shutil.rmtree(kept, ignore_errors=True)
+        done = run(path, *words, env=env)
+        assert (done.returncode, done.stdout) == (0, alone), done.stderr
+        return counted(count)
+
+    few = 1_500_000  # bytes, of graphs and of small tensors
+    assert sent() > 70_000_000
+    assert sent(env={**env, "HOME": "/nowhere"}) < few  # by its full name it is there
+    try:
+        own.parent.mkdir(parents=True)
+        shutil.copyfile(llamafile, own)
+        assert sent() < few
+        assert list(kept.iterdir()) == []
+        with own.open("r+b") as file:  # one of the bytes of one tensor
+            place = llamafile.stat().st_size // 2
+            file.seek(place)
+            byte = file.read(1)
+            file.seek(place)
+            file.write(bytes([byte[0] ^ 1]))
+        assert few / 2 < sent() < 3 * few
+        assert len(list(kept.iterdir())) == 1
+        for content in (b"", llamafile.read_bytes()[:place], b"GGUF" + bytes(1000)):
+            own.write_bytes(content)
+            assert sent() > 70_000_000
+        own.unlink()
+        os.mkfifo(own)
+        assert sent() > 70_000_000
+    finally:
+        shutil.rmtree(machines.folder / "one" / own.relative_to(machines.folder / "one").parts[0])
+        (machines.folder / "one" / "tmp").mkdir(exist_ok=True)
+
+
+def speeds(folder: Path) -> dict[str, str]:
+    """What was measured there."""
+    return {path.name: path.read_text() for path in (folder / "speeds").glob("*")}
+
+
+def layers(done: subprocess.CompletedProcess[bytes]) -> list[int]:
+    return [int(count) for count in re.findall(r": (\d+) of 31 layers", done.stderr.decode())]
+
+
+def test_shares_by_speed_which_is_measured_once(
+    llamafile: Path, machines: Machines, alone: bytes, tmp_path: Path
+) -> None:
+    env = {**machines.env, "PYLLAMAFILE_CACHE": str(tmp_path)}
+    there = machines.folder / "one" / "cache"
+    shutil.rmtree(there / "speeds", ignore_errors=True)
+    words = (*SHORT, "--on", "one")
+    done = run(llamafile, *words, env=env)
+    assert (done.returncode, done.stdout) == (0, alone), done.stderr
+    for folder in (tmp_path, there):
+        ((name, text),) = speeds(folder).items()
+        assert re.fullmatch(r"q4_1-\d+\.speed", name)
+        assert re.fullmatch(r"\d+(\.\d+)?\n", text)
+        mantissa = float(text).hex().split("p")[0]
+        assert mantissa in ("0x1.0000000000000", "0x1.8000000000000")  # 1 or 1.5 of a power of 2
+        assert f", computes {text.rstrip()} GB/s\n".encode() in done.stderr
+        assert (folder / "speeds" / name).stat().st_mode & 0o777 == 0o600
+    ((name, measured),) = speeds(there).items()
+    for folder, speed in ((tmp_path, "4\n"), (there, "12\n")):
+        (path,) = (folder / "speeds").iterdir()
+        path.write_text(speed)
+    for _ in range(2):
+        done = run(llamafile, *words, env=env)
+        assert (done.returncode, done.stdout) == (0, alone), done.stderr
+        assert layers(done) == [8, 23]
+        assert b", computes 12 GB/s\n" in done.stderr
+        assert speeds(there) == {name: "12\n"}
+    assert layers(run(llamafile, *words, "--split", "1,1", env=env)) == [16, 15]
+    for nonsense in ("", "12", "-1\n", "nan\n", "x" * 1000):
+        (there / "speeds" / name).write_text(nonsense)
+        run(llamafile, *words, env=env)
+        assert 0.2 < float(speeds(there)[name]) / float(measured) < 5
+    run(llamafile, "--clean-cache", env={**env, "PYLLAMAFILE_CACHE": str(there)})
+    assert speeds(there) == {}
+
+
+def test_no_machine_gets_more_layers_than_it_has_memory_for(
+    llamafile: Path, smollm2: Path, machines: Machines, alone: bytes, tmp_path: Path
+) -> None:
+    env = {**machines.env, "PYLLAMAFILE_CACHE": str(tmp_path)}
+    words = (*SHORT, "--on", "one")
+    done = run(llamafile, *words, env=env)
+    for folder, speed in ((tmp_path, "1\n"), (machines.folder / "one" / "cache", "64\n")):
+        (path,) = (folder / "speeds").iterdir()
+        path.write_text(speed)
+    try:
+        assert layers(run(llamafile, *words, env=env)) == [1, 30]
+        free = re.findall(r", (\d+\.\d) GB of memory free", done.stderr.decode())
+        large = tmp_path / "large.gguf"
+        shutil.copyfile(smollm2, large)
+        size = 1.2 * min(float(each) for each in free) * 1e9
+        os.truncate(large, int(size))  # as far as sizes go
+        done = run(llamafile, "-m", large, "--load-mode", "none", *words, env=env)
+        assert (done.returncode, done.stdout) == (0, alone), done.stderr
+        here, there = layers(done)
+        assert here + there == 31
+        assert there == pytest.approx(31 * 0.8 / 1.2, abs=3)
+    finally:
+        shutil.rmtree(machines.folder / "one" / "cache" / "speeds")
+
+
+@pytest.mark.parametrize(
+    ("type", "weights", "speed"),
+    [("q4_1", "", r" \d+(\.\d+)?"), ("q8_0", "7a7", r" \d+(\.\d+)?"), ("f16", "zz00", r" [\d.]+"),
+     ("q3", "2f", " 0")],
+)  # fmt: skip
+def test_what_a_worker_is_started_with(
+    runtime: Path, tmp_path: Path, type: str, weights: str, speed: str
+) -> None:
+    env = {**os.environ, "PYLLAMAFILE_CACHE": str(tmp_path)}
+    done = run(runtime, type, weights, "--worker", stdin=b"", env=env)
+    assert re.fullmatch(rf"pyllamafile worker \d+{speed}\n", done.stdout.decode())
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 @pytest.mark.parametrize("how", ["file", "open to others", "no room"])

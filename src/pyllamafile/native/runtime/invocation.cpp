@@ -308,8 +308,7 @@ std::string choose_weights(arguments & args, const flag_table & flags, const mod
     if (!problem.empty()) {
         refuse(about, problem);
     }
-    out.layers = (int)found.layers;
-    out.bytes = found.size;
+    out.weights = found;
     if (found.kind != weights_kind::MODEL) {
         refuse(about, name + ": goes with a model and is none itself");
     }
@@ -543,7 +542,7 @@ invocation read_invocation(const arguments & own, const arguments & user) {
     } else if (chosen.model) {
         out.model = choose_weights(args, flags, chosen, out);
     }
-    if (several_machines && (out.several || out.layers == 0)) {
+    if (several_machines && (out.several || out.weights.layers == 0)) {
         fail("--on needs one model: choose it with -m");
     }
     if (several_machines && flags.knows(chosen.flags, "--no-mmproj-offload")) {

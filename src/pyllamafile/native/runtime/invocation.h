@@ -3,6 +3,7 @@
 
 #include "flags.h"
 #include "machines/machines.h"
+#include "weights.h"
 
 #include <cstdint>
 #include <string>
@@ -15,18 +16,17 @@ struct invocation {
 
     int (*tool)(int, char **) = nullptr; // upstream's, that does the work
 
-    bool serves = false;      // the tool is the server
-    bool converses = false;   // the tool talks to one of its own
-    bool several = false;     // which offers the models of this file side by side
-    bool routes = false;      // it starts a process for each model, of this file or of others
-    bool browser = true;      // and opens one
-    bool states = true;       // what the model remembers of a beginning is kept
-    int grace = 0;            // seconds that running answers have once the server is to end
-    bool scripted = false;    // standard output is the text and nothing else
-    std::string model;        // what to call the weights
-    int layers = 0;           // of the weights
-    uint64_t bytes = 0;       // of the weights
-    struct machines machines; // that compute as well
+    bool serves = false;         // the tool is the server
+    bool converses = false;      // the tool talks to one of its own
+    bool several = false;        // which offers the models of this file side by side
+    bool routes = false;         // it starts a process for each model, of this file or of others
+    bool browser = true;         // and opens one
+    bool states = true;          // what the model remembers of a beginning is kept
+    int grace = 0;               // seconds that running answers have once the server is to end
+    bool scripted = false;       // standard output is the text and nothing else
+    std::string model;           // what to call the weights
+    struct weights weights = {}; // of the one model that there is
+    struct machines machines;    // that compute as well
 
     bool logs = false;      // all that happens
     bool is_quiet = false;  // logs nothing but errors

@@ -139,7 +139,7 @@ void confine_routers_child(const arguments & args) {
 int run(const char * program, const arguments & user) {
     invocation asked = read_invocation(arguments_in(own_container), user);
     if (!asked.machines.names.empty() && !asked.serves) {
-        const arguments shares = start_workers(asked.machines, own_container, asked.layers);
+        const arguments shares = start_workers(asked.machines, own_container, asked.weights);
         asked.args.insert(asked.args.end(), shares.begin(), shares.end());
     }
     allow_what_is_named(asked);
@@ -229,8 +229,11 @@ int main(int argc, char ** argv) {
         }
     }
 #ifndef _WIN32
-    if (user.size() == 1 && user[0] == WORK) {
-        return work(own_path());
+    if (user == arguments{ WORK }) {
+        return work(own_path(), "", "");
+    }
+    if (user.size() == 3 && user[0].compare(0, 1, "-") != 0 && user[2] == WORK) {
+        return work(own_path(), user[0], user[1]);
     }
     if (user.size() == 3 && user[0] == "--llamafile" && user[2] == WHERE) {
         puts(own_path().c_str());

@@ -593,7 +593,7 @@ int serve(const invocation & asked, const std::function<int(const arguments &)> 
     attempt with;
     if (!asked.machines.names.empty()) {
         if (const auto code =
-                outlive_machines(asked.machines, own_container, asked.layers, asked.bytes, with)) {
+                outlive_machines(asked.machines, own_container, asked.weights, with)) {
             return *code;
         }
         args.insert(args.end(), with.shares.begin(), with.shares.end());

@@ -268,8 +268,8 @@ const char * const LOOK_AHEAD[] = {
 };
 
 // Walks the header of a GGUF (docs/gguf.md of ggml): magic, version, counts, metadata, tensors.
-// Leaves in `out` what kind it is.
-std::string check_header(range_reader & in, weights & out) {
+// Leaves in `out` what kind it is, and in `places`, if given, its tensors.
+std::string check_header(range_reader & in, weights & out, std::vector<tensor_place> * places) {
     const uint64_t size = in.remaining();
     char magic[4];
     uint32_t version;
@@ -381,12 +381,18 @@ std::string check_header(range_reader & in, weights & out) {
             return "damaged or cut off: tensor " + name + " reaches past its end";
         }
         data = std::max(data, offset + row * rows);
+        if (places != nullptr) {
+            places->push_back({ name, type, offset, row * rows });
+        }
     }
     const uint64_t header = size - in.remaining();
     const uint64_t start = (header + out.alignment - 1) / out.alignment * out.alignment;
     if (data > 0 && (start > size || data > size - start)) {
         return "cut off: " + std::to_string(data + start - size) +
                " bytes of its tensors are missing";
+    }
+    for (size_t i = 0; places != nullptr && i < places->size(); i++) {
+        (*places)[i].offset += out.offset + start;
     }
     return {};
 }
@@ -405,7 +411,8 @@ std::vector<const entry *> models_in(const container & zip) {
     return out;
 }
 
-std::string find_weights(const std::string & name, weights & out) {
+std::string find_weights(const std::string & name, weights & out,
+                         std::vector<tensor_place> * tensors) {
     std::string problem = locate(name, out);
     if (!problem.empty()) {
         return problem;
@@ -415,7 +422,7 @@ std::string find_weights(const std::string & name, weights & out) {
         return out.path + ": " + strerror(errno);
     }
     const auto in = std::make_unique<range_reader>(file.get(), out.size);
-    problem = check_header(*in, out);
+    problem = check_header(*in, out, tensors);
     return problem.empty() ? problem : out.name() + ": " + problem;
 }
 

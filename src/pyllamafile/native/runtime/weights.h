@@ -49,10 +49,20 @@ struct weights {
 // a split one, adapters, projectors, and the draft that its `.args` name for another.
 std::vector<const entry *> models_in(const container & zip);
 
+// One of the tensors of weights, as their header has them.
+struct tensor_place {
+    std::string name;
+    uint32_t type;   // enum ggml_type
+    uint64_t offset; // in the file
+    uint64_t size;   // bytes
+};
+
 // Finds the weights that a name means and walks through their header. Returns what is wrong,
 // in one line, or an empty string; the header is checked so that a damaged file is refused
-// here, with a reason, and not somewhere deep inside llama.cpp.
-std::string find_weights(const std::string & name, weights & out);
+// here, with a reason, and not somewhere deep inside llama.cpp. `tensors` gets what the weights are
+// made of, in the order of the header.
+std::string find_weights(const std::string & name, weights & out,
+                         std::vector<tensor_place> * tensors = nullptr);
 
 // The file that holds what a name means, and nothing but its path where that is a file by itself:
 // for those who open a GGUF again to read from places that they know.

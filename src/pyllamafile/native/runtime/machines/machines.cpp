@@ -3,7 +3,11 @@
 #include "machines/worker.h"
 #include "manifest.h"
 #include "seams/progress.h"
+#include "system/cache.h"
+#include "system/files.h"
 #include "system/memory.h"
+#include "system/system.h"
+#include "system/threads.h"
 
 #include <algorithm>
 #include <cerrno>
@@ -13,13 +17,17 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
+#include <map>
 #include <numeric>
 #include <stdexcept>
 
 #ifndef _WIN32
+#include "common.h"
 #include "ggml-backend.h"
 #include "ggml-rpc.h"
 #include "machines/connection.h"
+#include "machines/speed.h"
 
 #include <fcntl.h>
 #include <poll.h>
@@ -43,6 +51,9 @@ const names SPLIT = { "--split" };
 const names UPSTREAMS = { "-ngl", "--gpu-layers", "--n-gpu-layers", "-ts", "--tensor-split" };
 
 const size_t MOST_MACHINES = 15; // llama.cpp has room for 16 devices
+
+// Of the free memory of a machine; the rest is for the context and for what is computed.
+const double PART_FOR_WEIGHTS = 0.8;
 
 std::vector<std::string> words_in(const std::string & list) {
     std::vector<std::string> out;
@@ -148,9 +159,43 @@ std::vector<int> share_out(int layers, const std::vector<double> & weights) {
     return out;
 }
 
+std::vector<int> share_by_capacity(int layers, uint64_t bytes, const std::vector<capacity> & all) {
+    std::vector<double> speeds, memories;
+    std::vector<int> most;
+    bool is_known = true;
+    for (const capacity & each : all) {
+        const double fit = PART_FOR_WEIGHTS * each.memory * layers / std::max(1.0, (double)bytes);
+        most.push_back((int)std::min(fit, (double)layers));
+        speeds.push_back(each.speed);
+        memories.push_back(each.memory);
+        is_known = is_known && each.speed > 0 && each.memory > 0;
+    }
+    if (!is_known || std::accumulate(most.begin(), most.end(), 0) < layers) {
+        return share_out(layers, memories);
+    }
+    // whoever would get too much gets what fits, and the others share the rest
+    std::vector<int> full(all.size(), 0);
+    for (bool again = true; again;) {
+        const std::vector<int> shared = share_out(layers, speeds);
+        again = false;
+        for (size_t i = 0; i < all.size(); i++) {
+            if (shared[i] > most[i]) {
+                full[i] = most[i];
+                layers -= most[i];
+                speeds[i] = 0;
+                again = true;
+            }
+        }
+        for (size_t i = 0; !again && i < all.size(); i++) {
+            full[i] += shared[i];
+        }
+    }
+    return full;
+}
+
 #ifdef _WIN32
 
-arguments start_workers(const machines &, const container &, int) {
+arguments start_workers(const machines &, const container &, const weights &) {
     throw std::runtime_error("--on: this is not made for Windows");
 }
 
@@ -163,6 +208,8 @@ int leave_workers(int words) {
 }
 
 #else
+
+namespace fs = std::filesystem;
 
 namespace {
 
@@ -203,17 +250,17 @@ const char THERE[] = "umask 077; echo \"pyllamafile system $(uname -sm)\"; "
                      "echo pyllamafile wants; read -r at size; head -c \"$size\" >\"$t/p\"; "
                      "dd if=\"$t/p\" of=\"$t/f\" bs=65536 seek=\"$at\" conv=notrunc 2>/dev/null; "
                      "p=$(sh \"$t/f\" --worker-path </dev/null); }; "
-                     "trap - EXIT; gone; [ -n \"$p\" ] || exit 1; exec \"$p\" --worker";
+                     "trap - EXIT; gone; [ -n \"$p\" ] || exit 1; exec \"$p\" ";
 
 struct machine {
     std::string name, system;
-    double free = 0; // bytes of memory
+    capacity can = { 0, 0 };
     peer connection = { "", -1, -1 };
 };
 
 std::vector<machine> started;
 arguments shares; // what llama.cpp is told of them
-double free_here = 0;
+capacity here = { 0, 0 };
 bool * lost = nullptr; // which of them; of this process, and of those that it was split into
 
 [[noreturn]] void fail(const machine & there, const std::string & why) {
@@ -244,7 +291,8 @@ int nameless_file() {
     return file;
 }
 
-machine start_ssh(const std::string & name) {
+// `words`: with which the program is started there.
+machine start_ssh(const std::string & name, const std::string & words) {
     machine out;
     out.name = name;
     int ends[2];
@@ -259,7 +307,7 @@ machine start_ssh(const std::string & name) {
     const int yes = 1;
     setsockopt(ends[0], SOL_SOCKET, SO_NOSIGPIPE, &yes, sizeof(yes));
 #endif
-    const std::string there = std::string("exec /bin/sh -c '") + THERE + "'";
+    const std::string there = std::string("exec /bin/sh -c '") + THERE + words + "'";
     const std::string interval = std::string("ServerAliveInterval=") + ALIVE;
     const char * const argv[] = { "ssh",
                                   "-T", // no terminal, agent or display of ours is for the worker
@@ -360,8 +408,8 @@ void send_program(const machine & there, const container & llamafile) {
 }
 
 machine start_worker(const std::string & name, const container & llamafile,
-                     const std::string & head) {
-    machine there = start_ssh(name);
+                     const std::string & head, const std::string & words) {
+    machine there = start_ssh(name, words);
     size_t which = 0;
     there.system = line_with(there, { "pyllamafile system " }, which);
     target_of(there);
@@ -372,13 +420,46 @@ machine start_worker(const std::string & name, const container & llamafile,
         send_program(there, llamafile);
         line = line_with(there, { answers[0] }, which);
     }
-    there.free = strtod(line.c_str(), nullptr);
+    char * rest = nullptr;
+    there.can.memory = strtod(line.c_str(), &rest);
+    there.can.speed = rounded_speed(strtod(rest, nullptr));
     return there;
 }
 
-void say(const std::string & who, int layers, int of, double free) {
-    fprintf(stderr, "%s: %d of %d layers, %.1f GB of memory free\n", who.c_str(), layers, of,
-            free / 1e9);
+// What most of the bytes are of; of that the speed is measured.
+std::string type_of(const std::vector<tensor_place> & tensors) {
+    std::map<uint32_t, uint64_t> bytes;
+    uint32_t most = GGML_TYPE_F16;
+    for (const tensor_place & each : tensors) {
+        bytes[each.type] += each.size;
+        most = bytes[each.type] > bytes[most] ? each.type : most;
+    }
+    return ggml_type_name((ggml_type)most);
+}
+
+// Before the sandbox, as is all here.
+capacity measure_here(const std::string & type) {
+    const std::string folder = speed_folder_of(own_path());
+    const int threads = threads_to_use(common_cpu_get_num_math());
+    const ggml_backend_t backend = processor(threads);
+    const double speed = speed_of(type, backend, threads, have_own_folder(folder) ? folder : "");
+    if (backend != nullptr) {
+        ggml_backend_free(backend);
+    }
+    return { free_memory(), speed };
+}
+
+std::string described(const capacity & can) {
+    char out[80];
+    const int end = snprintf(out, sizeof(out), "%.1f GB of memory free", can.memory / 1e9);
+    if (can.speed > 0) {
+        snprintf(out + end, sizeof(out) - (size_t)end, ", computes %g GB/s", can.speed);
+    }
+    return out;
+}
+
+void say(const std::string & who, int layers, int of, const capacity & can) {
+    fprintf(stderr, "%s: %d of %d layers, %s\n", who.c_str(), layers, of, described(can).c_str());
 }
 
 // For llama.cpp the output is a layer of the last machine that has any, whatever else is where. It
@@ -407,21 +488,32 @@ arguments words_for(const std::vector<int> & shared) {
 
 } // namespace
 
-arguments start_workers(const machines & asked, const container & llamafile, int layers) {
+arguments start_workers(const machines & asked, const container & llamafile,
+                        const weights & model) {
     const std::string head = llamafile.path.empty() ? "" : read_bytes(llamafile, 0, HEAD);
     if (head.compare(0, 2, "#!") != 0 && head.compare(0, 2, "MZ") != 0) {
         throw std::runtime_error("--on needs a llamafile that begins with the launch script, which "
                                  "starts its programs on the other machines");
     }
-    free_here = free_memory();
-    std::vector<double> weights = { free_here };
+    weights same;
+    std::vector<tensor_place> tensors;
+    const std::string problem = find_weights(model.name(), same, &tensors);
+    if (!problem.empty()) {
+        throw std::runtime_error(problem);
+    }
+    const std::string type = type_of(tensors);
+    std::error_code error;
+    same.path = fs::absolute(fs::u8path(same.path), error).u8string();
+    const std::string words = type + " " + in_hex(same.name()) + " " + WORK;
+    here = measure_here(type);
+    std::vector<capacity> all = { here };
     for (size_t i = 0; i < asked.names.size(); i++) {
         try {
-            started.push_back(start_worker(asked.names[i], llamafile, head));
+            started.push_back(start_worker(asked.names[i], llamafile, head, words));
         } catch (const std::runtime_error & problem) {
             throw machine_failed(i, problem.what());
         }
-        weights.push_back(started.back().free);
+        all.push_back(started.back().can);
     }
     if (lost == nullptr) {
         void * shared =
@@ -439,16 +531,18 @@ arguments start_workers(const machines & asked, const container & llamafile, int
     connections_are(peers);
     if (!asked.upstreams.empty()) {
         for (const machine & each : started) {
-            fprintf(stderr, "%s (%s): %.1f GB of memory free\n", each.name.c_str(),
-                    each.system.c_str(), each.free / 1e9);
+            fprintf(stderr, "%s (%s): %s\n", each.name.c_str(), each.system.c_str(),
+                    described(each.can).c_str());
         }
         return shares = asked.upstreams;
     }
-    const int all = layers + 1; // the output counts as one to llama.cpp
-    const std::vector<int> shared = share_out(all, asked.shares.empty() ? weights : asked.shares);
-    say("this machine", shared[0], all, weights[0]);
+    const int layers = (int)model.layers + 1; // the output counts as one to llama.cpp
+    const std::vector<int> shared = asked.shares.empty()
+                                        ? share_by_capacity(layers, model.size, all)
+                                        : share_out(layers, asked.shares);
+    say("this machine", shared[0], layers, here);
     for (size_t i = 0; i < started.size(); i++) {
-        say(started[i].name + " (" + started[i].system + ")", shared[i + 1], all, weights[i + 1]);
+        say(started[i].name + " (" + started[i].system + ")", shared[i + 1], layers, all[i + 1]);
     }
     return shares = words_for(shared);
 }
@@ -537,9 +631,9 @@ void end_workers() {
 }
 
 double memory_of_all() {
-    double out = started.empty() ? free_memory() : free_here;
+    double out = started.empty() ? free_memory() : here.memory;
     for (const machine & each : started) {
-        out += each.free;
+        out += each.can.memory;
     }
     return out;
 }

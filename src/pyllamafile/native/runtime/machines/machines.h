@@ -5,6 +5,7 @@
 
 #include "container.h"
 #include "flags.h"
+#include "weights.h"
 
 #include <stdexcept>
 #include <string>
@@ -25,6 +26,16 @@ machines take_machines(arguments & args, const flag_table & flags);
 // there are any.
 std::vector<int> share_out(int layers, const std::vector<double> & weights);
 
+// What one of the machines can do.
+struct capacity {
+    double memory; // bytes that it has free; 0 if nobody knows
+    double speed;  // of speed.h; 0 if nobody knows
+};
+
+// How many each gets by its speed, of which none gets more than it has memory for; where all
+// together have too little for that, or something is unknown, by memory alone. `bytes`: of all.
+std::vector<int> share_by_capacity(int layers, uint64_t bytes, const std::vector<capacity> & all);
+
 // One of them has no worker, for this reason.
 struct machine_failed : std::runtime_error {
     machine_failed(size_t which, const std::string & why) : std::runtime_error(why), which(which) {}
@@ -34,8 +45,8 @@ struct machine_failed : std::runtime_error {
 // Starts a worker on each machine, with the program that the llamafile has for it, and says who has
 // how much. Returns the arguments by which llama.cpp shares the layers so. Throws
 // std::runtime_error with one line, a machine_failed that names the machine where it is the fault
-// of one. `layers`: of the model.
-arguments start_workers(const machines & asked, const container & llamafile, int layers);
+// of one.
+arguments start_workers(const machines & asked, const container & llamafile, const weights & model);
 
 // Makes devices of llama.cpp's of the workers that were started; nothing where there are none. In
 // the process that loads the model, once it is in its sandbox.

@@ -2,9 +2,9 @@
 
 #ifdef _WIN32
 
-std::optional<int> outlive_machines(machines asked, const container & llamafile, int layers,
-                                    uint64_t, attempt & out) {
-    out.shares = start_workers(asked, llamafile, layers);
+std::optional<int> outlive_machines(machines asked, const container & llamafile,
+                                    const weights & model, attempt & out) {
+    out.shares = start_workers(asked, llamafile, model);
     return std::nullopt;
 }
 
@@ -161,12 +161,11 @@ void check_room(const machines & asked, uint64_t bytes) {
 
 } // namespace
 
-std::optional<int> outlive_machines(machines asked, const container & llamafile, int layers,
-                                    uint64_t bytes, attempt & out) {
+std::optional<int> outlive_machines(machines asked, const container & llamafile,
+                                    const weights & model, attempt & out) {
     for (;; out.again = true) {
         try {
-            out.shares =
-                asked.names.empty() ? arguments() : start_workers(asked, llamafile, layers);
+            out.shares = asked.names.empty() ? arguments() : start_workers(asked, llamafile, model);
         } catch (const machine_failed & problem) {
             if (!out.again) {
                 throw;
@@ -177,7 +176,7 @@ std::optional<int> outlive_machines(machines asked, const container & llamafile,
             continue;
         }
         if (out.again) {
-            check_room(asked, bytes);
+            check_room(asked, model.size);
         }
         const std::optional<int> code = serve_once();
         if (!code) {

@@ -3,7 +3,6 @@
 
 #include "machines/machines.h"
 
-#include <cstdint>
 #include <optional>
 
 // What the server that is about to start has of other machines.
@@ -15,9 +14,9 @@ struct attempt {
 // Starts the workers, and splits the server off from this process, which stays to start them again
 // with the machines that are left when one is lost, or with this one alone, where that many have
 // room for the weights. In the server it returns nothing, and elsewhere the exit code, when the
-// server has ended. Throws std::runtime_error with one line. `layers`, `bytes`: of the weights.
-std::optional<int> outlive_machines(machines asked, const container & llamafile, int layers,
-                                    uint64_t bytes, attempt & out);
+// server has ended. Throws std::runtime_error with one line.
+std::optional<int> outlive_machines(machines asked, const container & llamafile,
+                                    const weights & model, attempt & out);
 
 // In such a server, once it is in its sandbox: it ends with the process that would start it again.
 void end_with_supervisor();

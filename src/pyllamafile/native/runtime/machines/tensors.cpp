@@ -4,6 +4,7 @@
 #include "seams/worker-tensors.h"
 #include "system/cache.h"
 #include "system/files.h"
+#include "weights.h"
 
 #include <hash/hash.h>
 
@@ -13,6 +14,7 @@
 #include <cstring>
 #include <filesystem>
 #include <thread>
+#include <unordered_map>
 
 namespace fs = std::filesystem;
 
@@ -27,6 +29,9 @@ std::string kept_in;      // empty: nothing is kept
 fs::file_time_type began; // what was used since is wanted at the next start
 uint64_t own_bytes = 0;   // in the folder, as far as this process knows
 bool is_full = false;     // of what is wanted
+
+file_ptr own_weights; // of this machine, if it has any
+std::unordered_map<std::string, tensor_place> own_tensors;
 
 std::string path_of(const rpc_digest & digest) {
     return kept_in + "/" + std::string(digest.hex, sizeof(digest.hex));
@@ -70,11 +75,26 @@ bool make_room(uint64_t size) {
     return !is_full;
 }
 
+bool has_digest(const std::vector<uint8_t> & data, const rpc_digest & digest) {
+    return is_same(rpc_digest_of(data.data(), data.size()), digest);
+}
+
+// Whoever asks knows what they are called in the file, too.
+bool read_own(const rpc_digest & digest, const std::string & name, std::vector<uint8_t> & data) {
+    const auto found = own_tensors.find(name);
+    if (found == own_tensors.end() || found->second.size > rpc_longest_message ||
+        !file_seek(own_weights.get(), (int64_t)found->second.offset)) {
+        return false;
+    }
+    data.resize(found->second.size);
+    return fread(data.data(), 1, data.size(), own_weights.get()) == data.size() &&
+           has_digest(data, digest);
+}
+
 } // namespace
 
 bool keep_tensors_in(const std::string & folder) {
-    if (folder.empty() ||
-        !(is_own_folder(folder) || (make_folder(folder).empty() && is_own_folder(folder)))) {
+    if (!have_own_folder(folder)) {
         return false;
     }
     kept_in = folder;
@@ -87,6 +107,25 @@ bool keep_tensors_in(const std::string & folder) {
         remove_old_draft(each.path);
     }
     return true;
+}
+
+void tensors_are_in(const std::string & name) {
+    weights found;
+    std::vector<tensor_place> tensors;
+    for (const std::string & path : { name, name.substr(0, name.rfind('@')) }) {
+        std::error_code error;
+        const fs::file_status there = fs::status(fs::u8path(path), error);
+        if (fs::exists(there) && !fs::is_regular_file(there)) {
+            return; // a pipe would be waited for
+        }
+    }
+    if (!find_weights(name, found, &tensors).empty()) {
+        return;
+    }
+    own_weights = open_file(found.path);
+    for (size_t i = 0; own_weights != nullptr && i < tensors.size(); i++) {
+        own_tensors[tensors[i].name] = tensors[i];
+    }
 }
 
 // SHA-256 of those of the parts, for one processor alone would be slower than a network.
@@ -118,7 +157,10 @@ rpc_digest rpc_digest_of(const void * data, size_t size) {
     return out;
 }
 
-bool rpc_kept(const rpc_digest & digest, std::vector<uint8_t> & data) {
+bool rpc_kept(const rpc_digest & digest, const std::string & name, std::vector<uint8_t> & data) {
+    if (read_own(digest, name, data)) {
+        return true;
+    }
     if (kept_in.empty() || !is_digest(digest)) {
         return false;
     }
@@ -135,7 +177,7 @@ bool rpc_kept(const rpc_digest & digest, std::vector<uint8_t> & data) {
         whole = fread(data.data(), 1, size, file) == size;
     }
     fclose(file);
-    if (!whole || !is_same(rpc_digest_of(data.data(), data.size()), digest)) {
+    if (!whole || !has_digest(data, digest)) {
         fs::remove(fs::u8path(path), error); // damaged: it is sent again
         return false;
     }

@@ -3,8 +3,10 @@
 #include "common.h"
 #include "ggml-backend.h"
 #include "machines/connection.h"
+#include "machines/speed.h"
 #include "machines/tensors.h"
 #include "system/cache.h"
+#include "system/files.h"
 #include "system/memory.h"
 #include "system/sandbox.h"
 #include "system/threads.h"
@@ -12,6 +14,7 @@
 
 #include <csignal>
 #include <cstdio>
+#include <cstdlib>
 #include <fcntl.h>
 #include <sys/resource.h>
 #include <unistd.h>
@@ -42,20 +45,41 @@ int take_standard_output() {
     return out;
 }
 
-ggml_backend_t processor(int threads) {
-    const ggml_backend_dev_t device = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
-    const ggml_backend_t out = ggml_backend_dev_init(device, nullptr);
-    const auto set_threads = (ggml_backend_set_n_threads_t)ggml_backend_reg_get_proc_address(
-        ggml_backend_dev_backend_reg(device), "ggml_backend_set_n_threads");
-    if (out != nullptr && set_threads != nullptr) {
-        set_threads(out, threads);
+// What the other made in_hex; empty where it makes no sense.
+std::string of_hex(const std::string & hex) {
+    std::string out;
+    for (size_t i = 0; i + 1 < hex.size(); i += 2) {
+        char * rest = nullptr;
+        const std::string pair = hex.substr(i, 2);
+        const char byte = (char)strtoul(pair.c_str(), &rest, 16);
+        if (*rest != '\0' || byte == '\0') {
+            return "";
+        }
+        out += byte;
     }
-    return out;
+    const char * home = getenv("HOME");
+    return out.compare(0, 2, "~/") == 0 ? (home != nullptr ? home : "") + out.substr(1) : out;
 }
 
 } // namespace
 
-int work(const std::string & program) {
+std::string in_hex(const std::string & path) {
+    const char * const home = getenv("HOME");
+    std::string start = home != nullptr && home[0] == '/' ? home : "";
+    while (!start.empty() && start.back() == '/') {
+        start.pop_back();
+    }
+    const bool is_at_home = home != nullptr && path.rfind(start + "/", 0) == 0;
+    std::string out;
+    for (const char byte : is_at_home ? "~" + path.substr(start.size()) : path) {
+        char pair[3];
+        snprintf(pair, sizeof(pair), "%02x", (unsigned char)byte);
+        out += pair;
+    }
+    return out;
+}
+
+int work(const std::string & program, const std::string & type, const std::string & weights) {
     const int out = take_standard_output();
     signal(SIGPIPE, SIG_IGN);
     const rlimit none = { 0, 0 };
@@ -64,9 +88,16 @@ int work(const std::string & program) {
     const int threads = threads_to_use(common_cpu_get_num_math());
     named names;
     const std::string tensors = tensor_folder_of(program);
+    std::string speeds = speed_folder_of(program);
     if (sandbox_confines_files() && keep_tensors_in(tensors)) {
         names.writes = { tensors };
     }
+    if (!type.empty() && sandbox_confines_files() && have_own_folder(speeds)) {
+        names.writes.push_back(speeds);
+    } else {
+        speeds.clear();
+    }
+    tensors_are_in(of_hex(weights));
     sandbox_names(names, false);
     enter_sandbox(duty::WORKS);
     const ggml_backend_t backend = processor(threads);
@@ -74,8 +105,13 @@ int work(const std::string & program) {
         fputs("error: the worker can't start\n", stderr);
         return 1;
     }
-    const std::string line =
-        "pyllamafile worker " + std::to_string((long long)free_memory()) + "\n";
+    std::string line = "pyllamafile worker " + std::to_string((long long)free_memory());
+    if (!type.empty()) {
+        char speed[32];
+        snprintf(speed, sizeof(speed), " %g", speed_of(type, backend, threads, speeds));
+        line += speed;
+    }
+    line += "\n";
     if (write(out, line.data(), line.size()) != (ssize_t)line.size()) {
         return 1;
     }

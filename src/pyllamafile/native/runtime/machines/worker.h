@@ -9,6 +9,12 @@
 extern const char WHERE[];
 extern const char WORK[];
 
+// How a worker is told of a file. ~ stands for the home of whoever it is there; of the letters, no
+// shell makes anything else.
+std::string in_hex(const std::string & path);
+
 // Computes for the program at the other end of standard input and output, confined, until they end.
-// First it says in a line how much memory there is. Returns the exit code. `program`: its own.
-int work(const std::string & program);
+// First it says in a line how much memory there is, and how fast it computes with weights of a type
+// (speed.h), if it is told of one. Returns the exit code. `program`: its own; `weights`: in_hex, of
+// those that the other has; it may be that they are here as well.
+int work(const std::string & program, const std::string & type, const std::string & weights);

@@ -3,6 +3,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
+#include <string>
 #include <vector>
 
 // Bytes of a tensor that is worth asking for.
@@ -23,7 +25,8 @@ struct rpc_digest {
 
 rpc_digest rpc_digest_of(const void * data, size_t size);
 
-// Gives the bytes that have this digest, if they are kept here.
-bool rpc_kept(const rpc_digest & digest, std::vector<uint8_t> & data);
+// Gives the bytes that have this digest, if they are kept here, or are those of the tensor of this
+// name in a file of this machine's own.
+bool rpc_kept(const rpc_digest & digest, const std::string & name, std::vector<uint8_t> & data);
 
 void rpc_keep(const void * data, size_t size);

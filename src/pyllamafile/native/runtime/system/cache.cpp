@@ -9,6 +9,7 @@
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <ctime>
 #include <filesystem>
 #include <sys/stat.h>
@@ -98,13 +99,15 @@ void clean_states(const std::string & folder) {
     say_removed(folder, removed.count, removed.bytes);
 }
 
-void clean_tensors(const std::string & folder) {
+bool is_speed(const std::string & name) {
+    const size_t end = strlen(SPEED_RECORD);
+    return name.size() > end && name.compare(name.size() - end, end, SPEED_RECORD) == 0;
+}
+
+void clean_folder(const std::string & folder, bool (*is_ours)(const std::string & name)) {
     int count = 0;
     uint64_t bytes = 0;
-    for (const used_file & draft : files_by_use(folder, is_draft_of_tensor)) {
-        remove_old_draft(draft.path);
-    }
-    for (const used_file & each : files_by_use(folder, is_tensor)) {
+    for (const used_file & each : files_by_use(folder, is_ours)) {
         std::error_code error;
         if (fs::remove(each.path, error)) {
             count++;
@@ -130,6 +133,10 @@ std::string tensor_folder_of(const std::string & program) {
     return beside_programs(program, "tensors");
 }
 
+std::string speed_folder_of(const std::string & program) {
+    return beside_programs(program, "speeds");
+}
+
 bool is_tensor(const std::string & name) {
     return is_named_by_digest(name) && name.size() == DIGEST;
 }
@@ -142,7 +149,12 @@ int clean_cache(const std::string & program) {
     const fs::path own = fs::path(program);
     const fs::path folder = own.parent_path();
     clean_states(state_folder_of(program));
-    clean_tensors(tensor_folder_of(program));
+    const std::string tensors = tensor_folder_of(program);
+    for (const used_file & draft : files_by_use(tensors, is_draft_of_tensor)) {
+        remove_old_draft(draft.path);
+    }
+    clean_folder(tensors, is_tensor);
+    clean_folder(speed_folder_of(program), is_speed);
     if (!was_unpacked(own)) {
         puts("nothing to remove: this file unpacks no program");
         return 0;

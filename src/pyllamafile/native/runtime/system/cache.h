@@ -13,7 +13,11 @@ std::string tensor_folder_of(const std::string & program);
 bool is_tensor(const std::string & name);
 bool is_draft_of_tensor(const std::string & name);
 
-// Removes all states and all such weights, and from the folder of the running program what
-// llamafiles unpacked there before and what is not running now, but not the program itself; says
-// what it did. Returns the exit code.
+// And for what was measured of this machine (machines/speed.h); their names end so.
+std::string speed_folder_of(const std::string & program);
+const char SPEED_RECORD[] = ".speed";
+
+// Removes all states, all such weights and what was measured, and from the folder of the running
+// program what llamafiles unpacked there before and what is not running now, but not the program
+// itself; says what it did. Returns the exit code.
 int clean_cache(const std::string & program);

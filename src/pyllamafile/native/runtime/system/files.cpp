@@ -141,6 +141,11 @@ std::string make_folder(const std::string & path) {
                : path + " can't be made: " + strerror(error);
 }
 
+bool have_own_folder(const std::string & path) {
+    return !path.empty() &&
+           (is_own_folder(path) || (make_folder(path).empty() && is_own_folder(path)));
+}
+
 std::vector<used_file> files_by_use(const std::string & folder,
                                     const std::function<bool(const std::string & name)> & is_ours) {
     std::vector<used_file> out;

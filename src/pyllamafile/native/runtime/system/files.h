@@ -29,6 +29,9 @@ std::string make_folder(const std::string & path);
 // what they have made.
 bool is_own_folder(const std::string & path);
 
+// Makes such a folder where there is none. Whether there is one now; none has an empty name.
+bool have_own_folder(const std::string & path);
+
 struct used_file {
     std::filesystem::file_time_type used;
     uint64_t size; // bytes
