@@ -23,7 +23,7 @@ import pytest
 from running import EXECUTED, need, unpacked
 
 from pyllamafile import native
-from pyllamafile.native.building import driver, tools
+from pyllamafile.native.building import driver, metal, tools
 from pyllamafile.native.building.driver import LINK, OPTIMIZE, RUNTIME
 from pyllamafile.targets import TARGETS, Target
 
@@ -88,6 +88,7 @@ MACHINES = {
 CPUS = {"amd64": lief.MachO.Header.CPU_TYPE.X86_64, "arm64": lief.MachO.Header.CPU_TYPE.ARM64}
 # Part of every Windows since 10; the first are the C library.
 DLLS = re.compile(r"(api-ms-win-crt-\w+-l1-1-0|kernel32|advapi32|shell32|ws2_32|bcrypt)\.dll", re.I)
+LARGEST_WITH_METAL = 22_000_000  # bytes; 5 MB of it are the kernels' text
 # PE/COFF, DllCharacteristics: high-entropy addresses, any address, no code in data
 DLL_CHARACTERISTICS = 0x0020 | 0x0040 | 0x0100
 
@@ -243,7 +244,29 @@ def check_resources(binary: lief.PE.Binary) -> None:
     assert tools.version("pyllamafile") in str(version)
 
 
-def check_macho(target: Target, path: Path) -> None:
+SYSTEM = "/usr/lib/libSystem.B.dylib"
+METAL = frozenset(
+    {
+        SYSTEM,
+        "/System/Library/Frameworks/CoreFoundation.framework/Versions/A/CoreFoundation",
+        "/System/Library/Frameworks/Foundation.framework/Versions/C/Foundation",
+        "/System/Library/Frameworks/Metal.framework/Versions/A/Metal",
+        "/usr/lib/libobjc.A.dylib",
+    }
+)
+
+
+@pytest.mark.parametrize("name", ["macos-amd64", "macos-arm64"])
+def test_a_runtime_with_metal_is_what_macos_runs(name: str) -> None:
+    if not (program := metal.path(TARGETS[name])).is_file():
+        pytest.skip("it is not in the cache: native.build_metal() compiles it, in ten minutes")
+    check_macho(TARGETS[name], program, METAL)
+    assert program.stat().st_size < LARGEST_WITH_METAL
+
+
+def check_macho(
+    target: Target, path: Path, libraries: frozenset[str] = frozenset({SYSTEM})
+) -> None:
     binary = lief.MachO.parse(path).at(0)
     assert binary.header.cpu_type == CPUS[target.arch]
     assert binary.header.file_type == lief.MachO.Header.FILE_TYPE.EXECUTE
@@ -251,7 +274,7 @@ def check_macho(target: Target, path: Path) -> None:
     build = binary.build_version
     assert build.platform == lief.MachO.BuildVersion.PLATFORMS.MACOS
     assert build.minos == [13, 0, 0]
-    assert [library.name for library in binary.libraries] == ["/usr/lib/libSystem.B.dylib"]
+    assert sorted(library.name for library in binary.libraries) == sorted(libraries)
     write, execute = 2, 4
     for segment in binary.segments:
         assert segment.init_protection & (write | execute) != write | execute

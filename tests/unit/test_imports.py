@@ -37,8 +37,8 @@ GRAPH = {
     "launcher.rsrc": set(),
     "native": {
         "errors", "launcher", "native.building.aside", "native.building.driver",
-        "native.building.gui", "native.building.shaders", "native.building.source",
-        "native.building.tools", "progress", "runtimes", "targets",
+        "native.building.gui", "native.building.metal", "native.building.shaders",
+        "native.building.source", "native.building.tools", "progress", "runtimes", "targets",
     },
     "native.trial": {"errors", "native.building.tools", "progress"},
     "plan": {"copying", "errors", "launcher", "llamafile", "passages", "runtimes", "zipalign"},
@@ -146,6 +146,9 @@ GRAPH = {
         "native.building.vulkan", "progress", "runtimes", "targets",
     },
     "native.building.debian": {"errors"},
+    "native.building.metal": {
+        "errors", "native.building.driver", "native.building.tools", "progress", "targets",
+    },
     "native.building.shaders": {
         "errors", "native.building.source", "native.building.tools", "progress",
     },

@@ -22,9 +22,9 @@ import pytest
 from running import needs
 
 from pyllamafile import native
-from pyllamafile.errors import PyllamafileError, UnavailableError
+from pyllamafile.errors import PyllamafileError, RefusedError, UnavailableError
 from pyllamafile.launcher import pack
-from pyllamafile.native.building import driver, gui, source, tools
+from pyllamafile.native.building import driver, gui, metal, source, tools
 from pyllamafile.progress import Step
 from pyllamafile.targets import TARGETS, groups, select
 
@@ -143,6 +143,27 @@ def test_the_key_follows_the_target_and_not_what_is_installed(
         tools, "version", lambda name: "missing" if name == "ziglang" else real(name)
     )
     assert driver.key(TARGET) == before
+
+
+def test_a_runtime_with_metal_follows_its_declarations_and_no_other_does(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mac = TARGETS["macos-arm64"]
+    before, key = metal.path(mac), driver.key(mac)
+    copy = home / "metal"
+    shutil.copytree(metal.FOLDER, copy)
+    monkeypatch.setattr(metal, "FOLDER", copy)
+    assert metal.path(mac) == before
+    with (copy / "sdk" / "libobjc.tbd").open("a") as file:
+        file.write("\n")
+    assert metal.path(mac) != before
+    assert driver.key(mac) == key
+    assert driver.build_folder(mac, metal.VARIANT) != driver.build_folder(mac)
+
+
+def test_metal_is_for_macs_alone() -> None:
+    with pytest.raises(RefusedError, match="linux-amd64 has no Metal"):
+        metal.build(TARGETS["linux-amd64"], Path("nowhere"), None, lambda step: None)
 
 
 @pytest.mark.parametrize("changed", ["gui.py", "vite.config.mjs"])

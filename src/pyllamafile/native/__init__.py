@@ -19,7 +19,7 @@ from pathlib import Path
 
 from pyllamafile.errors import PyllamafileError
 from pyllamafile.launcher import pack
-from pyllamafile.native.building import driver, gui, shaders, tools
+from pyllamafile.native.building import driver, gui, metal, shaders, tools
 from pyllamafile.native.building.aside import Aside
 from pyllamafile.native.building.driver import build_folder
 from pyllamafile.native.building.source import LLAMA_COMMIT, SDIST_SHA256, llama_source
@@ -37,6 +37,7 @@ __all__ = [
     "build_all",
     "build_folder",
     "build_gui",
+    "build_metal",
     "build_shaders",
     "cache",
     "check_tools",
@@ -134,6 +135,25 @@ def build_gui(*, progress: Progress | None = None) -> Path:
         PyllamafileError: A tool is missing, or a step failed; the message names the log.
     """
     return gui.build(progress or silent)
+
+
+def build_metal(
+    target: Target, *, jobs: int | None = None, progress: Progress | None = None
+) -> Path:
+    """Compile a runtime with Metal into the cache, unless it is there already.
+
+    It is there to be looked at: no file has it in it. It takes as long as a runtime.
+
+    Args:
+        target: One of macOS.
+        jobs: How many compilers run at once; by default as many as there are processors.
+        progress: Told about every step.
+
+    Raises:
+        PyllamafileError: The target has no Metal, a tool is missing, or a step failed.
+    """
+    tell = progress or silent
+    return metal.build(target, prepare(progress=tell), jobs, tell)
 
 
 def build_shaders(*, jobs: int | None = None, progress: Progress | None = None) -> Path:

@@ -7,7 +7,8 @@ import hashlib
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pyllamafile.errors import UnavailableError
@@ -36,6 +37,24 @@ RUNTIME = BUILDING.parent / "runtime"
 _SCRIPTS = ("icon.py", "levels.py", "licenses.py", "seams.py")
 
 
+@dataclass(frozen=True)
+class Variant:
+    """What a runtime is compiled with beside what every runtime has.
+
+    Attributes:
+        name: Behind the target's in the name of its folder; none for the runtime itself.
+        settings: CMake's variables.
+        folder: Where the sources of it are that are ours, if there are any.
+    """
+
+    name: str = ""
+    settings: Mapping[str, str | Path] = field(default_factory=dict)
+    folder: Path = RUNTIME
+
+
+PLAIN = Variant()
+
+
 def key(target: Target) -> str:
     """A digest over everything that determines what a runtime becomes."""
     digest = hashlib.sha256()
@@ -50,13 +69,14 @@ def key(target: Target) -> str:
     return digest.hexdigest()[:16]
 
 
-def build_folder(target: Target) -> Path:
+def build_folder(target: Target, variant: Variant = PLAIN) -> Path:
     """Where a target is compiled; ``out`` in it is CMake's, and stays for the next time."""
     # CMake holds on to the paths that it began with, and sees no change in the compiler's options,
     # which are in a script.
     ziglang, cache = tools.package("ziglang"), tools.cache()
     began = f"{SDIST_SHA256} {ZIG} {ziglang} {cache} {RUNTIME} {_options(target)}"
-    return cache / "build" / f"{target.name}-{hashlib.sha256(began.encode()).hexdigest()[:8]}"
+    name = "-".join(filter(None, (target.name, variant.name)))
+    return cache / "build" / f"{name}-{hashlib.sha256(began.encode()).hexdigest()[:8]}"
 
 
 def programs() -> tuple[Path, Path, Path]:
@@ -82,7 +102,11 @@ def llama_version(target: Target) -> str:
 
 
 def compile_runtime(
-    target: Target, source: Path, jobs: int | None, tell: Progress
+    target: Target,
+    source: Path,
+    jobs: int | None,
+    tell: Progress,
+    variant: Variant = PLAIN,
 ) -> tuple[bytes, dict[str, str]]:
     """Compile the program of a target.
 
@@ -91,6 +115,7 @@ def compile_runtime(
         source: llama.cpp's folder.
         jobs: How many compilers run at once; None for as many as there are processors.
         tell: Told about every step.
+        variant: What it has beside what every runtime has.
 
     Returns:
         The program, and the notices of what is linked into it by the names of the components.
@@ -99,13 +124,14 @@ def compile_runtime(
         PyllamafileError: A tool is missing, or a step failed; the message names the log.
     """
     zig, cmake, ninja = programs()
-    folder = build_folder(target)
+    folder = build_folder(target, variant)
     out = folder / "out"
     edited = folder / "edited"
     seams.meet(source, edited, target.system)
     scripts = _toolchain(folder / "tools", target, zig, source)
     settings = {
         **_settings(target),
+        **variant.settings,
         **scripts,
         "CMAKE_MAKE_PROGRAM": ninja,
         "LLAMA_SOURCE": source,
@@ -113,8 +139,9 @@ def compile_runtime(
         "BUILDING": BUILDING,
         "PYTHON": sys.executable,
     }
-    what = f"building the runtime for {target.name}"
-    log = f"runtime-{target.name}"
+    name = "-".join(filter(None, (target.name, variant.name)))
+    what = f"building the runtime for {name}"
+    log = f"runtime-{name}"
     configure: list[str] = [str(cmake), "-S", str(RUNTIME), "-B", str(out), "-G", "Ninja"]
     configure += [f"-D{name}={value}" for name, value in settings.items()]
     command = [str(ninja), "-C", str(out), "runtime"]
@@ -129,7 +156,12 @@ def compile_runtime(
         tools.run(configure, log=log, what=what)
         tools.run(command, log=log, what=what, append=True, each_line=step)
     program = (out / "runtime").read_bytes()
-    files = [seams.original(file, edited, source) for file in licenses.linked(ninja, out)]
+    linked = licenses.linked(ninja, out)
+    files = [
+        seams.original(file, edited, source)
+        for file in linked
+        if not Path(file).is_relative_to(variant.folder)
+    ]
     return program, licenses.notices(target, files, source, zig.parent, RUNTIME)
 
 
