@@ -22,7 +22,7 @@ from metal_facts import Facts
 from running import need
 
 from pyllamafile import native
-from pyllamafile.errors import PyllamafileError
+from pyllamafile.errors import UnavailableError
 from pyllamafile.native.building import debian, driver, metal, tools
 from pyllamafile.native.building.debian import Package
 from pyllamafile.targets import TARGETS
@@ -70,7 +70,7 @@ def kept(name: str, fetch: Callable[[Path], object]) -> Path:
                 draft.mkdir(parents=True)
                 try:
                     fetch(draft)
-                except (subprocess.SubprocessError, PyllamafileError) as error:
+                except (subprocess.SubprocessError, UnavailableError) as error:
                     pytest.skip(f"{name} can't be fetched: {error}")
                 draft.rename(folder)
     return folder
