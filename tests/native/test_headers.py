@@ -233,6 +233,10 @@ OTHERS: Final[Mapping[str, Case]] = {
     "word pieces without a beginning": keys(
         "special_bos_id", loadable.bert(), tokenizer__ggml__bos_token_id=None
     ),
+    "a way of pooling that there isn't": keys(
+        "no way of pooling", loadable.bert(), bert__pooling_type=8
+    ),
+    "pooling that isn't said": keys(RUNS, llama__pooling_type=HUGE),
     "no types of tokens": keys(
         "token type count", loadable.bert(), tokenizer__ggml__token_type_count=0
     ),

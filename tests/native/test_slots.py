@@ -20,8 +20,11 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
-from fixtures import with_bool
+from fixtures import tiny_phi3, with_bool
 from running import free_port, serving
+
+import pyllamafile
+from pyllamafile import native
 
 pytestmark = pytest.mark.native
 
@@ -338,6 +341,53 @@ def test_seam_memory_has_a_bound(llamafile: Path, rng: random.Random) -> None:
             sizes.append(resident(url) >> 20)
     print("MiB:", *sizes)
     assert sizes[23] < sizes[7] + 40  # sixteen conversations have 180
+
+
+COPIED = re.compile(rb"created context checkpoint (\d+) of")
+
+
+def conversation(gguf: Path, log: Path, rng: random.Random, *arguments: str) -> list[int]:
+    """A conversation that gets longer, and goes back by some words now and then.
+
+    Its answers are those of a conversation that is evaluated as a whole. Returns how many copies
+    of what the model remembers there were after each that the server made.
+    """
+    llamafile = pyllamafile.build(gguf, log.with_suffix(""), targets=["linux-amd64"]).path
+    command = (llamafile, "--server", "--nobrowser", "--port", "0", "--verbose", "-c", "4096")
+    words = [rng.randrange(1000, 30000) for _ in range(1700)]
+    asked = {"n_predict": 4, "temperature": 0, "ignore_eos": True}
+    answers, cached = [], []
+    with serving(*command, "--log-file", log, *arguments) as url:
+        for turn in range(8):
+            answer = complete(url, prompt=words, **asked)
+            answers.append((list(words), answer["content"]))
+            cached.append(answer["timings"]["cache_n"])
+            del words[len(words) - 10 * (turn % 2) :]
+            words += [rng.randrange(1000, 30000) for _ in range(30)]
+        for prompt, content in answers[1:]:
+            again = complete(url, prompt=prompt, cache_prompt=False, **asked)
+            assert again["content"] == content
+    assert min(cached[1:]) > 1600
+    return [int(number) for number in COPIED.findall(log.read_bytes())]
+
+
+def windowed(folder: Path, window: int) -> Path:
+    vocabulary = native.llama_source() / "models" / "ggml-vocab-phi-3.gguf"
+    return tiny_phi3(folder / "windowed.gguf", vocabulary, window=window)
+
+
+def test_seam_nothing_is_copied_where_nothing_is_lost(tmp_path: Path, rng: random.Random) -> None:
+    """Four slots that share a context of 4,096 tokens, as Phi-3-mini-4k's do, have all of it."""
+    gguf = windowed(tmp_path, 2047)
+    assert conversation(gguf, tmp_path / "four.log", rng) == []
+
+
+def test_seam_copies_have_a_bound(tmp_path: Path, rng: random.Random) -> None:
+    """One slot has half of it: there are copies, but not more than one has room."""
+    gguf = windowed(tmp_path, 1500)
+    counts = conversation(gguf, tmp_path / "one.log", rng, "-np", "1", "-ub", "64")
+    assert set(counts) == {1}
+    assert len(counts) > 4
 
 
 # Files of slots

@@ -1,9 +1,23 @@
 // In front of llama-model-loader.cpp: of what type a tensor may be for what is computed with it.
 // Upstream asks no further than whether ggml has the type; a product with one that has no kernel is
-// a call of no function.
+// a call of no function. And what may be a way of pooling, for which upstream takes any number.
 #pragma once
 
 #include "ggml.h"
+#include "llama.h"
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+static inline enum llama_pooling_type way_of_pooling(const std::string & key, uint32_t number) {
+    const uint32_t none = (uint32_t)LLAMA_POOLING_TYPE_UNSPECIFIED; // which upstream writes, too
+    if (number > LLAMA_POOLING_TYPE_RANK && number != none) {
+        throw std::runtime_error(key + " is " + std::to_string(number) +
+                                 ", which is no way of pooling");
+    }
+    return (enum llama_pooling_type)number;
+}
 
 static inline bool is_computed_with(ggml_op op, const ggml_tensor * tensor) {
     const bool numbers =
