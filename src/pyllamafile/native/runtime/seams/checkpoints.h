@@ -23,7 +23,8 @@ inline bool keeps_all(const llama_context * context, int32_t window) {
 template <class Slots, class Slot>
 void make_room_for_checkpoint(const Slots & slots, Slot & slot, llama_context * context) {
     auto & own = slot.prompt.checkpoints;
-    size_t size = llama_state_seq_get_size_ext(context, slot.id, LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY);
+    size_t size =
+        llama_state_seq_get_size_ext(context, slot.id, LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY);
     for (const auto & each : slots) {
         for (const auto & checkpoint : each.prompt.checkpoints) {
             size += checkpoint.size();

@@ -22,6 +22,5 @@ inline size_t memory_of_context(const llama_context * context) {
 // How many MiB they may take. `asked` is --cache-ram, and -2 where nobody gave it
 // (invocation.cpp): as much as the context itself then, for which the machine had room.
 inline int32_t prompt_cache_mib(const llama_context * context, int32_t asked) {
-    return asked != -2 ? asked
-                       : std::clamp((int32_t)(memory_of_context(context) >> 20), 64, 8192);
+    return asked != -2 ? asked : std::clamp((int32_t)(memory_of_context(context) >> 20), 64, 8192);
 }
