@@ -382,6 +382,23 @@ def test_seam_nothing_is_copied_where_nothing_is_lost(tmp_path: Path, rng: rando
     assert conversation(gguf, tmp_path / "four.log", rng) == []
 
 
+def test_seam_a_conversation_that_was_set_aside_goes_on(tmp_path: Path, rng: random.Random) -> None:
+    """Of one that is longer than the window, what is kept is what the next token sees."""
+    llamafile = pyllamafile.build(
+        windowed(tmp_path, 2047), tmp_path / "f", targets=["linux-amd64"]
+    ).path
+    first, other = ([rng.randrange(1000, 30000) for _ in range(size)] for size in (2500, 100))
+    asked = {"n_predict": 1, "temperature": 0, "return_tokens": True}
+    with serving(llamafile, "--server", "--nobrowser", "--port", "0", "-c", "4096") as url:
+        answer = complete(url, prompt=first, **asked)
+        complete(url, prompt=other, **asked)
+        more = [*first, *answer["tokens"], 5000, 6000]
+        again = complete(url, prompt=more, **asked)
+        assert again["timings"]["cache_n"] == len(first)
+        anew = complete(url, prompt=more, cache_prompt=False, **asked)
+        assert again["tokens"] == anew["tokens"]
+
+
 def test_seam_copies_have_a_bound(tmp_path: Path, rng: random.Random) -> None:
     """One slot has half of it: there are copies, but not more than one has room."""
     gguf = windowed(tmp_path, 1500)

@@ -18,6 +18,13 @@ inline bool keeps_all(const llama_context * context, int32_t window) {
     return window == 0 || window * sequences + llama_n_ubatch(context) >= size;
 }
 
+// Whether too little is known of the past to go on: `first` is the first position that is, and
+// `window` tokens before the next position begin at `wanted`. The next token is one of its window,
+// which ends with it (llama_hparams::is_masked_swa), so that nobody needs the first of these.
+inline bool is_too_late(llama_pos first, llama_pos wanted, int32_t window) {
+    return first > 0 && (window > 0 ? first > wanted + 1 : first >= wanted);
+}
+
 // Forgets the oldest checkpoints of a slot, so that with one more all slots' take no more than the
 // context itself, or only the new one is left of this slot.
 template <class Slots, class Slot>
