@@ -63,7 +63,7 @@ def numbers(kind: Type, value: list[Any]) -> Typed:
 OF_LLAMA: Final[Mapping[str, Case]] = {
     "nothing odd": keys(RUNS),
     # counts
-    "no heads": keys("wrong shape", llama__attention__head_count=0),
+    "no heads": keys("head_count is 0", llama__attention__head_count=0),
     "heads that don't divide the width": alone(keys("n_rot", llama__attention__head_count=3)),
     "more heads than width": alone(keys("n_rot", llama__attention__head_count=1000)),
     "4 billion heads": alone(keys("n_rot", llama__attention__head_count=HUGE)),
@@ -75,7 +75,8 @@ OF_LLAMA: Final[Mapping[str, Case]] = {
     ),
     "heads for each layer": keys(RUNS, llama__attention__head_count=numbers(Type.UINT32, [2, 2])),
     "heads as texts": keys("wrong array", llama__attention__head_count=["2", "2"]),
-    "no head count": keys("wrong shape", llama__attention__head_count=None),
+    "no head count": keys("head_count is 0", llama__attention__head_count=None),
+    "a type of file that there isn't": keys(RUNS, general__file_type=4000),
     "no heads for keys": keys("wrong shape", llama__attention__head_count_kv=0),
     "heads for keys that don't divide": keys("wrong shape", llama__attention__head_count_kv=3),
     "no layers": alone(keys("n_layer_all > 0", llama__block_count=0)),
@@ -225,6 +226,10 @@ OTHERS: Final[Mapping[str, Case]] = {
         keys("wrong type", loadable.qwen2(), tokenizer__ggml__pre=3)
     ),
     "a huge window": keys(RUNS, loadable.gemma3(), gemma3__attention__sliding_window=HUGE),
+    "no heads to divide by": keys(
+        "head_count is 0", loadable.gemma3(),
+        gemma3__attention__head_count=0, gemma3__block_count=62,
+    ),
     "a window as float": keys(
         "wrong type", loadable.gemma3(), gemma3__attention__sliding_window=8.0
     ),

@@ -1,6 +1,7 @@
 // In front of llama-model-loader.cpp: of what type a tensor may be for what is computed with it.
 // Upstream asks no further than whether ggml has the type; a product with one that has no kernel is
-// a call of no function. And what may be a way of pooling, for which upstream takes any number.
+// a call of no function. And what may be a way of pooling, for which upstream takes any number, as
+// it does for the type of a file and for how many heads there are (seams.toml).
 #pragma once
 
 #include "ggml.h"
