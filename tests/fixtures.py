@@ -162,6 +162,7 @@ def tiny_lora(
     size: float = 1,
     arch: str = "",
     dtype: type[np.generic] = np.float32,
+    layers: int | None = None,
 ) -> Path:
     """A LoRA adapter of rank 2 for one tensor of a model.
 
@@ -172,6 +173,7 @@ def tiny_lora(
         size: How much, in standard deviations of the random change.
         arch: The architecture that it says it is for, by default the model's own.
         dtype: Of its numbers.
+        layers: How many of each there are, in a third dimension; None for none such.
     """
     model = gguf.GGUFReader(base)
     inner, outer = map(int, next(t.shape for t in model.tensors if t.name == tensor)[:2])
@@ -183,7 +185,8 @@ def tiny_lora(
     writer.add_string("adapter.type", "lora")
     writer.add_float32("adapter.lora.alpha", 2)
     rng = np.random.default_rng(5)
-    for side, shape in shapes.items():
+    for side, plane in shapes.items():
+        shape = plane if layers is None else (layers, *plane)
         values = rng.normal(0, size, shape).astype(dtype)
         writer.add_tensor(f"{tensor}.lora_{side}", values)
     return _written(writer, path)

@@ -332,7 +332,16 @@ def test_other_modes_say_it_in_one_line(mode: str, runtime: Path, tmp_path: Path
 
 
 @pytest.mark.native
-@pytest.mark.parametrize("kind", ["an adapter", "a projector", "half a projector"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "an adapter",
+        "an adapter of nothing",
+        "an adapter of three dimensions",
+        "a projector",
+        "half a projector",
+    ],
+)
 def test_seam_odd_partners_are_refused_in_one_line(
     kind: str, runtime: Path, tmp_path: Path
 ) -> None:
@@ -341,6 +350,10 @@ def test_seam_odd_partners_are_refused_in_one_line(
     options: tuple[str | Path, ...] = ("--lora", partner)
     if kind == "an adapter":
         tiny_lora(partner, model, tensor="blk.0.attn_q.weight", dtype=np.int32)
+    elif kind == "an adapter of nothing":
+        tiny_lora(partner, model, tensor="blk.0.attn_q.weight", layers=0)
+    elif kind == "an adapter of three dimensions":
+        tiny_lora(partner, model, tensor="blk.0.attn_q.weight", layers=2)
     else:
         half = kind == "half a projector"
         width = loadable.WIDTH + (not half)
