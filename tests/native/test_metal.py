@@ -1,6 +1,7 @@
 """Our declarations of Metal, held against other people's, and what is compiled with them.
 
-Nothing here runs on a Mac: the program is linked and checked, not executed.
+Nothing here runs on a Mac: the program is linked and checked, not executed. Another test, beside
+this one, executes upstream's code with our declarations, on other people's Foundation.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 import lief
@@ -20,10 +20,10 @@ import metal_facts
 import pytest
 from metal_facts import Facts
 from running import need
+from witnesses import kept
 
 from pyllamafile import native
-from pyllamafile.errors import UnavailableError
-from pyllamafile.native.building import debian, driver, metal, tools
+from pyllamafile.native.building import debian, driver, metal
 from pyllamafile.native.building.debian import Package
 from pyllamafile.targets import TARGETS
 
@@ -57,23 +57,6 @@ UNKNOWN = {("NSFileManager", "destinationOfSymbolicLinkAtPath:error:"): "its pat
 
 
 # Fetching, once
-
-
-def kept(name: str, fetch: Callable[[Path], object]) -> Path:
-    """The folder in the cache with what is read of a package, or a skip where it can't be had."""
-    folder = native.cache() / "witnesses" / re.sub(r"\W+", "-", name).strip("-")
-    if not folder.is_dir():
-        draft = folder.with_suffix(".draft")
-        with tools.lock("witnesses", "fetches witnesses", lambda step: None):
-            if not folder.is_dir():
-                shutil.rmtree(draft, ignore_errors=True)
-                draft.mkdir(parents=True)
-                try:
-                    fetch(draft)
-                except (subprocess.SubprocessError, UnavailableError) as error:
-                    pytest.skip(f"{name} can't be fetched: {error}")
-                draft.rename(folder)
-    return folder
 
 
 def of_wheel(requirement: str, platform: str, members: str) -> Path:

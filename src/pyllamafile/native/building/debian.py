@@ -119,14 +119,15 @@ def unpack(packages: Sequence[Path], root: Path) -> Path:
     return root
 
 
-def pinned(folder: Path, packages: Sequence[Package], what: str) -> list[Path]:
-    """Fetch packages of amd64 that have to be these very ones.
+def pinned(folder: Path, packages: Sequence[Package], what: str, suite: str = SUITE) -> list[Path]:
+    """Fetch packages of amd64 that have to be these very ones; the rest is as in `download`.
 
     Raises:
         DamagedError: One is another file.
         UnavailableError: As in `download`.
     """
-    files = download(folder, [f"{each.name}={each.version}" for each in packages], "amd64", what)
+    words = [f"{each.name}={each.version}" for each in packages]
+    files = download(folder, words, "amd64", what, suite)
     known = {each.sha256 for each in packages}
     for file in files:
         if (digest := hashlib.sha256(file.read_bytes()).hexdigest()) not in known:
