@@ -140,21 +140,44 @@ def test_all_levels_compute_the_same(
         assert np.abs(got - expected).max() < 0.02 * spread
 
 
+def products(rows: int, depth: int, kinds: list[str]) -> list[list[str]]:
+    """What products.py says of each level, type and form; columns for tiles of each width."""
+    script = Path(__file__).parents[2] / "scripts" / "bench" / "products.py"
+    command = [sys.executable, script, "--rows", str(rows), "--depth", str(depth), "--rounds", "1"]
+    command += ["--milliseconds", "0", "--columns", "1,2,3,4,5,6,7,8,9,13,45,64", "--types"]
+    done = subprocess.run([*command, ",".join(kinds)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return [line.split()[:5] for line in done.stdout.splitlines()]
+
+
 @pytest.mark.native
-def test_a_product_does_not_depend_on_how_many_there_are(runtime: Path) -> None:
-    """Each column of a product with quants, beside the product of that column alone, bit by bit."""
+# Rows that fill no panel, and depths that fill no register, or more than one panel.
+@pytest.mark.parametrize(("rows", "depth"), [(104, 1280), (51, 1286), (3, 5)])
+def test_a_product_of_numbers_does_not_depend_on_how_many_there_are(
+    rows: int, depth: int, runtime: Path
+) -> None:
+    """Each column of a product, beside the product of that column alone, bit by bit."""
+    _, *levels = here(runtime)
+    if not levels:
+        pytest.skip("this processor has the lowest level alone, whose products are upstream's")
+    kinds = ["f32", "f16", "bf16"]
+    lines = products(rows, depth, kinds)
+    assert [line[:3] for line in lines] == [[a, b, "file"] for a in levels for b in kinds]
+    for level, kind, _, alone, error in lines:
+        rounded = level == "avx512bf16" and kind == "bf16"  # columns, to eight bits
+        assert float(error) <= (0.005 if rounded else 0.00001), (level, kind)
+        assert alone == "alone", (level, kind)
+
+
+@pytest.mark.native
+def test_a_product_of_quants_does_not_depend_on_how_many_there_are(runtime: Path) -> None:
     _, *levels = here(runtime)
     if not levels:
         pytest.skip("this processor has the lowest level alone, whose products are upstream's")
     kinds = [kind.removesuffix("_S").lower() for kind in [*TYPES[3:], *K_TYPES]]
-    script = Path(__file__).parents[2] / "scripts" / "bench" / "products.py"
     # Rows that fill no panel but groups of eight, which repack.cpp takes; blocks that don't come in
-    # fours; tiles of each width.
-    command = [sys.executable, script, "--rows", "104", "--depth", "1280", "--rounds", "1"]
-    command += ["--milliseconds", "0", "--columns", "1,2,3,4,5,6,7,8,9,45", "--types"]
-    done = subprocess.run([*command, ",".join(kinds)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    lines = [line.split()[:5] for line in done.stdout.splitlines()]
+    # fours.
+    lines = products(104, 1280, kinds)
     assert {(level, kind) for level, kind, *_ in lines} == {(a, b) for a in levels for b in kinds}
     assert {("v3", "q4_k", "repacked"), ("v3", "q4_k", "file")} <= {(*line[:3],) for line in lines}
     for level, kind, form, alone, error in lines:
@@ -214,7 +237,9 @@ def test_attention_does_not_depend_on_what_is_computed_beside_it(
 
 
 @pytest.mark.native
-@pytest.mark.parametrize("kind", ["Q8_0", "Q5_1", "Q4_0", "Q2_K", "Q4_K_S", "Q6_K"])
+@pytest.mark.parametrize(
+    "kind", ["F32", "F16", "BF16", "Q8_0", "Q5_1", "Q4_0", "Q2_K", "Q4_K_S", "Q6_K"]
+)
 def test_a_text_in_pieces_gives_the_same_numbers(
     kind: str, odd_phi3: Path, odd_phi3_of_256: Path, runtime: Path, tmp_path: Path
 ) -> None:
@@ -224,8 +249,8 @@ def test_a_text_in_pieces_gives_the_same_numbers(
     assert done.returncode == 0, done.stderr.decode()
     for level in here(runtime)[1:]:
         expected, *others = (
-            probabilities(runtime, model, level, ["-ub", size], tmp_path)
-            for size in ("128", "45", "5", "1")
+            probabilities(runtime, model, level, ["-ub", size, "-t", threads], tmp_path)
+            for size, threads in (("128", "2"), ("45", "3"), ("5", "1"), ("1", "2"))
         )
         for got in others:
             assert np.array_equal(got, expected)

@@ -7,10 +7,10 @@
 // register. Then the panel meets all columns, a few at a time.
 //
 // A single column, or a few, are text being written, which is as fast as weights come from memory.
-// There quants are multiplied as they are read.
+// There weights are multiplied as they are read.
 //
-// What a column's product with quants is doesn't depend on how many there are: sums and roundings
-// are the same in a panel and outside of it, bit for bit.
+// What a column's product is doesn't depend on how many there are: sums and roundings are the same
+// in a panel and outside of it, bit for bit.
 
 #include "llamafile/sgemm.h"
 
@@ -51,7 +51,7 @@ template <typename block> row k_quants(ggml_type weights) {
 
 template <typename number> row numbers(ggml_type weights) {
     return { weights, GGML_TYPE_F32, product_of_numbers<singly<number>>,
-             numbers_of_few<widened<number>> };
+             numbers_of_few<singly<number>> };
 }
 
 #ifdef __AVX512BF16__
@@ -59,7 +59,7 @@ template <typename number> row numbers(ggml_type weights) {
 // All that this level is asked for.
 const row PRODUCTS[] = {
     { GGML_TYPE_BF16, GGML_TYPE_BF16, product_of_numbers<in_pairs>, nullptr },
-    { GGML_TYPE_BF16, GGML_TYPE_F32, nullptr, numbers_of_few<paired> },
+    { GGML_TYPE_BF16, GGML_TYPE_F32, nullptr, numbers_of_few<in_pairs> },
 };
 
 #else

@@ -5,6 +5,7 @@
 #include "ggml-cpu-impl.h"
 #include "simd-mappings.h"
 
+#include <type_traits>
 #include <vector>
 
 #if defined(__AVX512F__) && defined(__AVX512VNNI__)
@@ -54,9 +55,6 @@ inline floats widen(const ggml_bf16_t * x) {
     const ints words = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)x));
     return _mm512_castsi512_ps(_mm512_slli_epi32(words, 16));
 }
-inline float sum_of(floats x) {
-    return _mm512_reduce_add_ps(x);
-}
 inline floats largest(floats a, floats b) { // b, where one of them is no number
     return _mm512_max_ps(a, b);
 }
@@ -74,7 +72,7 @@ inline floats power_of_two(floats whole) { // 0 below 2^-126, and for minus infi
 #elif defined(__AVX2__)
 
 const int LANES = 8;
-const int COLUMNS = 4;
+const int COLUMNS = 6;
 using floats = __m256;
 using ints = __m256i;
 
@@ -111,11 +109,6 @@ inline floats widen(const ggml_fp16_t * x) {
 inline floats widen(const ggml_bf16_t * x) {
     const ints words = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)x));
     return _mm256_castsi256_ps(_mm256_slli_epi32(words, 16));
-}
-inline float sum_of(floats x) {
-    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
-    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
 inline floats largest(floats a, floats b) { // b, where one of them is no number
     return _mm256_max_ps(a, b);
@@ -222,7 +215,35 @@ void share(const ggml_compute_params * params, int64_t jobs, const work & run) {
     ggml_barrier(params->threadpool);
 }
 
+// Calls `run` with a number of columns that the compiler knows.
+template <int N, int LARGEST, typename work> void with_width(int64_t columns, const work & run) {
+    if (columns == N) {
+        run(std::integral_constant<int, N>());
+    } else if constexpr (2 * N > LARGEST) {
+        with_width<N - 1, LARGEST>(columns, run);
+    }
+}
+
+// Calls `run` with the width and the first column of each tile. They are as much alike as they can
+// be: a tile of one column takes nearly as long as one of several. There are enough columns for no
+// tile to be less than half of the largest.
+template <int LARGEST, typename work> void in_tiles(int64_t columns, const work & run) {
+    int64_t first = 0;
+    for (int64_t tiles = (columns + LARGEST - 1) / LARGEST; tiles > 0; tiles--) {
+        const int64_t width = (columns - first + tiles - 1) / tiles;
+        with_width<LARGEST, LARGEST>(width, [&](auto known) { run(known, first); });
+        first += width;
+    }
+}
+
 #ifdef __AVX2__
+
+// Halves are added up until one number is left.
+inline float sum_of(__m256 x) {
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
 
 // Turns eight rows of eight 32-bit values into columns.
 inline void transpose(__m256i (&x)[8]) {

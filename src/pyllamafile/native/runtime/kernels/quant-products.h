@@ -117,27 +117,6 @@ inline void dot(ints (&sums)[STRIP][N], const uint8_t (&q)[STEPS][ROWS_OF_PANEL]
 
 #endif
 
-// Calls `run` with a number of columns that the compiler knows.
-template <int N, int LARGEST, typename work> void with_width(int64_t columns, const work & run) {
-    if (columns == N) {
-        run(std::integral_constant<int, N>());
-    } else if constexpr (2 * N > LARGEST) {
-        with_width<N - 1, LARGEST>(columns, run);
-    }
-}
-
-// Calls `run` with the width and the first column of each tile. They are as much alike as they can
-// be: a tile of one column takes nearly as long as one of several. There are enough columns for no
-// tile to be less than half of the largest.
-template <int LARGEST, typename work> void in_tiles(int64_t columns, const work & run) {
-    int64_t first = 0;
-    for (int64_t tiles = (columns + LARGEST - 1) / LARGEST; tiles > 0; tiles--) {
-        const int64_t width = (columns - first + tiles - 1) / tiles;
-        with_width<LARGEST, LARGEST>(width, [&](auto known) { run(known, first); });
-        first += width;
-    }
-}
-
 // What the types of weights have in common (ggml-common.h): a block is 32 quants, and a weight is
 // (quant - OFFSET) * d, or quant * d + m. WIDE ones need all eight bits.
 template <bool wide, int offset, typename columns> struct kind {
