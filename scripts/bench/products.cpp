@@ -1,10 +1,11 @@
-// Products of weights with columns, by one level of the kernels in one thread: how fast each type
+// Products of weights with columns, by one level of the kernels: how fast each type
 // is, and whether a column's product depends on the others. products.py compiles and starts it.
 //
-//   products LEVEL TYPE ROWS DEPTH COLUMNS[,COLUMNS...] MILLISECONDS
+//   products LEVEL TYPE ROWS DEPTH COLUMNS[,COLUMNS...] MILLISECONDS THREADS
 //
-// A line for the weights as they are in a file, and one as repack.cpp arranges them, if it does:
-//   TYPE file|repacked alone|apart ERROR COLUMNS=MICROSECONDS ...
+// A line for the weights as they are in a file, and one for an expert of a mixture to which all
+// columns go; and two more as repack.cpp arranges the weights, if it does:
+//   TYPE file|expert|repacked|repacked-expert alone|apart ERROR COLUMNS=MICROSECONDS ...
 // "alone" if every column's product has the same bits as the product of that column alone; ERROR is
 // the distance from the products of the same weights with unrounded columns, relative to those.
 
@@ -23,31 +24,50 @@ struct matrix {
 };
 
 matrix weights_in(ggml_backend_buffer_type_t kind, ggml_type type, int64_t rows, int64_t depth,
-                  const std::vector<uint8_t> & data) {
+                  const std::vector<uint8_t> & data, int64_t experts = 1) {
     matrix out;
     out.context.reset(ggml_init({ 2 * ggml_tensor_overhead(), nullptr, true }));
-    out.tensor = ggml_new_tensor_2d(out.context.get(), type, depth, rows);
+    out.tensor = ggml_new_tensor_3d(out.context.get(), type, depth, rows, experts);
     out.buffer.reset(ggml_backend_alloc_ctx_tensors_from_buft(out.context.get(), kind));
     ggml_backend_buffer_set_usage(out.buffer.get(), GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
     ggml_backend_tensor_set(out.tensor, data.data(), 0, data.size());
     return out;
 }
 
-// The product with some columns, and the least microseconds that it took.
+// The product with some columns, and the least microseconds that it took. Of experts it is the
+// last.
 std::vector<float> multiply(ggml_backend_t backend, const matrix & weights, const float * columns,
                             int64_t count, int milliseconds, double & least) {
     const ggml_context_ptr context(
         ggml_init({ 8 * ggml_tensor_overhead() + ggml_graph_overhead(), nullptr, true }));
     const int64_t depth = weights.tensor->ne[0], rows = weights.tensor->ne[1];
-    ggml_tensor * const b = ggml_new_tensor_2d(context.get(), GGML_TYPE_F32, depth, count);
-    ggml_tensor * const c = ggml_mul_mat(context.get(), weights.tensor, b);
+    const int64_t experts = weights.tensor->ne[2];
+    ggml_tensor * const b =
+        ggml_new_tensor_3d(context.get(), GGML_TYPE_F32, depth, experts > 1 ? experts : count,
+                           experts > 1 ? count : 1);
+    ggml_tensor * const ids = ggml_new_tensor_2d(context.get(), GGML_TYPE_I32, experts, count);
+    ggml_tensor * const c = experts > 1 ? ggml_mul_mat_id(context.get(), weights.tensor, b, ids)
+                                        : ggml_mul_mat(context.get(), weights.tensor, b);
     ggml_cgraph * const graph = ggml_new_graph(context.get());
     ggml_build_forward_expand(graph, c);
     const ggml_backend_buffer_ptr buffer(ggml_backend_alloc_ctx_tensors(context.get(), backend));
-    ggml_backend_tensor_set(b, columns, 0, (size_t)(depth * count) * sizeof(float));
-    least = least_microseconds(backend, graph, milliseconds);
-    std::vector<float> out((size_t)(rows * count));
-    ggml_backend_tensor_get(c, out.data(), 0, out.size() * sizeof(float));
+    std::vector<float> all((size_t)(depth * experts * count));
+    std::vector<int32_t> each;
+    for (int64_t i = 0; i < experts * count; i++) {
+        each.push_back((int32_t)(i % experts));
+        if (i % experts == experts - 1) {
+            std::copy_n(columns + i / experts * depth, depth, all.data() + i * depth);
+        }
+    }
+    ggml_backend_tensor_set(b, all.data(), 0, all.size() * sizeof(float));
+    ggml_backend_tensor_set(ids, each.data(), 0, each.size() * sizeof(int32_t));
+    least = least_microseconds(backend, graph, milliseconds) / (double)experts;
+    std::vector<float> products((size_t)(rows * experts * count)), out;
+    ggml_backend_tensor_get(c, products.data(), 0, products.size() * sizeof(float));
+    for (int64_t i = experts - 1; i < experts * count; i += experts) {
+        const auto from = products.begin() + i * rows;
+        out.insert(out.end(), from, from + rows);
+    }
     return out;
 }
 
@@ -106,8 +126,9 @@ void report(ggml_backend_t backend, const char * name, const char * kind, const 
 } // namespace
 
 int main(int argc, char ** argv) {
-    if (argc != 7 || LEVELS.count(argv[1]) == 0) {
-        fprintf(stderr, "products LEVEL TYPE ROWS DEPTH COLUMNS[,COLUMNS...] MILLISECONDS\n");
+    if (argc != 8 || LEVELS.count(argv[1]) == 0) {
+        fprintf(stderr, "products LEVEL TYPE ROWS DEPTH COLUMNS[,COLUMNS...] MILLISECONDS "
+                        "THREADS\n");
         return 1;
     }
     ggml_backend_reg_t const kernels = LEVELS.at(argv[1])();
@@ -140,10 +161,14 @@ int main(int argc, char ** argv) {
     const ggml_backend_ptr backend(ggml_backend_dev_init(device, nullptr));
     const auto set_threads = (ggml_backend_set_n_threads_t)ggml_backend_reg_get_proc_address(
         kernels, "ggml_backend_set_n_threads");
-    set_threads(backend.get(), 1);
+    set_threads(backend.get(), atoi(argv[7]));
     const int milliseconds = atoi(argv[6]);
     ggml_backend_buffer_type_t const plain = ggml_backend_dev_buffer_type(device);
     report(backend.get(), argv[2], "file", weights_in(plain, type, rows, depth, data), unpacked,
+           counts, milliseconds);
+    std::vector<uint8_t> two(data.size()); // the first of which has only zeros
+    two.insert(two.end(), data.begin(), data.end());
+    report(backend.get(), argv[2], "expert", weights_in(plain, type, rows, depth, two, 2), unpacked,
            counts, milliseconds);
     const auto extra = (ggml_backend_dev_get_extra_bufts_t)ggml_backend_reg_get_proc_address(
         kernels, "ggml_backend_dev_get_extra_bufts");
@@ -158,5 +183,7 @@ int main(int argc, char ** argv) {
         }
         report(backend.get(), argv[2], "repacked", weights_in(*kind, type, rows, depth, data),
                unpacked, counts, milliseconds);
+        report(backend.get(), argv[2], "repacked-expert",
+               weights_in(*kind, type, rows, depth, two, 2), unpacked, counts, milliseconds);
     }
 }

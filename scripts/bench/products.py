@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
-"""Products of weights with columns by each level's kernels in one thread, as prompts and writing
-make them: how fast, how exact, and whether a column's depends on the others.
+"""Products of weights with columns by each level's kernels, as prompts and writing make them: how
+fast, how exact, and whether a column's depends on the others.
 
 The program is products.cpp beside this, linked to the kernels of this machine's runtime, which is
 compiled first if need be. ``--beside`` is the folder of another compiled runtime (``out`` in its
 folder below the cache's ``build``): its kernels take turns with these, and ratios are printed.
 
     scripts/bench/products.py [--types q4_K,...] [--levels v3,...] [--columns 1,8,512]
-        [--rows N] [--depth N] [--milliseconds N] [--rounds N] [--beside FOLDER]
+        [--rows N] [--depth N] [--milliseconds N] [--rounds N] [--threads N]
+        [--beside FOLDER]
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ TYPES = "q8_0,q4_0,q4_1,q5_0,q5_1,iq4_nl,q2_K,q3_K,q4_K,q5_K,q6_K,iq4_xs"
 
 @dataclass(frozen=True)
 class Line:
-    """What products.cpp says of weights in one form: as in a file, or repacked."""
+    """What products.cpp says of weights in one form: as in a file, of an expert, or repacked."""
 
     form: str
     alone: bool  # each column's product has the bits that it has alone
@@ -43,7 +44,7 @@ class Line:
 def measured(program: Path, level: str, kind: str, options: argparse.Namespace) -> Iterator[Line]:
     """One round of one type by one level."""
     sizes = [str(options.rows), str(options.depth), options.columns, str(options.milliseconds)]
-    command = [program, level, kind, *sizes]
+    command = [program, level, kind, *sizes, str(options.threads)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
         raise SystemExit(f"{' '.join(map(str, command))}: {done.stderr}")
@@ -67,6 +68,7 @@ def main() -> None:
     parser.add_argument("--depth", type=int, default=3072)
     parser.add_argument("--milliseconds", type=int, default=200, help="at the least, of each")
     parser.add_argument("--rounds", type=int, default=3, help="the least time of all is printed")
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--beside", type=Path, help="the folder of another compiled runtime")
     options = parser.parse_args()
     with built(Path(__file__).with_suffix(".cpp"), options.beside) as kernels:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -86,6 +87,7 @@ def test_seam_products_come_to_ours() -> None:
     linked = subprocess.run(command, cwd=out, capture_output=True, text=True).stdout.splitlines()
     suffixes = ["", *(f"__{level.name}" for level in target.levels[1:] if not level.sources)]
     above = suffixes[1:]  # the lowest has none for the K types
+    of_k_types = ("tiled_product", "tiled_expert", "quantize_row_q8_K")
     repacked = ("gemm_q4_K", "gemm_q2_K", "quantize_mat_q8_K")
     # The last of them stands in for a better one, and asks ours which it is.
     dots = {"our_vec_dot_bf16", *(f"ggml_vec_dot_bf16{suffix}" for suffix in suffixes[:-1])}
@@ -94,7 +96,7 @@ def test_seam_products_come_to_ours() -> None:
             "ggml-cpu.c",
             ("our_", "llamafile_sgemm", "ggml_vec_dot_bf16", "ggml_compute_forward_flash_attn_ext"),
             {f"our_{name}{suffix}" for name in ("sgemm", "attention") for suffix in suffixes}
-            | {f"our_{name}{s}" for name in ("tiled_product", "quantize_row_q8_K") for s in above}
+            | {f"our_{name}{s}" for name in of_k_types for s in above}
             | dots,
         ),
         (
@@ -144,8 +146,8 @@ def products(rows: int, depth: int, kinds: list[str]) -> list[list[str]]:
     """What products.py says of each level, type and form; columns for tiles of each width."""
     script = Path(__file__).parents[2] / "scripts" / "bench" / "products.py"
     command = [sys.executable, script, "--rows", str(rows), "--depth", str(depth), "--rounds", "1"]
-    command += ["--milliseconds", "0", "--columns", "1,2,3,4,5,6,7,8,9,13,45,64", "--types"]
-    done = subprocess.run([*command, ",".join(kinds)], capture_output=True, text=True)
+    command += ["--milliseconds", "0", "--threads", "3", "--columns", "1,2,3,4,5,6,7,8,9,13,45,64"]
+    done = subprocess.run([*command, "--types", ",".join(kinds)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return [line.split()[:5] for line in done.stdout.splitlines()]
 
@@ -162,11 +164,13 @@ def test_a_product_of_numbers_does_not_depend_on_how_many_there_are(
         pytest.skip("this processor has the lowest level alone, whose products are upstream's")
     kinds = ["f32", "f16", "bf16"]
     lines = products(rows, depth, kinds)
-    assert [line[:3] for line in lines] == [[a, b, "file"] for a in levels for b in kinds]
-    for level, kind, _, alone, error in lines:
-        rounded = level == "avx512bf16" and kind == "bf16"  # columns, to eight bits
-        assert float(error) <= (0.005 if rounded else 0.00001), (level, kind)
-        assert alone == "alone", (level, kind)
+    forms = ["file", "expert"]
+    assert [line[:3] for line in lines] == [[*x] for x in itertools.product(levels, kinds, forms)]
+    for level, kind, form, alone, error in lines:
+        # columns, to eight bits; upstream makes the products of experts
+        rounded = (level, kind) == ("avx512bf16", "bf16") or form == "expert"
+        assert float(error) <= (0.005 if rounded else 0.00001), (level, kind, form)
+        assert alone == "alone", (level, kind, form)
 
 
 @pytest.mark.native
@@ -179,7 +183,8 @@ def test_a_product_of_quants_does_not_depend_on_how_many_there_are(runtime: Path
     # fours.
     lines = products(104, 1280, kinds)
     assert {(level, kind) for level, kind, *_ in lines} == {(a, b) for a in levels for b in kinds}
-    assert {("v3", "q4_k", "repacked"), ("v3", "q4_k", "file")} <= {(*line[:3],) for line in lines}
+    forms = {("v3", "q4_k", form) for form in ("file", "expert", "repacked", "repacked-expert")}
+    assert forms <= {(*line[:3],) for line in lines}
     for level, kind, form, alone, error in lines:
         assert float(error) < 0.005, (level, kind, form)
         # repack.cpp's kernels of IQ4_NL are upstream's, and have an order of their own

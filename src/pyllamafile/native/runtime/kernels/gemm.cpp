@@ -32,12 +32,26 @@ const int64_t FEW_COLUMNS = 8; // below, a panel doesn't pay
 
 using product_of = decltype(&product<block_q8_0>);
 
+// Where a product with an expert's column goes: each comes from a token, and is one of its experts.
+struct place_of {
+    const ggml_tensor * dst;
+    const int32_t (*places)[2];
+
+    float * operator()(int64_t column) const {
+        const int32_t * place = places[column];
+        return (float *)((char *)dst->data + place[0] * dst->nb[1] + place[1] * dst->nb[2]);
+    }
+};
+
+using expert_product = decltype(&k_product_of_expert<block_q4_K, place_of>);
+
 struct row {
     ggml_type weights;
     ggml_type columns;
     product_of many;
     product_of few; // null where upstream's is as good
     int64_t few_columns = FEW_COLUMNS;
+    expert_product of_expert = nullptr; // null where upstream makes them column by column anyway
 };
 
 template <typename block> row quants(ggml_type weights, ggml_type columns) {
@@ -45,8 +59,12 @@ template <typename block> row quants(ggml_type weights, ggml_type columns) {
 }
 
 template <typename block> row k_quants(ggml_type weights) {
-    return { weights, GGML_TYPE_Q8_K, k_product<block>, k_product_of_few<block>,
-             FEW_COLUMNS_OF_QUANTS };
+    return { weights,
+             GGML_TYPE_Q8_K,
+             k_product<block>,
+             k_product_of_few<block>,
+             FEW_COLUMNS_OF_QUANTS,
+             k_product_of_expert<block, place_of> };
 }
 
 template <typename number> row numbers(ggml_type weights) {
@@ -149,6 +167,37 @@ extern "C" bool our_tiled_product(const ggml_compute_params * params, ggml_tenso
     return ggml_compute_forward_mul_mat_tiled(params, dst);
 }
 
+thread_local std::vector<line> values_memory;
+
+extern "C" bool our_tiled_expert(const ggml_compute_params * params, ggml_tensor * dst,
+                                 int64_t expert, int64_t columns, const int32_t * places,
+                                 char * memory) {
+    const ggml_tensor * const weights = dst->src[0];
+    const ggml_tensor * const src1 = dst->src[1];
+    const auto of_columns = (const int32_t(*)[2])places;
+    for (const row & known : PRODUCTS) {
+        if (known.weights != weights->type || known.of_expert == nullptr ||
+            src1->type != GGML_TYPE_F32 || params->use_ref) {
+            continue;
+        }
+        const int64_t rows = weights->ne[1], blocks = weights->ne[0] / QK_K;
+        auto * values = scratch<block_q8_K>(values_memory, columns * blocks);
+        for (int64_t c = 0; c < columns; c++) {
+            const int64_t from = of_columns[c][0] % src1->ne[1] + of_columns[c][1] * src1->ne[1];
+            memcpy(values + c * blocks, (const block_q8_K *)params->wdata + from * blocks,
+                   (size_t)blocks * sizeof(block_q8_K));
+        }
+        const int64_t panels = (rows + ROWS_OF_K - 1) / ROWS_OF_K;
+        const int64_t first = panels * params->ith / params->nth * ROWS_OF_K;
+        const int64_t end = panels * (params->ith + 1) / params->nth * ROWS_OF_K;
+        known.of_expert((const char *)weights->data + expert * weights->nb[2],
+                        weights->nb[1] / ggml_type_size(weights->type), first, std::min(rows, end),
+                        values, columns, blocks, place_of{ dst, of_columns });
+        return true;
+    }
+    return ggml_compute_forward_mul_mat_id_tiled(params, dst, expert, columns, places, memory);
+}
+
 extern "C" void our_gemm_q4_K(int n, float * out, size_t ldc, const void * a, const void * b,
                               int columns, int rows) {
     repacked_k_product<block_q4_K>(rows, columns, n / QK_K, (const block_q4_Kx8 *)a,
@@ -176,6 +225,12 @@ extern "C" void our_quantize_mat_q8_K(const float * x, void * out, int64_t depth
 
 extern "C" bool our_tiled_product(const ggml_compute_params * params, ggml_tensor * dst) {
     return ggml_compute_forward_mul_mat_tiled(params, dst);
+}
+
+extern "C" bool our_tiled_expert(const ggml_compute_params * params, ggml_tensor * dst,
+                                 int64_t expert, int64_t columns, const int32_t * places,
+                                 char * memory) {
+    return ggml_compute_forward_mul_mat_id_tiled(params, dst, expert, columns, places, memory);
 }
 
 extern "C" bool our_sgemm(const ggml_compute_params * params, int64_t m, int64_t n, int64_t k,

@@ -696,18 +696,54 @@ void dot_row_of_k(const block * row, int64_t blocks, const block_q8_K * columns,
     }
 }
 
+template <typename block> auto run_of_few(int64_t columns) {
+    return columns == 1   ? dot_row_of_k<block, 1>
+           : columns == 2 ? dot_row_of_k<block, 2>
+                          : dot_row_of_k<block, 3>;
+}
+
 template <typename block>
 bool k_product_of_few(const ggml_compute_params * params, int64_t rows, int64_t columns,
                       int64_t blocks, const void * a, int64_t lda, const void * b, int64_t ldb,
                       float * out, int64_t ldc) {
     const auto * values = (const block_q8_K *)b;
-    const auto run = columns == 1   ? dot_row_of_k<block, 1>
-                     : columns == 2 ? dot_row_of_k<block, 2>
-                                    : dot_row_of_k<block, 3>;
+    const auto run = run_of_few<block>(columns);
     share_rows(params, rows, [&](int64_t row) {
         run((const block *)a + row * lda, blocks, values, ldb, out + row, ldc);
     });
     return true;
+}
+
+thread_local std::vector<line> expert_memory;
+
+// Some rows of an expert times the columns that come to it, by one thread; `to` is where a column
+// of the result begins.
+template <typename block, typename place>
+void k_product_of_expert(const void * a, int64_t lda, int64_t first, int64_t end,
+                         const block_q8_K * values, int64_t columns, int64_t blocks,
+                         const place & to) {
+    using T = k_traits<block>;
+    const auto * weights = (const block *)a;
+    if (columns < FEW_COLUMNS_OF_QUANTS) {
+        const auto run = run_of_few<block>(columns);
+        for (int64_t row = first; row < end; row++) {
+            float out[FEW_COLUMNS_OF_QUANTS];
+            run(weights + row * lda, blocks, values, blocks, out, 1);
+            for (int64_t c = 0; c < columns; c++) {
+                to(c)[row] = out[c];
+            }
+        }
+        return;
+    }
+    const auto all_columns = describe_columns<T>(values, blocks, columns, blocks);
+    auto * out = scratch<float>(expert_memory, columns * ROWS_OF_K);
+    for (int64_t row = first; row < end; row += ROWS_OF_K) {
+        const int count = (int)std::min<int64_t>(ROWS_OF_K, end - row);
+        multiply_k_panel<T>(weights + row * lda, lda, count, all_columns, out, ROWS_OF_K);
+        for (int64_t c = 0; c < columns; c++) {
+            memcpy(to(c) + row, out + c * ROWS_OF_K, (size_t)count * sizeof(float));
+        }
+    }
 }
 
 // Rounds a column as quantize_row_q8_K_ref does, bit for bit, which the compiler can't do eight

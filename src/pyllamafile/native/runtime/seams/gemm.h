@@ -9,6 +9,7 @@
 // Where there are such kernels for the K types.
 #if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 #define ggml_compute_forward_mul_mat_tiled our_tiled_product
+#define ggml_compute_forward_mul_mat_id_tiled our_tiled_expert
 #define ggml_gemm_q4_K_8x8_q8_K our_gemm_q4_K
 #define ggml_gemm_q2_K_8x8_q8_K our_gemm_q2_K
 #define ggml_quantize_mat_q8_K_4x8 our_quantize_mat_q8_K
