@@ -45,6 +45,7 @@ class Target:
         base: The processor that everything outside the kernels may assume
             (``zig cc -mcpu``).
         levels: The instruction sets of the kernels, slowest first.
+        vulkan: Whether its program has ggml-vulkan, for GPUs.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Target:
     system: str
     base: str
     levels: tuple[Level, ...]
+    vulkan: bool = False
 
     @property
     def os(self) -> str:
@@ -183,6 +185,23 @@ TARGETS: dict[str, Target] = {
             "OpenBSD",
             "generic",
             _ARM64,
+        ),
+    )
+}
+
+# Second programs for a system: a static one can't load drivers. They take glibc, of which zig has
+# all versions, and are no targets of their own. Nothing puts them into a file yet.
+WITH_GPU: dict[str, Target] = {
+    target.name: target
+    for target in (
+        Target(
+            "linux-amd64-gnu",
+            "x86_64-linux-gnu.2.28",
+            (),
+            "Linux",
+            "x86_64",
+            _AMD64,
+            vulkan=True,
         ),
     )
 }

@@ -36,7 +36,7 @@ from pyllamafile.cli import bar, runtimes, screen
 from pyllamafile.cli.program import Lazy, program
 from pyllamafile.errors import PyllamafileError
 from pyllamafile.models.fit import TEMPLATES
-from pyllamafile.native.building import driver, tools
+from pyllamafile.native.building import driver, shaders, tools
 from pyllamafile.native.building.aside import Aside, StoppedError
 from pyllamafile.progress import Shares, Step
 from pyllamafile.targets import TARGETS
@@ -1233,6 +1233,37 @@ def test_runtimes_build_all_builds_what_is_missing(run, here, compiler):
     again = compiler(Compiler())
     assert sorted(run("runtimes", "build", "--all").out) == sorted(done.out)
     assert again.compiled == []
+
+
+@needs("deflate")
+def test_runtimes_build_gpu_builds_the_second_program_and_the_shaders(
+    run, here, compiler, monkeypatch, tmp_path
+):
+    """Of the targets that were asked for; without the option nothing of it is built."""
+    made, asked = tmp_path / "shaders.zst", []
+
+    def build(programs, jobs, tell) -> Path:
+        asked.append(jobs)
+        made.touch()
+        return made
+
+    monkeypatch.setattr(shaders, "build", build)
+    monkeypatch.setattr(shaders, "path", lambda: made)
+    monkeypatch.setattr(driver, "programs", lambda: (Path("zig"), Path("cmake"), Path("ninja")))
+    first = compiler(Compiler())
+    assert run("runtimes", "build", "--all").code == 0
+    assert (asked, "linux-amd64-gnu" in first.compiled) == ([], False)
+    second = compiler(Compiler())
+    done = run("runtimes", "build", "--target", "linux-amd64", "--gpu", "-j", "3")
+    assert done.code == 0, done.err
+    assert (second.compiled, asked) == (["linux-amd64-gnu"], [3])
+    assert f"shaders  {made}\n" in done.out
+    again = compiler(Compiler())
+    done = run("runtimes", "build", "--target", "linux-amd64", "--gpu")
+    assert (done.code, again.compiled, asked) == (0, [], [3])
+    assert f"shaders  {made}\n" in done.out
+    run("runtimes", "build", "--target", "linux-arm64", "--gpu")
+    assert again.compiled == ["linux-arm64"]  # which has no second one yet
 
 
 @needs("deflate")

@@ -88,6 +88,7 @@ int main(int argc, char ** argv) {
         names.writes = { writable };
     }
     names.program = argv[0];
+    names.gpu = getenv("SANDBOX_GPU") != nullptr;
     timespec before, after;
     clock_gettime(CLOCK_MONOTONIC, &before);
     sandbox_names(names, true);

@@ -76,6 +76,29 @@ def test_a_duty_may_do_what_the_table_says_and_no_more(tries, duty: int) -> None
     assert_held(tried, duty)
 
 
+DRIVER = {"executable memory", "memory made executable", "memfd"}
+
+
+@pytest.mark.parametrize("duty", MAY)
+def test_who_computes_may_have_a_gpus_driver_in_it_and_nobody_else(
+    tries, duty: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A driver is code that is loaded, and that compiles. Files and network stay what they were."""
+    monkeypatch.setenv("SANDBOX_GPU", "1")
+    tried = tries(duty)
+    may = DRIVER if duty in (COMPUTES, SERVES) else set()
+    assert tried.done() == MAY[duty] - ({"connect own"} if duty == ROUTES else set()) | may
+    assert tried.line.endswith("(with the driver of a GPU)") == bool(may)
+
+
+def test_with_a_gpu_files_are_not_written_where_there_is_no_landlock(
+    tries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SANDBOX_GPU", "1")
+    tried = tries(COMPUTES, before=without(LANDLOCK))
+    assert not tried.done() & {"write secret", "make", "unlink", "rename", "truncate", "link"}
+
+
 def test_what_was_named_is_written_and_nothing_beside_it(tries, tmp_path: Path) -> None:
     tried = tries(COMPUTES, writable=str(tmp_path / "log"))  # which is not there yet
     assert tried.done() == EVERYBODY | {"write named"}

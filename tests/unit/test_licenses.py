@@ -15,7 +15,7 @@ from pyllamafile import native
 from pyllamafile.errors import PyllamafileError
 from pyllamafile.native.building import driver, gui, licenses, tools
 from pyllamafile.progress import silent
-from pyllamafile.targets import TARGETS
+from pyllamafile.targets import TARGETS, WITH_GPU
 
 TARGET = TARGETS["linux-amd64"]
 
@@ -59,6 +59,36 @@ def test_what_the_compiler_links_in(tmp_path: Path, system: str) -> None:
     assert (
         "Andrew Kelley" in found["zig (compiler-rt)"] or "Zig contrib" in found["zig (compiler-rt)"]
     )
+
+
+@needs("ziglang")
+def test_what_a_program_with_gpus_takes_in_addition(tmp_path: Path) -> None:
+    headers, zstd = tmp_path / "root" / "usr" / "include", tmp_path / "zstd"
+    notes = {
+        tmp_path / "root/usr/share/doc/libvulkan-dev/copyright": "Khronos",
+        tmp_path / "root/usr/share/doc/spirv-headers/copyright": "Khronos, too",
+        zstd / "LICENSE": "Meta",
+    }
+    headers.mkdir(parents=True)
+    for path, text in notes.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    others = {"VULKAN_HEADERS": headers, "ZSTD": zstd, "VULKAN": tmp_path / "ours"}
+    files = [headers / "vulkan/vulkan.hpp", headers / "spirv/unified1/spirv.hpp", zstd / "zstd.c"]
+    files += [tmp_path / "ours" / "loader.cpp"]
+    names = [f"/cache/o/{'0' * 32}/{name}" for name in ("Scrt1.o", "libc_nonshared.a")]
+    found = licenses.notices(
+        WITH_GPU["linux-amd64-gnu"],
+        [*map(str, files), *names],
+        tmp_path / "llama.cpp",
+        tools.package("ziglang"),
+        driver.RUNTIME,
+        others,
+    )
+    texts = {"Vulkan-Headers": "Khronos\n", "SPIRV-Headers": "Khronos, too\n", "zstd": "Meta\n"}
+    assert found.keys() == {*texts, "glibc (crt)", "pyllamafile"}
+    assert {name: found[name] for name in texts} == texts
+    assert "GNU C Library" in found["glibc (crt)"]
 
 
 def test_a_link_that_says_nothing_stops_the_build(tmp_path: Path) -> None:

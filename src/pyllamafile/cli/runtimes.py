@@ -13,7 +13,7 @@ from pyllamafile.cli.options import target_option
 from pyllamafile.cli.screen import amount, complain, fail, print_table, say
 from pyllamafile.errors import PyllamafileError
 from pyllamafile.runtimes import Runtime
-from pyllamafile.targets import TARGETS, host, select
+from pyllamafile.targets import TARGETS, WITH_GPU, host, select
 
 
 @click.command("list")
@@ -37,18 +37,22 @@ def list_runtimes() -> None:
 @click.command("build")
 @target_option("A target or a group. Repeat it for several.  [default: this system]")
 @click.option("--all", "everything", is_flag=True, help="Compile all targets.")
+@click.option("--gpu", is_flag=True, help="Compile what uses GPUs, too: programs and shaders.")
 @click.option(
     "-j",
     "--jobs",
     type=click.IntRange(min=1),
     help="Compilers that run at once.  [default: one per processor]",
 )
-def build_runtimes(targets: tuple[str, ...], everything: bool, jobs: int | None) -> None:
+def build_runtimes(targets: tuple[str, ...], everything: bool, gpu: bool, jobs: int | None) -> None:
     """Compile the runtimes that are missing, and the web GUI.
 
     pip fetches llama.cpp's source, which is in the sdist of llama-cpp-python. zig compiles it, on
     any system for any target. The web GUI is built at the same time. What is finished stays if
     something else fails. The same command then goes on from there.
+
+    With --gpu it also compiles the second program of linux-amd64, which can use a GPU by Vulkan,
+    and the shaders. That takes some ten minutes more. `build` puts neither into a file yet.
     """
     here = host()
     if everything:
@@ -59,13 +63,19 @@ def build_runtimes(targets: tuple[str, ...], everything: bool, jobs: int | None)
         wanted = (here,)
     else:
         raise PyllamafileError("this system is no target", hint="name one with --target, or --all")
+    if gpu:
+        names = {target.name for target in wanted}
+        wanted += tuple(each for each in WITH_GPU.values() if f"{each.os}-{each.arch}" in names)
     there = {target.name: native.find(target) for target in wanted}
     for found in filter(None, there.values()):
         say(_line(found))
     if gui := native.find_gui():
         say(_line(gui))
+    if gpu and (found_shaders := native.find_shaders()):
+        say(_line(found_shaders))
     missing = [target for target in wanted if not there[target.name]]
-    if not missing and gui:
+    shaders = gpu and not found_shaders
+    if not missing and gui and not shaders:
         return
     failed = []
 
@@ -77,12 +87,13 @@ def build_runtimes(targets: tuple[str, ...], everything: bool, jobs: int | None)
         native.build_all(
             missing,
             gui=not gui,
+            shaders=shaders,
             jobs=jobs,
             progress=tell,
             finished=lambda made: say(_line(made)),
             failed=complained,
         )
-    count = len(missing) + (not gui)
+    count = len(missing) + (not gui) + shaders
     if failed and count > 1:
         fail(
             f"{len(failed)} of {count} failed: {', '.join(failed)}",
@@ -94,5 +105,5 @@ def build_runtimes(targets: tuple[str, ...], everything: bool, jobs: int | None)
 
 def _line(made: Runtime | Path) -> str:
     if isinstance(made, Path):
-        return f"web GUI  {made}"
+        return f"{'web GUI' if made.suffix == '.zip' else 'shaders'}  {made}"
     return f"{made.target}  {amount(made.size)}  {made.path}"

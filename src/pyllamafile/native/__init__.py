@@ -48,8 +48,8 @@ __all__ = [
     "prepare",
 ]
 
-# Seconds of a processor that a runtime and the web GUI take, about: shares of a bar.
-COMPILE, PACK, GUI = 350.0, 5.0, 100.0
+# Seconds of a processor that a runtime, the web GUI and the shaders take, about: shares of a bar.
+COMPILE, PACK, GUI, SHADERS = 350.0, 5.0, 100.0, 420.0
 
 FORGOTTEN = 30 * 86400  # seconds until a runtime that nothing asks for any more is removed
 
@@ -175,6 +175,7 @@ def build_all(
     targets: Sequence[Target],
     *,
     gui: bool,
+    shaders: bool = False,
     jobs: int | None = None,
     progress: Progress | None = None,
     finished: Callable[[Runtime | Path], None] | None = None,
@@ -185,9 +186,10 @@ def build_all(
     Args:
         targets: Which runtimes.
         gui: Whether the web GUI is built.
+        shaders: Whether the shaders for GPUs are compiled, behind the runtimes.
         jobs: How many compilers run at once, as in `build`.
         progress: Told about every step.
-        finished: Told about each runtime, and at last about the web GUI's zip.
+        finished: Told about each runtime, and at last about the shaders and the web GUI's zip.
         failed: Told of the name and the error of what fails, which then doesn't stop the rest.
 
     Raises:
@@ -195,8 +197,10 @@ def build_all(
     """
     tell = progress or silent
     prepare(progress=tell)
-    pages = "web GUI"
-    work = {**{target.name: COMPILE + PACK for target in targets}, **({pages: GUI} if gui else {})}
+    pages, blob = "web GUI", "shaders"
+    work = {target.name: COMPILE + PACK for target in targets}
+    work.update({blob: SHADERS} if shaders else {})
+    work.update({pages: GUI} if gui else {})
     shares = Shares(tell, work)
     with contextlib.ExitStack() as stack:
         beside = None
@@ -229,6 +233,9 @@ def build_all(
         for target in targets:
             told = stopping(shares.of(target.name))
             attempt(target.name, functools.partial(build, target, jobs=jobs, progress=told))
+        if shaders:
+            told = stopping(shares.of(blob))
+            attempt(blob, functools.partial(build_shaders, jobs=jobs, progress=told))
         if beside:
             attempt(pages, beside.result)
 

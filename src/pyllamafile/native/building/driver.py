@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pyllamafile.errors import UnavailableError
-from pyllamafile.native.building import licenses, seams, tools
+from pyllamafile.native.building import licenses, seams, tools, vulkan
+from pyllamafile.native.building.shaders import Programs
 from pyllamafile.native.building.source import LLAMA_COMMIT, SDIST_SHA256
 from pyllamafile.progress import Progress, Step
 from pyllamafile.targets import Target
@@ -64,7 +65,8 @@ def key(target: Target) -> str:
         path.relative_to(RUNTIME).as_posix(): path for path in RUNTIME.rglob("*") if path.is_file()
     }
     scripts = {f"../{BUILDING.name}/{name}": BUILDING / name for name in _SCRIPTS}
-    for name, path in sorted({**sources, **scripts}.items()):
+    gpu = vulkan.sources() if target.vulkan else {}
+    for name, path in sorted({**sources, **scripts, **gpu}.items()):
         digest.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 
@@ -129,6 +131,7 @@ def compile_runtime(
     edited = folder / "edited"
     seams.meet(source, edited, target.system)
     scripts = _toolchain(folder / "tools", target, zig, source)
+    gpu = vulkan.settings(Programs(zig, cmake, ninja), tell) if target.vulkan else {}
     settings = {
         **_settings(target),
         **variant.settings,
@@ -138,6 +141,7 @@ def compile_runtime(
         "EDITED": edited,
         "BUILDING": BUILDING,
         "PYTHON": sys.executable,
+        **gpu,
     }
     name = "-".join(filter(None, (target.name, variant.name)))
     what = f"building the runtime for {name}"
@@ -162,7 +166,8 @@ def compile_runtime(
         for file in linked
         if not Path(file).is_relative_to(variant.folder)
     ]
-    return program, licenses.notices(target, files, source, zig.parent, RUNTIME)
+    others = {name: folder for name, folder in gpu.items() if name in licenses.VULKAN}
+    return program, licenses.notices(target, files, source, zig.parent, RUNTIME, others)
 
 
 def _options(target: Target) -> list[str]:

@@ -9,7 +9,7 @@ import importlib.metadata
 import re
 import subprocess
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,12 +74,24 @@ TOOLCHAIN: tuple[Component, ...] = (
     Component("libc++abi", r".*/(lib)?c\+\+abi\.", "libcxxabi/LICENSE.TXT"),
     Component("libunwind", r".*/(lib)?unwind\.", "libunwind/LICENSE.TXT"),
     Component("zig (compiler-rt)", r".*/(lib)?(compiler_rt|zigc|ubsan_rt)\.", "../LICENSE"),
+    Component("glibc (crt)", r"linux-gnu/(libc_nonshared\.a|\w*crt\w*\.o)", "libc/glibc/LICENSES"),
     Component("musl", r"linux/(libc\.a|\w*crt\w*\.o)", "libc/musl/COPYRIGHT"),
     Component("mingw-w64", "windows/", "libc/mingw/COPYING"),
     Component("FreeBSD (crt)", r"freebsd/\w+\.o", "libc/freebsd/lib/csu/**/*.[cS]", COMMENT),
     Component("NetBSD (crt)", r"netbsd/\w+\.o", "libc/netbsd/lib/csu/**/*.[cS]", COMMENT),
     Component("OpenBSD (crt)", r"openbsd/\w+\.o", "libc/openbsd/lib/csu/**/*.c", COMMENT),
 )
+
+# Below the folders that a program with ggml-vulkan takes in addition, by their names.
+VULKAN: Mapping[str, tuple[Component, ...]] = {
+    "VULKAN_HEADERS": (
+        Component("Vulkan-Headers", "(vulkan|vk_video)/", "../share/doc/libvulkan-dev/copyright"),
+        Component("SPIRV-Headers", "spirv/", "../share/doc/spirv-headers/copyright"),
+    ),
+    "ZSTD": (Component("zstd", "", "LICENSE"),),
+    "SHADER_TABLES": (),  # made of upstream's, and of ours
+    "VULKAN": (),  # ours
+}
 
 
 def linked(ninja: Path, out: Path) -> list[str]:
@@ -123,7 +135,12 @@ def _output(command: list[str], folder: Path) -> str:
 
 
 def notices(
-    target: Target, files: Iterable[str], source: Path, zig: Path, ours: Path
+    target: Target,
+    files: Iterable[str],
+    source: Path,
+    zig: Path,
+    ours: Path,
+    others: Mapping[str, Path] | None = None,
 ) -> dict[str, str]:
     """The notices that belong to a program, by the names of its components.
 
@@ -133,19 +150,26 @@ def notices(
         source: llama.cpp's folder.
         zig: zig's folder.
         ours: The folder of the runtime's own sources.
+        others: The folders of `VULKAN`, for a program that has them.
 
     Raises:
         PyllamafileError: A component has none.
     """
     found = {"pyllamafile": _own()}
+    system = f"{target.os}-gnu" if "-linux-gnu" in target.triple else target.os
     for file in files:
-        if _within(file, source):
+        if other := next((item for item in (others or {}).items() if _within(file, item[1])), None):
+            if VULKAN[other[0]]:
+                name = Path(file).relative_to(other[1]).as_posix()
+                component = _component(VULKAN[other[0]], name)
+                found.setdefault(component.name, _notice(component, other[1]))
+        elif _within(file, source):
             component = _component(UPSTREAM, Path(file).relative_to(source).as_posix())
             found.setdefault(component.name, _notice(component, source))
             found[component.name] += _further_holders(Path(file), found[component.name])
         elif not _within(file, zig) and not _within(file, ours):
             made = re.search(r"/o/[0-9a-f]{32}/([^/]+)$", file)  # in zig's cache
-            component = _component(TOOLCHAIN, f"{target.os}/{made[1]}" if made else file)
+            component = _component(TOOLCHAIN, f"{system}/{made[1]}" if made else file)
             found.setdefault(component.name, _notice(component, zig / "lib"))
     return dict(sorted(found.items(), key=lambda item: item[0].lower()))
 

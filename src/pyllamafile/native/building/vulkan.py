@@ -44,6 +44,7 @@ def settings(programs: shaders.Programs, tell: Progress) -> dict[str, Path]:
     """
     return {
         "CMAKE_PROJECT_runtime_INCLUDE": FOLDER / "project.cmake",
+        "VULKAN": FOLDER,
         "VULKAN_HEADERS": headers(tell) / "usr" / "include",
         "SHADER_TABLES": shaders.tables(programs, tell),
         "ZSTD": vendored(ZSTD, progress=tell),

@@ -6,6 +6,7 @@
 #include "common.h"
 #include "container.h"
 #include "former.h"
+#include "gpu.h"
 #include "inputs.h"
 #include "llama.h"
 #include "named.h"
@@ -18,6 +19,7 @@
 
 #include <algorithm>
 #include <cctype>
+#include <cstddef>
 #include <cstdio>
 #include <cstdlib>
 #include <stdexcept>
@@ -111,7 +113,6 @@ bool converses(const mode & chosen) {
 }
 
 const names MODEL = { "-m", "--model" };
-const names GPU_LAYERS = { "-ngl", "--gpu-layers", "--n-gpu-layers" };
 const names MEDIA = { "--image", "--audio", "--video" };
 const names TEXT = { "-p", "--prompt", "-f", "--file", "-bf", "--binary-file" };
 const names COMPARISON = { "--kl-divergence" }; // its text is in the file of logits
@@ -128,14 +129,62 @@ const names ELSEWHERE = { "-mu", "--model-url", "--models-dir", "--models-preset
     throw std::runtime_error(wrong);
 }
 
-void leave_out_gpu(arguments & args, const flag_table & flags) {
+std::string in_lower_case(std::string text) {
+    for (char & c : text) {
+        c = (char)tolower((unsigned char)c);
+    }
+    return text;
+}
+
+const names GPU_LAYERS = { "-ngl", "--gpu-layers", "--n-gpu-layers" };
+
+#ifdef RUNTIME_HAS_GPU
+const names LIST = { "--list-devices" };
+// clang-format off
+const names OF_GPUS = {
+    "-ngl", "--gpu-layers", "--n-gpu-layers",
+    "-ngld", "--spec-draft-ngl", "--gpu-layers-draft", "--n-gpu-layers-draft",
+    "-dev", "--device", "-devd", "--spec-draft-device", "--device-draft",
+    "-sm", "--split-mode", "-ts", "--tensor-split", "-mg", "--main-gpu", "--list-devices",
+};
+// clang-format on
+
+// llama.cpp warns of these options, or refuses them, until it knows of a GPU, which is later.
+arguments take_for_gpus(arguments & args, const flag_table & flags) {
+    arguments out;
+    for (size_t at; (at = flags.find(args, OF_GPUS)) < args.size();) {
+        const auto first = args.begin() + (std::ptrdiff_t)at;
+        const auto last =
+            first + (std::ptrdiff_t)std::min(1 + flags.values(*first), args.size() - at);
+        out.insert(out.begin(), first, last);
+        args.erase(first, last);
+    }
+    return out;
+}
+
+void settle_gpu(arguments & args, const flag_table & flags) {
     const size_t gpu = flags.find(args, { "--gpu" });
     if (gpu < args.size()) {
         const std::string value = gpu + 1 < args.size() ? args[gpu + 1] : "";
-        std::string choice = value;
-        for (char & c : choice) {
-            c = (char)tolower((unsigned char)c);
+        const std::string choice = in_lower_case(value);
+        if (choice == "off" || choice == "disable" || choice == "disabled") {
+            choose_gpus(gpus::OFF);
+        } else if (choice == "auto") {
+            choose_gpus(gpus::AUTO);
+        } else if (choice == "vulkan") {
+            choose_gpus(gpus::NEEDED);
+        } else {
+            refuse(args[gpu], "--gpu " + value + ": there are auto, off and vulkan");
         }
+        flags.take(args, { "--gpu" });
+    }
+}
+#else
+void settle_gpu(arguments & args, const flag_table & flags) {
+    const size_t gpu = flags.find(args, { "--gpu" });
+    if (gpu < args.size()) {
+        const std::string value = gpu + 1 < args.size() ? args[gpu + 1] : "";
+        const std::string choice = in_lower_case(value);
         if (choice != "disable" && choice != "disabled" && choice != "auto") {
             refuse(args[gpu], "--gpu " + value +
                                   ": this runtime computes on the processor only; leave it out, or "
@@ -151,6 +200,7 @@ void leave_out_gpu(arguments & args, const flag_table & flags) {
     }
     flags.take(args, GPU_LAYERS);
 }
+#endif
 
 // llama.cpp has some formats of chat by name, and takes the name for one only when it is told not
 // to expect a template in Jinja, which is text with braces.
@@ -441,6 +491,18 @@ void settle_sandbox(arguments & args, const flag_table & flags, invocation & out
 
 } // namespace
 
+#ifdef RUNTIME_HAS_GPU
+bool lists_gpus(const invocation & asked) {
+    return asked.flags.has(asked.for_gpus, LIST);
+}
+
+bool wants_gpu(const invocation & asked) {
+    const size_t layers = asked.flags.find(asked.for_gpus, GPU_LAYERS);
+    const bool none = layers + 1 < asked.for_gpus.size() && asked.for_gpus[layers + 1] == "0";
+    return lists_gpus(asked) || (asked.computes && !none);
+}
+#endif
+
 void check_own(const arguments & own) {
     const flag_table flags(our_flags());
     arguments all = merge_args(own, {});
@@ -455,7 +517,10 @@ void check_own(const arguments & own) {
         if (each.flags != NO_COMMON_FLAGS) {
             arguments args = all;
             flags.leave_to_others(args, each.flags);
-            leave_out_gpu(args, flags);
+            settle_gpu(args, flags);
+#ifdef RUNTIME_HAS_GPU
+            take_for_gpus(args, flags);
+#endif
             translate_former(args, flags, each.flags);
             flags.check(args, each.flags, false);
             name_chat_template(args, flags);
@@ -498,7 +563,12 @@ invocation read_invocation(const arguments & own, const arguments & user) {
     if (several_machines && (!chosen.model || chosen.tool == llama_tokenize_main)) {
         fail(std::string("--on means nothing with ") + chosen.flag);
     }
-    leave_out_gpu(args, flags);
+    settle_gpu(args, flags);
+#ifdef RUNTIME_HAS_GPU
+    out.for_gpus = take_for_gpus(args, flags);
+    out.computes =
+        chosen.model && chosen.tool != llama_tokenize_main && !flags.has(args, { "--server-base" });
+#endif
     translate_former(args, flags, chosen.flags);
     if (chosen.flags != NO_COMMON_FLAGS) {
         flags.check(args, chosen.flags);

@@ -27,6 +27,8 @@ struct invocation {
     std::string model;           // what to call the weights
     struct weights weights = {}; // of the one model that there is
     struct machines machines;    // that compute as well
+    arguments for_gpus;          // what the tool is given as well, if there is one
+    bool computes = false;       // with a model; known where there may be a GPU
 
     bool logs = false;      // all that happens
     bool is_quiet = false;  // logs nothing but errors
@@ -37,6 +39,11 @@ struct invocation {
 // Reads both command lines; what is behind a flag of ours is looked for and checked. Throws
 // std::runtime_error with one line, which says so if what is wrong is in `.args`.
 invocation read_invocation(const arguments & own, const arguments & user);
+
+// Of programs that can use a GPU: whether those are to be listed and nothing else is to be done,
+// and whether one could do some of the work, or is to be listed.
+bool lists_gpus(const invocation & asked);
+bool wants_gpu(const invocation & asked);
 
 // Whether a file could start with these words in its `.args`, in every mode that reads them. Throws
 // the same. Weights and other files are not looked for.

@@ -7,6 +7,7 @@
 #include "container.h"
 #include "documents/embedder.h"
 #include "errors.h"
+#include "gpu.h"
 #include "invocation.h"
 #include "llama.h"
 #include "log.h"
@@ -104,6 +105,30 @@ int print_manual() {
     return 0;
 }
 
+#ifdef RUNTIME_HAS_GPU
+// Before this process is in its sandbox, in which it starts no other.
+void settle_gpus(invocation & asked, const std::string & llamafile) {
+    const char * why_not = asked.routes || asked.several ? "several models use none yet"
+                           : !asked.machines.names.empty()
+                               ? "a model over several machines uses none"
+                               : nullptr;
+    if (!wants_gpu(asked) || why_not != nullptr) {
+        if (why_not != nullptr && chosen_gpus() == gpus::NEEDED) {
+            throw std::runtime_error(std::string("--gpu vulkan: ") + why_not);
+        }
+        return;
+    }
+    const size_t at = asked.flags.find(asked.args, { "-m", "--model" });
+    const char * variable = getenv("LLAMA_ARG_MODEL");
+    const std::string weights = at + 1 < asked.args.size() ? std::string(asked.args[at + 1])
+                                : variable != nullptr      ? variable
+                                                           : "";
+    if (try_gpus(own_program, llamafile, weights)) {
+        asked.args.insert(asked.args.end(), asked.for_gpus.begin(), asked.for_gpus.end());
+    }
+}
+#endif
+
 void allow_what_is_named(const invocation & asked) {
     if (!asked.no_sandbox.empty()) {
         sandbox_is_off(asked.no_sandbox, asked.logs);
@@ -114,6 +139,7 @@ void allow_what_is_named(const invocation & asked) {
         name_output_of_quantize(asked.args, names);
     }
     names.program = own_program;
+    allow_drivers(names);
     sandbox_names(names, asked.logs);
 }
 
@@ -142,6 +168,17 @@ int run(const char * program, const arguments & user) {
         const arguments shares = start_workers(asked.machines, own_container, asked.weights);
         asked.args.insert(asked.args.end(), shares.begin(), shares.end());
     }
+#ifdef RUNTIME_HAS_GPU
+    if (asked.wanted == invocation::WORK) {
+        settle_gpus(asked, program);
+        if (lists_gpus(asked)) {
+            allow_what_is_named(asked);
+            enter_sandbox(duty::COMPUTES);
+            list_gpus();
+            return 0;
+        }
+    }
+#endif
     allow_what_is_named(asked);
     if (asked.wanted != invocation::WORK) {
         enter_sandbox(duty::PRINTS);
@@ -180,6 +217,7 @@ int run(const char * program, const arguments & user) {
     const auto start = [&](const arguments & args) {
         if (!asked.converses) {
             use_workers(); // there another process has the model
+            use_gpus();
         }
         return call(asked.tool, asked.several ? own_program.c_str() : program, args);
     };
@@ -300,6 +338,11 @@ int main(int argc, char ** argv) {
             }
             return *code;
         }
+    }
+#endif
+#ifdef RUNTIME_HAS_GPU
+    if (!user.empty() && user[0] == TRY_GPUS) {
+        return trial_of_gpus(user);
     }
 #endif
     try {

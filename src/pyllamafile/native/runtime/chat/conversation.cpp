@@ -6,6 +6,7 @@
 #include "cli-client.h"
 #include "common.h"
 #include "console.h"
+#include "gpu.h"
 #include "llama.h"
 #include "log.h"
 #include "machines/machines.h"
@@ -857,6 +858,7 @@ class model_server {
         start_states();
         enter_sandbox(duty::SERVES, { port });
         use_workers();
+        use_gpus();
         std::thread([parent] {
             char byte;
             while (read(parent, &byte, 1) == 1) { // from here on, its answers say what is wrong

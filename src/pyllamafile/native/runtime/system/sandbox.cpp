@@ -7,19 +7,19 @@
 
 // clang-format off
 static const permissions TABLE[] = {
-    //                                           reads         writes        network            starts
-    { duty::PRINTS,    "--version, --licenses",  files::NAMED, files::NAMED, network::NONE,     false },
-    { duty::COMPUTES,  "-p, and the tools",      files::NAMED, files::NAMED, network::NONE,     false },
-    { duty::SERVES,    "the server of a model",  files::NAMED, files::NAMED, network::LISTENS,  false },
-    { duty::ROUTES,    "the server of several",  files::NAMED, files::NAMED, network::ROUTES,   true },
+    //                                           reads         writes        network            starts drives
+    { duty::PRINTS,    "--version, --licenses",  files::NAMED, files::NAMED, network::NONE,     false, false },
+    { duty::COMPUTES,  "-p, and the tools",      files::NAMED, files::NAMED, network::NONE,     false, true },
+    { duty::SERVES,    "the server of a model",  files::NAMED, files::NAMED, network::LISTENS,  false, true },
+    { duty::ROUTES,    "the server of several",  files::NAMED, files::NAMED, network::ROUTES,   true,  false },
     // It reads and writes what somebody types, and never sees the weights: a process beside it does.
-    { duty::CONVERSES, "--chat at the terminal", files::ALL,   files::ALL,   network::CONNECTS, false },
-    { duty::ASKS,      "--server-base",          files::ALL,   files::ALL,   network::ANYWHERE, false },
-    { duty::QUESTIONS, "--ask",                  files::NAMED, files::NAMED, network::CONNECTS, false },
+    { duty::CONVERSES, "--chat at the terminal", files::ALL,   files::ALL,   network::CONNECTS, false, false },
+    { duty::ASKS,      "--server-base",          files::ALL,   files::ALL,   network::ANYWHERE, false, false },
+    { duty::QUESTIONS, "--ask",                  files::NAMED, files::NAMED, network::CONNECTS, false, false },
     // It has conversations or states, in a folder that is all it may use (system/split-off.h).
-    { duty::KEEPS,     "the server's keepers",   files::NAMED, files::NAMED, network::NONE,     false },
+    { duty::KEEPS,     "the server's keepers",   files::NAMED, files::NAMED, network::NONE,     false, false },
     // It computes for another machine, which it knows by standard input and output alone.
-    { duty::WORKS,     "a worker of --on",       files::NAMED, files::NAMED, network::NONE,     false },
+    { duty::WORKS,     "a worker of --on",       files::NAMED, files::NAMED, network::NONE,     false, false },
 };
 // clang-format on
 

@@ -26,9 +26,11 @@ struct permissions {
     files writes;
     network net;
     bool starts; // its own program again; nobody starts another one
+    bool drives; // has the driver of a GPU, where one is used: what that takes is no one else's
 };
 
-// The table. Nobody gets executable memory, another process's memory, or more rights.
+// The table. Nobody gets another process's memory, or more rights; nor executable memory, but for a
+// process with a driver in it.
 const permissions & permissions_of(duty what);
 
 // What the command line has named.
@@ -38,6 +40,8 @@ struct named {
     std::string program;              // its own
     std::vector<int> ports;           // TCP
     std::vector<std::string> sockets; // paths that it listens on
+    bool gpu = false;                 // one is used
+    std::vector<std::string> drivers; // files and folders of its driver, beside the system's
 };
 
 // Must be called first, or enter_sandbox does nothing. `aloud`: it is to say what it did.

@@ -53,6 +53,43 @@ const char * const SYSTEM[] = {
 };
 const char * const DEVICES[] = { "/dev/null", "/dev/tty" };
 
+// What the drivers of GPUs are, and look at: libraries, manifests, settings, what there is for a
+// machine. A folder of the user's is none of these: no driver keeps compiled shaders there.
+const char * const DRIVERS[] = {
+    "/lib",
+    "/lib64",
+    "/usr/lib",
+    "/usr/lib64",
+    "/usr/local/lib",
+    "/nix/store",
+    "/run/opengl-driver",
+    "/etc/ld.so.cache",
+    "/etc/vulkan",
+    "/etc/drirc",
+    "/usr/share/vulkan",
+    "/usr/share/drirc.d",
+    "/usr/share/libdrm",
+    "/usr/share/nvidia",
+    "/usr/local/etc/vulkan",
+    "/usr/local/share/vulkan",
+    "/proc/driver",
+    "/proc/modules",
+    "/sys/bus/pci",
+    "/sys/class/drm",
+    "/sys/dev/char",
+    "/sys/devices",
+    "/sys/module",
+};
+const char * const GPUS[] = {
+    "/dev/dri",     "/dev/dxg",     "/dev/kfd",     "/dev/nvidiactl",  "/dev/nvidia-modeset",
+    "/dev/nvidia0", "/dev/nvidia1", "/dev/nvidia2", "/dev/nvidia3",    "/dev/nvidia4",
+    "/dev/nvidia5", "/dev/nvidia6", "/dev/nvidia7", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools",
+};
+
+bool has_driver(const permissions & may, const named & names) {
+    return may.drives && names.gpu;
+}
+
 class ruleset {
   public:
     ruleset(int abi, const permissions & may) {
@@ -135,6 +172,17 @@ bool enter_landlock(int abi, const permissions & may, const named & names) {
     for (const std::string & path : names.writes) {
         rules.allow(path, READ | WRITE | DEVICE | MAKE);
     }
+    if (has_driver(may, names)) {
+        for (const char * path : DRIVERS) {
+            rules.allow(path, READ);
+        }
+        for (const std::string & path : names.drivers) {
+            rules.allow(path, READ);
+        }
+        for (const char * path : GPUS) {
+            rules.allow(path, READ | LANDLOCK_ACCESS_FS_WRITE_FILE | DEVICE);
+        }
+    }
     if (may.starts) {
         rules.allow(names.program, LANDLOCK_ACCESS_FS_READ_FILE | EXECUTE);
         rules.allow("/proc", READ); // its models have a folder of their own there
@@ -175,7 +223,7 @@ const std::vector<int> NEVER = {
     SYS_reboot, SYS_swapon, SYS_swapoff, SYS_acct, SYS_quotactl, SYS_syslog, SYS_vhangup,
     SYS_sethostname, SYS_setdomainname, SYS_settimeofday, SYS_clock_settime, SYS_clock_adjtime,
     SYS_adjtimex, SYS_personality,
-    SYS_open_by_handle_at, SYS_name_to_handle_at, SYS_fanotify_init, SYS_memfd_create,
+    SYS_open_by_handle_at, SYS_name_to_handle_at, SYS_fanotify_init,
     SYS_mknodat, SYS_execveat, SYS_socketpair,
     SYS_setuid, SYS_setgid, SYS_setreuid, SYS_setregid, SYS_setresuid, SYS_setresgid,
     SYS_setgroups, SYS_setfsuid, SYS_setfsgid, SYS_capset,
@@ -357,13 +405,17 @@ void refuse_network(filter & out, network net, const named & names) {
     }
 }
 
+// A driver is a library, compiles for its GPU, or for the processor as lavapipe does, and shares
+// memory with it by descriptors.
 void refuse_memory(filter & out) {
+    out.refuse(SYS_memfd_create);
     out.refuse_bits(SYS_mmap, 2, PROT_EXEC);
     out.refuse_bits(SYS_mprotect, 2, PROT_EXEC);
     out.refuse_bits(SYS_pkey_mprotect, 2, PROT_EXEC);
 }
 
-void refuse_changes(filter & out, const permissions & may, const named & names) {
+// `by_path`: Landlock does so as well, which tells a device that a driver writes to from a file.
+void refuse_changes(filter & out, const permissions & may, const named & names, bool by_path) {
     if (may.writes == files::ALL) {
         return;
     }
@@ -371,6 +423,9 @@ void refuse_changes(filter & out, const permissions & may, const named & names) 
     if (names.writes.empty()) {
         out.refuse(SYS_openat2, ENOSYS); // its flags are out of sight
         out.refuse(CHANGES);
+        if (has_driver(may, names) && by_path) {
+            return;
+        }
         const uint32_t writes = O_WRONLY | O_RDWR | O_CREAT | O_TRUNC | (O_TMPFILE & ~O_DIRECTORY);
         out.refuse_bits(SYS_openat, 2, writes);
 #if defined(__x86_64__)
@@ -379,13 +434,15 @@ void refuse_changes(filter & out, const permissions & may, const named & names) 
     }
 }
 
-bool enter_seccomp(const permissions & may, const named & names) {
+bool enter_seccomp(const permissions & may, const named & names, bool landlock) {
     filter out;
     out.refuse(NEVER);
     refuse_programs(out, may.starts);
     refuse_network(out, may.net, names);
-    refuse_memory(out);
-    refuse_changes(out, may, names);
+    if (!has_driver(may, names)) {
+        refuse_memory(out);
+    }
+    refuse_changes(out, may, names, landlock);
     out.refuse_unless(SYS_prlimit64, 0, { 0 }); // the limits of others
     // What is typed for the shell that started it, and what is selected on a console.
     out.refuse_value(SYS_ioctl, 1, TIOCSTI);
@@ -433,10 +490,12 @@ std::string confine(const permissions & may, const named & names) {
     prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
     const int abi = landlock_abi();
     const bool landlock = abi > 0 && enter_landlock(abi, may, names);
-    const bool seccomp = enter_seccomp(may, names);
+    const bool seccomp = enter_seccomp(may, names, landlock);
     const std::string name = "Landlock ABI " + std::to_string(abi);
+    const std::string driver = has_driver(may, names) ? " (with the driver of a GPU)" : "";
     if (landlock && seccomp) {
-        return name + ", seccomp" + (abi >= 4 ? "" : " (older than ABI 4: ports are not confined)");
+        return name + ", seccomp" + driver +
+               (abi >= 4 ? "" : " (older than ABI 4: ports are not confined)");
     }
     return landlock  ? name + " (no seccomp: system calls are not confined)"
            : seccomp ? "seccomp (no Landlock: reading is not confined)"

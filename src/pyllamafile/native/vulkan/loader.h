@@ -1,0 +1,7 @@
+// The Vulkan loader of the system, opened when it is wanted: the program starts without one.
+#pragma once
+
+#include <string>
+
+// Opens it, once. Says why not, in a few words; empty when it is open.
+const std::string & open_vulkan_loader();
