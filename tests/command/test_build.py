@@ -148,8 +148,24 @@ def test_an_interrupted_extraction_leaves_nothing(built, tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        pyllamafile.extract(built.path, tmp_path / "new", progress=progress)
-    assert names(tmp_path / "new") == []
+        pyllamafile.extract(built.path, tmp_path / "new" / "er", progress=progress)
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "there").mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        pyllamafile.extract(built.path, tmp_path / "there", progress=progress)
+    assert names(tmp_path / "there") == []
+
+
+def test_an_extraction_that_fails_leaves_what_it_has_extracted(built, tmp_path):
+    def progress(step):
+        if (tmp_path / "new" / "m.gguf").exists():
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pyllamafile.extract(
+            built.path, tmp_path / "new", ["m.gguf", "llamafile.json"], progress=progress
+        )
+    assert names(tmp_path / "new") == ["m.gguf"]
 
 
 def test_bytes_behind_the_last_tensor_are_kept(folder, model):

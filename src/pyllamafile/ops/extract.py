@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Sequence
@@ -58,10 +59,13 @@ def extract(
         if target.exists() and not force:
             raise exists(target)
     done, total = 0, sum(member.size for member in chosen)
-    for member, target in targets:
-        count = counted(progress or silent, f"extracting {path.name}", total, done)
-        _extract_one(path, member, target, force, count)
-        done += member.size
+    with contextlib.ExitStack() as made:
+        for member, target in targets:
+            count = counted(progress or silent, f"extracting {path.name}", total, done)
+            _make_folders(target, made)
+            _extract_one(path, member, target, force, count)
+            done += member.size
+        made.pop_all()
     return [target for _, target in targets]
 
 
@@ -84,11 +88,23 @@ def _inside(path: Path, root: Path, member: Member) -> Path:
     return target
 
 
-def _extract_one(path: Path, member: Member, target: Path, force: bool, count: Count) -> None:
+def _make_folders(target: Path, made: contextlib.ExitStack) -> None:
+    """Make those that a file is in; those that stay empty go again at the stack's end."""
+    missing = [folder for folder in target.parents if not folder.exists()]
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        for folder in reversed(missing):
+            made.callback(_remove_empty, folder)
+            folder.mkdir(exist_ok=True)
     except OSError as error:
         raise AccessError(f"{target}: {error.strerror}", path=target) from error
+
+
+def _remove_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+def _extract_one(path: Path, member: Member, target: Path, force: bool, count: Count) -> None:
     mode = permitted(0o777 if member.mode & 0o100 else 0o666)
     with appearing(target, force=force, mode=mode) as (file, _):
         done = 0
