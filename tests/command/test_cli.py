@@ -481,7 +481,17 @@ def test_it_says_what_is_not_at_hand(
         native, "build_gui", lambda **options: shutil.copy(pages_zip, prebuilt / "ui.zip")
     )
     done = run("build", "--gguf", "m.gguf", *arguments)
-    assert (done.code, done.err.splitlines()) == (0, [said] if said else [])
+    assert (done.code, done.err) == (0, f"{said}\n" if said else "")
+
+
+def test_weights_without_their_option_are_told_it(run, here):
+    done = run("build", "m.gguf", "-o", "o")
+    said = "Got unexpected extra argument (m.gguf); weights are given as --gguf m.gguf"
+    assert (done.code, done.err.splitlines()[-1]) == (2, f"Error: {said}")
+    done = run("build", "--gguf", "m.gguf", "n.gguf", "k.gguf")
+    assert done.err.endswith("(n.gguf k.gguf); weights are given as --gguf n.gguf\n")
+    assert "weights are given" not in run("build", "--gguff", "m.gguf").err
+    assert names() == ["m.gguf"]
 
 
 def test_targets_that_nobody_wanted_are_not_lacking(run, here):

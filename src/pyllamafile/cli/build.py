@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace
@@ -26,7 +27,23 @@ if TYPE_CHECKING:
     from pyllamafile import Adapter, Built, Persona
 
 
-@click.command()
+class _Build(click.Command):
+    """`build`, which takes no arguments but options: most people try weights by themselves."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As click does, with a hint at what an argument may be meant as."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            found = re.search(r"unexpected extra arguments? \((\S*)", error.message)
+            if not found:
+                raise
+            first = found[1].rstrip(")")
+            hint = f"weights are given as --gguf {first}"
+            raise click.UsageError(f"{error.message}; {hint}", ctx) from error
+
+
+@click.command(cls=_Build)
 @click.option(
     "--gguf",
     multiple=True,
