@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -123,6 +123,8 @@ def runtimes_for(names: Sequence[str], gui: bool, progress: Progress) -> list[Ru
     if missing or gui:
         native.check_tools()
         progress(Step("notice", _announcement(missing, bool(at_hand), gui)))
+        if missing and at_hand:
+            progress(Step("notice", _instead(at_hand)))
         made: list[Runtime | Path] = []
         native.build_all(missing, gui=gui, progress=progress, finished=made.append)
         at_hand |= {each.target: each for each in made if isinstance(each, Runtime)}
@@ -141,6 +143,12 @@ def _announcement(missing: Sequence[Target], others: bool, gui: bool) -> str:
         f"{what} is at hand yet: compiling llama.cpp{pages}, once. "
         f"That takes about ten minutes{each} on two cores."
     )
+
+
+def _instead(at_hand: Iterable[str]) -> str:
+    """What can be had at once."""
+    names = ", ".join(at_hand)
+    return f"Without --target a file gets what is at hand, and nothing is compiled: {names}."
 
 
 def host_runtime(progress: Progress) -> Runtime:

@@ -438,14 +438,16 @@ def test_without_any_runtime_it_says_what_takes_so_long(run, here, monkeypatch, 
             ("--target", "linux"),
             True,
             "No runtime for linux-arm64 is at hand yet: compiling llama.cpp, once. "
-            "That takes about ten minutes on two cores.",
+            "That takes about ten minutes on two cores.\n"
+            "Without --target a file gets what is at hand, and nothing is compiled: linux-amd64.",
         ),
         (
             ("linux-amd64",),
             ("--target", "macos", "--target", "linux-amd64"),
             True,
             "No runtime for macos-amd64, macos-arm64 is at hand yet: compiling llama.cpp, once. "
-            "That takes about ten minutes for each on two cores.",
+            "That takes about ten minutes for each on two cores.\n"
+            "Without --target a file gets what is at hand, and nothing is compiled: linux-amd64.",
         ),
         (
             ("linux-amd64",),
