@@ -98,7 +98,8 @@ def embedded(
         if done < len(texts) or process.wait() != 0:
             errors.seek(0)
             said = errors.read().decode(errors="replace").rpartition("error: ")[2].strip()
-            raise RefusedError(f"{model}: {said or 'makes no vectors of texts'}", path=model)
+            said = said or "makes no vectors of texts"
+            raise RefusedError(said if str(model) in said else f"{model}: {said}", path=model)
 
 
 def tokens(program: bytes, weights: Path, text: bytes) -> int | None:
