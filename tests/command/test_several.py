@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import loadable
 import pytest
 from fixtures import png, tiny_ear, tiny_gguf, tiny_lora, tiny_phi3, tiny_projector, wav
 from running import ARTIFACTS, COMMAND, browsing, childless, children, ready, run, serving
@@ -433,6 +434,19 @@ def test_seam_a_draft_changes_nothing_but_the_time(
     assert "draft_n" not in plain["timings"]
     # It is no second model, and a mode that has no use for it leaves it alone.
     assert answer(drafted).startswith("The capital of France is Paris")
+
+
+@pytest.mark.native
+def test_seam_a_draft_of_another_vocabulary_is_refused(
+    smollm2: Path, runtime: Path, tmp_path: Path
+) -> None:
+    """Somebody has named it, and would wait for an answer that comes no sooner."""
+    draft = loadable.llama().write(tmp_path / "draft.gguf")
+    why = "its vocabulary is not the model's; give one of the same family, or none"
+    for mode in (("--server", "--nobrowser"), ("--ask", "Hello?")):
+        done = run(runtime, "-m", smollm2, "-md", draft, *mode)
+        assert (done.returncode, b"Hello" in done.stdout) == (1, False)
+        assert done.stderr.decode() == f"error: the draft can't be used: {why}\n"
 
 
 @pytest.fixture(scope="module")

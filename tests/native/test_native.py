@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import lief
+import loadable
 import pytest
 from running import free_port, need, ready, run, serving
 
@@ -307,6 +308,67 @@ def test_quantize_from_the_llamafile(llamafile: Path, tmp_path: Path) -> None:
     done = run(llamafile, "--quantize", "--allow-requantize", llamafile, small, "Q2_K")
     assert done.returncode == 0, done.stderr
     assert pyllamafile.inspect(small).models[0].quantization == "Q2_K"
+
+
+def test_seam_a_broken_grammar_is_one_line(llamafile: Path, tmp_path: Path) -> None:
+    whys = {
+        "root ::= (": b"expecting ')' at the end",
+        "nonsense\n\n": b"expecting ::= at the end of a line",
+        "root ::= x": b"Undefined rule identifier 'x'",
+        'x ::= "a"': b"it has no rule called root",
+        'root ::= root "a"': b"a rule begins with itself, which is left recursion",
+    }
+    for grammar, why in whys.items():
+        done = run(llamafile, "-p", "x", "-n", "2", "--grammar", grammar)
+        said = b"error: failed to parse grammar: " + why + b"\n"
+        assert (done.returncode, done.stdout, done.stderr) == (1, b"", said)
+        done = run(llamafile, "--ask", "x", "-n", "2", "--grammar", grammar)
+        assert (done.returncode, done.stdout) == (1, b"")
+        said = b"error: [^\n]*failed to parse grammar: " + re.escape(why) + b"\n"
+        assert re.fullmatch(said, done.stderr), done.stderr
+    (tmp_path / "g").write_text("root ::= (")
+    done = run(llamafile, "--server", "--nobrowser", "--grammar-file", tmp_path / "g")
+    assert (done.returncode, done.stderr.count(b"\n")) == (1, 1)
+    assert done.stderr.endswith(b"failed to parse grammar: expecting ')' at the end\n")
+
+
+@pytest.mark.parametrize("option", ["--slot-save-path", "--media-path"])
+def test_a_folder_that_is_none_is_refused_in_one_line(
+    option: str, llamafile: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    for name, why in (("none", "there is no such folder"), ("file", "is no folder")):
+        done = run(llamafile, "--server", "--nobrowser", option, tmp_path / name)
+        said = f"error: {option} {tmp_path / name}: {why}\n"
+        assert (done.returncode, done.stderr.decode()) == (1, said)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("mode", [("-p", "x"), ("--ask", "x"), ("--chat",)])
+def test_a_model_for_embeddings_writes_no_text(
+    mode: tuple[str, ...], llamafile: Path, tmp_path: Path
+) -> None:
+    model = loadable.bert().write(tmp_path / "bert.gguf")
+    done = run(llamafile, "-m", model, *mode)
+    why = "makes embeddings, and writes no text; its server has them: --server --embeddings"
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert done.stderr.decode() == f"error: {model}: {why}\n"
+    assert run(llamafile, "-m", model, "--tokenize", "-p", "x").returncode == 0
+
+
+def test_seam_a_text_too_short_for_perplexity(llamafile: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("It was the best of times.")
+    for more in ((), ("--ppl-stride", "4")):
+        done = run(llamafile, "--perplexity", "-f", text, "-c", "64", *more)
+        assert done.returncode == 1
+        *_, said = done.stderr.splitlines()
+        assert re.fullmatch(
+            rb"error: the text has 7 tokens, and perplexity takes at least \d+ with a context of "
+            rb"\d+; give a longer text, or a smaller context \(-c\)",
+            said,
+        )
+        assert done.stderr.count(b"error") == 1
 
 
 def test_perplexity(llamafile: Path, tmp_path: Path) -> None:

@@ -261,7 +261,7 @@ def test_seam_grammars_without_end(name: str, server: str, llamafile: Path, tmp_
     (tmp_path / "grammar").write_text(grammar)
     done = run(llamafile, "-p", "x", "-n", "2", "--grammar-file", tmp_path / "grammar")
     assert (done.returncode, done.stdout) == (1, b"")
-    line = rb"error: (failed to parse grammar|.*left recursion.*|.*too (many|large|deep).*)\n"
+    line = rb"error: (failed to parse grammar: .+|.*left recursion.*|.*too (many|large|deep).*)\n"
     assert re.search(line + rb"\Z", done.stderr), done.stderr[-300:]
 
 

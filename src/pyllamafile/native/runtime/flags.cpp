@@ -78,14 +78,20 @@ std::string refusal(const common_arg & option, const std::string & value, bool f
         "-f",     "-bf", "--grammar-file", "-jf", "-sysf", "--chat-template-file", "--api-key-file",
         "--image"
     };
+    static const std::set<std::string> FOLDERS = { "--slot-save-path", "--media-path" };
     const std::string hint = option.value_hint;
     if (hint == "FNAME" || hint == "FILE" || hint == "PATH") {
         // a look only: who reads a pipe twice finds it empty
         std::error_code ignored;
+        const auto status = std::filesystem::status(std::filesystem::u8path(value), ignored);
+        if (files && FOLDERS.count(option.args[0]) > 0) {
+            return std::filesystem::is_directory(status) ? ""
+                   : std::filesystem::exists(status)     ? "is no folder"
+                                                         : "there is no such folder";
+        }
         if (!files || READ.count(option.args[0]) == 0 || value == "-") {
             return {};
         }
-        const auto status = std::filesystem::status(std::filesystem::u8path(value), ignored);
         return !std::filesystem::exists(status)        ? "no such file"
                : std::filesystem::is_directory(status) ? "is a directory"
                                                        : "";

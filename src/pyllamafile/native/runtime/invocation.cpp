@@ -327,6 +327,9 @@ void choose_batches(arguments & args, const flag_table & flags, const weights & 
     }
 }
 
+// What can be done with a model that writes no text, such as BERT.
+int (*const EMBEDDERS_TOO[])(int, char **) = { llama_server, llama_tokenize_main, llama_bench };
+
 // Puts the weights into the arguments under a name that weights.cpp can open again. Returns what to
 // call them.
 std::string choose_weights(arguments & args, const flag_table & flags, const mode & chosen,
@@ -361,6 +364,12 @@ std::string choose_weights(arguments & args, const flag_table & flags, const mod
     out.weights = found;
     if (found.kind != weights_kind::MODEL) {
         refuse(about, name + ": goes with a model and is none itself");
+    }
+    const auto & takes = EMBEDDERS_TOO;
+    if (found.embeds && found.looks_ahead &&
+        std::find(std::begin(takes), std::end(takes), chosen.tool) == std::end(takes)) {
+        refuse(about, name + ": makes embeddings, and writes no text; its server has them: "
+                             "--server --embeddings");
     }
     if (given) {
         args[at + 1] = found.name();

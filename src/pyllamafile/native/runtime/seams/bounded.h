@@ -1,8 +1,10 @@
 // In front of upstream's readers of what a stranger may have written, grammars, schemas and
-// templates: how deep that may go, and how much a template may do.
+// templates: how deep that may go, how much a template may do, and what is wrong with a grammar.
 #pragma once
 
 #include <cstddef>
+#include <cstdio>
+#include <cstring>
 #include <stdexcept>
 #include <string>
 
@@ -48,3 +50,17 @@ class template_work {
   private:
     static inline thread_local size_t left = 0;
 };
+
+// What is wrong with the grammar that a thread read last, to be put behind what is said of it:
+// upstream prints it with the whole grammar, and tells those who asked nothing.
+inline thread_local char grammar_problem[200] = "";
+
+// Upstream's reasons may end with all of the grammar from some place on: its line is enough.
+inline void keep_grammar_problem(const char * why) {
+    const int line = (int)strcspn(why, "\r\n");
+    const bool at_end = line > 3 && strncmp(why + line - 3, "at ", 3) == 0;
+    snprintf(grammar_problem, sizeof(grammar_problem), ": %.*s%s", line, why,
+             !at_end             ? ""
+             : why[line] == '\0' ? "the end"
+                                 : "the end of a line");
+}
