@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -308,6 +310,46 @@ def test_quantize_from_the_llamafile(llamafile: Path, tmp_path: Path) -> None:
     done = run(llamafile, "--quantize", "--allow-requantize", llamafile, small, "Q2_K")
     assert done.returncode == 0, done.stderr
     assert pyllamafile.inspect(small).models[0].quantization == "Q2_K"
+
+
+def test_seam_a_quantizer_that_fails_leaves_nothing(
+    llamafile: Path, smollm2: Path, tmp_path: Path
+) -> None:
+    old = tmp_path / "old.gguf"
+    old.write_bytes(b"old")
+    again = ("--quantize", "--allow-requantize", smollm2)
+    done = run(llamafile, "--quantize", smollm2, old, "Q4_K_M")
+    assert (done.returncode, b"requantizing from type q4_1 is disabled" in done.stderr) == (1, True)
+    too_large = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (20 << 20, 20 << 20))
+    done = subprocess.run([llamafile, *again, old, "Q2_K"], preexec_fn=too_large)
+    assert done.returncode == -signal.SIGXFSZ
+    for how in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        with subprocess.Popen(
+            [llamafile, *again, old, "Q4_K_M"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        ) as process:
+            while len(list(tmp_path.iterdir())) < 2:  # the draft is there
+                assert process.poll() is None
+                time.sleep(0.01)
+            process.send_signal(how)
+        assert process.returncode == -how
+    assert [(path, path.read_bytes()) for path in tmp_path.iterdir()] == [(old, b"old")]
+
+
+def test_what_is_quantized_takes_the_place_of_a_file_but_not_of_a_link_or_a_device(
+    llamafile: Path, smollm2: Path, tmp_path: Path
+) -> None:
+    old, link = tmp_path / "old.gguf", tmp_path / "link.gguf"
+    old.write_bytes(b"old")
+    link.symlink_to(old)
+    for output in (link, Path(os.devnull)):
+        done = run(llamafile, "--quantize", "--allow-requantize", smollm2, output, "Q2_K")
+        assert done.returncode == 0, done.stderr
+    assert pyllamafile.inspect(old).models[0].quantization == "Q2_K"
+    assert sorted(tmp_path.iterdir()) == [link, old]
+    assert link.is_symlink()
+    assert Path(os.devnull).is_char_device()
 
 
 def test_seam_a_broken_grammar_is_one_line(llamafile: Path, tmp_path: Path) -> None:
