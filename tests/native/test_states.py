@@ -17,6 +17,7 @@ from running import post, run, serving
 
 import pyllamafile
 from pyllamafile import RefusedError, native
+from pyllamafile.progress import Step
 from pyllamafile.targets import TARGETS
 
 pytestmark = pytest.mark.native
@@ -82,6 +83,29 @@ def ask(*command: str | Path, env: dict[str, str]) -> tuple[bytes, str]:
     assert done.returncode == 0, done.stderr
     lines = [each for each in done.stderr.decode().splitlines() if re.search(" [IW] state: ", each)]
     return done.stdout, "\n".join(lines)
+
+
+def test_seam_how_far_what_was_read_is_evaluated(
+    smollm2: Path, runtime: Path, tmp_path: Path
+) -> None:
+    heard: list[Step] = []
+    long = WORDS * 60
+    (tmp_path / "long.md").write_text(long)
+    made = pyllamafile.build(
+        smollm2,
+        tmp_path / "m.llamafile",
+        read=tmp_path / "long.md",
+        targets=["linux-amd64"],
+        progress=heard.append,
+    )
+    shares = [step for step in heard if step.what == "evaluating what it has read" and step.total]
+    assert {step.kind for step in shares} == {"share"}
+    assert len(shares) > 2
+    assert made.state is not None
+    done = [step.done for step in shares]
+    assert done == sorted(done)
+    assert {step.total for step in shares} == {done[-1]}
+    assert done[-1] >= made.state.tokens
 
 
 def test_seam_what_was_read_is_not_evaluated_again(reader: Path, env: dict[str, str]) -> None:

@@ -9,7 +9,7 @@ import re
 import struct
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from pyllamafile.errors import RefusedError
@@ -128,23 +128,56 @@ def _said(program: Path, *question: str | Path) -> str | None:
     return _reason(done) if done and done.returncode == 1 else None
 
 
-def _run(
-    program: Path, *words: str | Path, keep: int | None = None, **variables: str
-) -> subprocess.CompletedProcess[bytes] | None:
-    """Run a runtime to its end, with an open file; None if no program may be started here."""
-    # a variable that stands for an option is a matter of whoever starts the file
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("LLAMA_")}
+def _run(program: Path, *words: str | Path) -> subprocess.CompletedProcess[bytes] | None:
+    """Run a runtime to its end; None if no program may be started here."""
     try:
         return subprocess.run(
             [program, *words],
-            env=environment | variables,
+            env=_environment(),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             check=False,
-            pass_fds=() if keep is None else (keep,),
         )
     except OSError:
         return None
+
+
+def _watched(
+    program: Path,
+    *words: str | Path,
+    keep: int | None,
+    tell: Callable[[int, int], None],
+    **variables: str,
+) -> subprocess.CompletedProcess[bytes] | None:
+    """The same with an open file, and with how far it is; what it prints goes nowhere."""
+    with contextlib.ExitStack() as ends:
+        try:
+            process = ends.enter_context(
+                subprocess.Popen(
+                    [program, *words],
+                    env=_environment() | {"PYLLAMAFILE_PROGRESS": "1"} | variables,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.PIPE,
+                    pass_fds=() if keep is None else (keep,),
+                )
+            )
+        except OSError:
+            return None
+        ends.callback(process.kill)
+        assert process.stderr is not None
+        said = b""
+        for line in process.stderr:
+            if found := re.fullmatch(rb"progress: (\d+) of (\d+) tokens\n", line):
+                tell(int(found[1]), int(found[2]))
+            else:
+                said += line
+        return subprocess.CompletedProcess(process.args, process.wait(), b"", said)
+
+
+def _environment() -> dict[str, str]:
+    """Without variables that stand for options: a matter of whoever starts the file."""
+    return {k: v for k, v in os.environ.items() if not k.startswith("LLAMA_")}
 
 
 def _reason(done: subprocess.CompletedProcess[bytes]) -> str:
@@ -159,13 +192,16 @@ class FailedError(Exception):
 
 
 @contextlib.contextmanager
-def evaluated(program: bytes, llamafile: Path, model: str) -> Iterator[Path | None]:
+def evaluated(
+    program: bytes, llamafile: Path, model: str, tell: Callable[[int, int], None]
+) -> Iterator[Path | None]:
     """A file with what the model of a llamafile remembers of what it has read.
 
     Args:
         program: A runtime that runs here.
         llamafile: Whose text, weights and default arguments are taken.
         model: The name of the weights to take where it doesn't say so itself.
+        tell: Told how many tokens of how many are evaluated.
 
     Yields:
         The file, for as long as it is needed; None if there is none, because the text is short or
@@ -180,9 +216,10 @@ def evaluated(program: bytes, llamafile: Path, model: str) -> Iterator[Path | No
         cache = runtime.with_name("cache")
         question = ("--ask", "?", "-n", "1", "--temp", "0")
         for choice in ((), ("-m", f"@{model}")):
-            done = _run(
+            done = _watched(
                 *(runtime, "--llamafile", llamafile, *question, *choice),
                 keep=int(llamafile.name) if own else None,
+                tell=tell,
                 PYLLAMAFILE_CACHE=str(cache),
             )
             reason = _reason(done) if done and done.returncode == 1 else ""

@@ -40,10 +40,12 @@ def put_in(path: Path, destination: Path, progress: Progress) -> State | None:
         why = "there is no runtime for this system like those in the file, to evaluate the text"
         progress(Step("notice", f"{destination}: has no state: {why}"))
         return None
-    progress(Step("waiting", "evaluating what it has read"))
+    what = "evaluating what it has read"
+    progress(Step("waiting", what))
     first = found.weights[0].name if found.weights else ""
+    evaluating = lambda done, total: progress(Step("share", what, done, total))  # noqa: E731
     try:
-        with trial.evaluated(program, path, first) as file:
+        with trial.evaluated(program, path, first, evaluating) as file:
             if file is None:
                 if text.size >= CERTAIN:
                     why = (

@@ -59,8 +59,9 @@ namespace {
 using json = nlohmann::ordered_json;
 namespace fs = std::filesystem;
 
-bool at_terminal = false; // somebody types, and sees what is written
-bool asks_once = false;   // --ask: one question, and what comes out is the answer alone
+bool at_terminal = false;    // somebody types, and sees what is written
+bool asks_once = false;      // --ask: one question, and what comes out is the answer alone
+bool tells_progress = false; // to the builder, how far a prompt is evaluated
 
 // Ctrl-C stops an answer. At a terminal it is heard at all times, at the next prompt if nowhere
 // before (but on Windows, while the model answers). Where nobody hears it, or the last one is not
@@ -342,6 +343,9 @@ class conversation {
         if (!grammar.empty()) {
             body["grammar"] = grammar;
         }
+        if (tells_progress) {
+            body["return_progress"] = true;
+        }
         std::string said, thought, problem;
         const auto print = [&](display_type how, const std::string & text, std::string & all) {
             if (!text.empty() && (at_terminal || how == DISPLAY_TYPE_RESET)) {
@@ -362,6 +366,11 @@ class conversation {
             }
             if (chunk.contains("timings")) {
                 last = chunk["timings"];
+            }
+            if (tells_progress && chunk.contains("prompt_progress")) {
+                const json & read = chunk["prompt_progress"];
+                fprintf(stderr, "progress: %d of %d tokens\n", read.value("processed", 0),
+                        read.value("total", 0));
             }
             if (!chunk.contains("choices") || chunk["choices"].empty()) {
                 return;
@@ -965,5 +974,6 @@ int chat(int argc, char ** argv) {
 
 int ask(int argc, char ** argv) {
     asks_once = true;
+    tells_progress = getenv("PYLLAMAFILE_PROGRESS") != nullptr; // the builder shows it
     return converse(argc, argv, answer_once);
 }
