@@ -7,11 +7,27 @@
 
 #include <pthread.h>
 #include <semaphore.h>
+#include <stdbool.h>
+
+extern void *__start_objc_selrefs[], *__stop_objc_selrefs[];
+static bool sent[256];
 
 // The functions that such a compiler calls.
 
 IMP bridge_lookup(id receiver, SEL selector) {
+    for (size_t i = 0; &__start_objc_selrefs[i] < __stop_objc_selrefs; i++) {
+        if (__start_objc_selrefs[i] == selector) {
+            sent[i] = true;
+        }
+    }
     return objc_msg_lookup(receiver, selector);
+}
+
+// Says which of the messages in upstream's code were sent. Both sources may have the same.
+void bridge_report(void) {
+    for (size_t i = 0; &__start_objc_selrefs[i] < __stop_objc_selrefs; i++) {
+        printf("%s %s\n", sent[i] ? "sent" : "unsent", sel_getName(__start_objc_selrefs[i]));
+    }
 }
 
 id objc_alloc(Class class) {
@@ -80,12 +96,15 @@ struct text {
     long length;
 };
 
-extern void *__start_objc_selrefs[], *__stop_objc_selrefs[];
 extern void *__start_objc_classrefs[], *__stop_objc_classrefs[];
 extern struct text __start_cfstring[], __stop_cfstring[];
 
 // Does what Apple's runtime does when a program is loaded: names become selectors and classes.
 void bridge_start(void) {
+    [NSAutoreleasePool new]; // Apple's runtime has one for every thread
+    if (__stop_objc_selrefs - __start_objc_selrefs > (ptrdiff_t)sizeof sent) {
+        abort();
+    }
     for (void ** each = __start_objc_selrefs; each < __stop_objc_selrefs; each++) {
         *each = (void *)sel_registerName(*each);
     }

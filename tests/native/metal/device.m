@@ -270,7 +270,7 @@ typedef void (^Work)(void);
 - (void)add:(Work)block;
 @end
 
-enum { NOT_ENQUEUED, ENQUEUED, COMMITTED, COMPLETED = 4 };
+enum { NOT_ENQUEUED, ENQUEUED, COMMITTED, COMPLETED = 4, FAILED = 5 };
 
 @interface CPUEncoder : Counted {
     CPUCommands * commands;
@@ -433,7 +433,7 @@ enum { NOT_ENQUEUED, ENQUEUED, COMMITTED, COMPLETED = 4 };
     }
     [work removeAllObjects];
     [buffers removeAllObjects];
-    status = COMPLETED;
+    status = getenv("METAL_FAILS") ? FAILED : COMPLETED;
     counts.command_buffers++;
     for (NSValue * each in handlers) {
         void (^block)(CPUCommands *) = [each pointerValue];
@@ -444,13 +444,15 @@ enum { NOT_ENQUEUED, ENQUEUED, COMMITTED, COMPLETED = 4 };
 }
 - (void)waitUntilCompleted {
     // What was committed is computed, unless something before it never was.
-    ASSERT(status == COMPLETED);
+    ASSERT(status >= COMPLETED);
 }
 - (NSUInteger)status {
     return status;
 }
 - (NSError *)error {
-    return nil;
+    NSDictionary * said = [NSDictionary dictionaryWithObject:@"out of memory"
+                                                      forKey:NSLocalizedDescriptionKey];
+    return status == FAILED ? [NSError errorWithDomain:@"Metal" code:8 userInfo:said] : nil;
 }
 @end
 
@@ -563,18 +565,73 @@ enum { NOT_ENQUEUED, ENQUEUED, COMMITTED, COMPLETED = 4 };
 }
 @end
 
-// Traces for Apple's tools, which nobody makes here
+// A trace for Apple's tools: when it begins and ends
 
-@interface MTLCaptureDescriptor : NSObject
+@interface CPUCaptureScope : Counted {
+  @public
+    int begun, ended;
+}
+@end
+
+@implementation CPUCaptureScope
+- (void)beginScope {
+    begun++;
+}
+- (void)endScope {
+    ASSERT(++ended == begun);
+}
+@end
+
+@interface MTLCaptureDescriptor : Counted {
+  @public
+    CPUCaptureScope * scope;
+    NSURL * url;
+    NSInteger destination;
+}
 @end
 
 @implementation MTLCaptureDescriptor
+- (void)setCaptureObject:(CPUCaptureScope *)object {
+    ASSERT([object isKindOfClass:[CPUCaptureScope class]]);
+    scope = [object retain];
+}
+- (void)setDestination:(NSInteger)number {
+    destination = number;
+}
+- (void)setOutputURL:(NSURL *)object {
+    url = [object copy];
+}
+- (void)dealloc {
+    [scope release];
+    [url release];
+    [super dealloc];
+}
 @end
 
-@interface MTLCaptureManager : NSObject
+@interface MTLCaptureManager : NSObject {
+    BOOL isCapturing;
+}
 @end
 
 @implementation MTLCaptureManager
++ (MTLCaptureManager *)sharedCaptureManager {
+    static MTLCaptureManager * only;
+    return only ? only : (only = [MTLCaptureManager new]);
+}
+- (CPUCaptureScope *)newCaptureScopeWithDevice:(CPUDevice *)device {
+    ASSERT([device isKindOfClass:[CPUDevice class]]);
+    return [CPUCaptureScope new];
+}
+- (BOOL)startCaptureWithDescriptor:(MTLCaptureDescriptor *)descriptor error:(NSError **)error {
+    enum { DOCUMENT = 2 };
+    ASSERT(descriptor->destination == DOCUMENT && descriptor->scope && [descriptor->url isFileURL]);
+    ASSERT(!isCapturing);
+    return isCapturing = YES;
+}
+- (void)stopCapture {
+    ASSERT(isCapturing);
+    isCapturing = NO;
+}
 @end
 
 static CPUDevice * device(void) {
