@@ -846,7 +846,7 @@ def test_a_damaged_entry_leaves_no_file(tmp_path, method):
     path.write_bytes(raw)
     with pytest.raises(PyllamafileError, match=r"a is (damaged|longer)"):
         pyllamafile.extract(path, tmp_path / "d")
-    assert names(tmp_path / "d") == []
+    assert not (tmp_path / "d").exists()
 
 
 def test_a_bomb_stops_at_the_size_it_states(tmp_path):
@@ -857,7 +857,7 @@ def test_a_bomb_stops_at_the_size_it_states(tmp_path):
     path.write_bytes(raw.replace(struct.pack("<L", 50 << 20), struct.pack("<L", 1000)))
     with pytest.raises(PyllamafileError, match="longer than it says"):
         pyllamafile.extract(path, tmp_path / "d")
-    assert names(tmp_path / "d") == []
+    assert not (tmp_path / "d").exists()
 
 
 def test_extracted_files_get_plain_modes(tmp_path):
