@@ -235,9 +235,6 @@ OTHERS: Final[Mapping[str, Case]] = {
     ),
     "a state of length zero": keys("wrong shape", loadable.mamba(), mamba__ssm__state_size=0),
     "a huge state": keys("wrong shape", loadable.mamba(), mamba__ssm__state_size=2**31),
-    "word pieces without a beginning": keys(
-        "special_bos_id", loadable.bert(), tokenizer__ggml__bos_token_id=None
-    ),
     "a way of pooling that there isn't": keys(
         "no way of pooling", loadable.bert(), bert__pooling_type=8
     ),
@@ -293,6 +290,16 @@ def test_seam_odd_headers_are_run_or_refused_in_one_line(
         check_line(caught.value.message, refusal)
         assert str(file) in caught.value.message
         assert sorted(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.native
+def test_seam_word_pieces_without_a_beginning_are_refused(runtime: Path, tmp_path: Path) -> None:
+    """The server finds out with the first text, and `build`, which tries one, before that."""
+    file = loadable.bert().but({"tokenizer.ggml.bos_token_id": None}).write(tmp_path / "odd.gguf")
+    with pytest.raises(PyllamafileError) as caught:
+        pyllamafile.build(file, tmp_path / "f", targets=["linux-amd64"], gui=False)
+    check_line(caught.value.message, "special_bos_id")
+    assert list(tmp_path.iterdir()) == [file]
 
 
 @pytest.mark.parametrize("name", CASES)
