@@ -243,7 +243,9 @@ def tiny_projector(path: Path, *, width: int, scale: float = 0.1, without: str =
     return _written(writer, path)
 
 
-def tiny_ear(path: Path, *, width: int, scale: float = 0.1, positions: int = 1500) -> Path:
+def tiny_ear(
+    path: Path, *, width: int, scale: float = 0.1, positions: int = 1500, without: str = ""
+) -> Path:
     """An Ultravox projector with random weights, which makes 375 embeddings of 30 seconds.
 
     Args:
@@ -251,6 +253,7 @@ def tiny_ear(path: Path, *, width: int, scale: float = 0.1, positions: int = 150
         width: Of the language model's embeddings.
         scale: Their standard deviation, about.
         positions: How many it tells apart; fewer are good for nothing but to be loaded.
+        without: A tensor with random weights that it lacks.
     """
     inner, layers, bins, stack, middle = 32, 2, 80, 4, 64
     writer = gguf.GGUFWriter(path, "clip")
@@ -293,7 +296,8 @@ def tiny_ear(path: Path, *, width: int, scale: float = 0.1, positions: int = 150
         if name == "mm.a.mlp.2.weight":
             values *= scale
         # The kernels of convolutions are halves, for that is what ggml_conv_1d takes.
-        writer.add_tensor(name, values.astype(np.float16 if "conv1d" in name else np.float32))
+        if name != without:
+            writer.add_tensor(name, values.astype(np.float16 if "conv1d" in name else np.float32))
     for name, length in ones.items():
         writer.add_tensor(name, np.ones(length, np.float32))
     for name, shape in zeros.items():

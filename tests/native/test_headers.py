@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import loadable
 import numpy as np
 import pytest
-from fixtures import tiny_lora, tiny_projector
+from fixtures import tiny_ear, tiny_lora, tiny_projector
 from loadable import Model, Type, Typed
 from running import free_port, run
 
@@ -341,36 +341,36 @@ def test_other_modes_say_it_in_one_line(mode: str, runtime: Path, tmp_path: Path
     check_line("\n".join(said), "scores")
 
 
+WIDTH: Final = loadable.WIDTH
+ODD_ADAPTERS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "an adapter of whole numbers": {"dtype": np.int32},
+    "an adapter of nothing": {"layers": 0},
+    "an adapter of three dimensions": {"layers": 2},
+}
+ODD_PROJECTORS: Final[Mapping[str, tuple[Callable[..., Path], Mapping[str, Any]]]] = {
+    "a projector of another width": (tiny_projector, {"width": WIDTH + 1}),
+    "half a projector": (tiny_projector, {"width": WIDTH, "without": "mm.2.weight"}),
+    "no positions in an image": (
+        tiny_projector, {"width": WIDTH, "without": "v.position_embd.weight"},
+    ),
+    "no positions in a sound": (tiny_ear, {"width": WIDTH, "without": "a.position_embd.weight"}),
+}  # fmt: skip
+
+
 @pytest.mark.native
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "an adapter",
-        "an adapter of nothing",
-        "an adapter of three dimensions",
-        "a projector",
-        "half a projector",
-    ],
-)
+@pytest.mark.parametrize("kind", [*ODD_ADAPTERS, *ODD_PROJECTORS])
 def test_seam_odd_partners_are_refused_in_one_line(
     kind: str, runtime: Path, tmp_path: Path
 ) -> None:
     model = LLAMA.write(tmp_path / "model.gguf")
     partner = tmp_path / "odd.gguf"
-    options: tuple[str | Path, ...] = ("--lora", partner)
-    if kind == "an adapter":
-        tiny_lora(partner, model, tensor="blk.0.attn_q.weight", dtype=np.int32)
-    elif kind == "an adapter of nothing":
-        tiny_lora(partner, model, tensor="blk.0.attn_q.weight", layers=0)
-    elif kind == "an adapter of three dimensions":
-        tiny_lora(partner, model, tensor="blk.0.attn_q.weight", layers=2)
+    if kind in ODD_ADAPTERS:
+        tiny_lora(partner, model, tensor="blk.0.attn_q.weight", **ODD_ADAPTERS[kind])
+        options: tuple[str | Path, ...] = ("--lora", partner, "-p", "a", "-n", "2")
     else:
-        half = kind == "half a projector"
-        width = loadable.WIDTH + (not half)
-        tiny_projector(partner, width=width, without="mm.2.weight" if half else "")
+        make, changes = ODD_PROJECTORS[kind]
+        make(partner, **changes)
         options = ("--mmproj", partner, "--server", "--nobrowser", "--port", "0")
-    done = run(
-        runtime, "-m", model, *options, *(["-p", "a", "-n", "2"] if len(options) == 2 else [])
-    )
+    done = run(runtime, "-m", model, *options)
     assert done.returncode == 1
     check_line(done.stderr.decode(), "")
