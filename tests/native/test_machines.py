@@ -677,10 +677,12 @@ def counting(folder: Path, machines: Machines) -> tuple[dict[str, str], Path]:
     script.write_text(
         "import os, select\n"
         "sent = 0\n"
-        "while select.select([0], [], []) and (data := os.read(0, 1 << 16)):\n"
-        "    sent += len(data)\n"
-        "    os.write(1, data)\n"
-        f"open({str(count)!r}, 'w').write(str(sent))\n"
+        "try:\n"
+        "    while select.select([0], [], []) and (data := os.read(0, 1 << 16)):\n"
+        "        sent += len(data)\n"
+        "        os.write(1, data)\n"
+        "finally:\n"  # ssh may have gone before the last bytes
+        f"    open({str(count)!r}, 'w').write(str(sent))\n"
     )
     command = f'{sys.executable} {script} | ssh -- "$@"'
     return ssh_through(folder, machines, command), count

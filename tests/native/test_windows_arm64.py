@@ -35,7 +35,9 @@ def test_numbers_threads_exceptions_and_streams(small: Path, windows_arm64: Wind
     words = (*windows_arm64.words, windows_path(small), "two words")
     done = run(*words, stdin=b"typed\n", env=windows_arm64.env)
     assert done.stdout.splitlines() == [b"2 two words 0.479 1099511627776 x", b"7 8 9 10, 7"]
-    assert done.stderr.splitlines() == [b"caught: in a thread"]
+    # Wine's own processes write there, too, and qemu says when one of them crashes.
+    said = [line for line in done.stderr.splitlines() if not line.startswith(b"qemu: uncaught ")]
+    assert said == [b"caught: in a thread"]
     assert done.returncode == len("typed\n")
 
 
