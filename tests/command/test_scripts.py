@@ -295,5 +295,5 @@ def test_machines_measures(load, smollm2):
     for row in rows[1:]:
         assert row[4] > 576 * 4  # an embedding goes there
         assert row[5] == pytest.approx(576 * 4, abs=500)  # and one comes back
-        assert 0.9 < row[6] < 4
+        assert 0.8 < row[6] < 4
     assert 1000 / rows[2][3] > 40  # at least one trip for each token
