@@ -290,6 +290,14 @@ def runtime_arm64(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def blob() -> Path:
+    """The shaders for GPUs, packed. Compiling them takes too long for a test."""
+    if (found := native.find_shaders()) is None:
+        pytest.skip("no shaders are in the cache: pyllamafile runtimes build --gpu")
+    return found
+
+
+@pytest.fixture(scope="session")
 def llamafile(smollm2: Path, runtime: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SmolLM2 as a llamafile."""
     path = tmp_path_factory.mktemp("llamafile") / "smollm2.llamafile"

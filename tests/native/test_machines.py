@@ -230,25 +230,10 @@ def test_shares(llamafile: Path, machines: Machines, alone: bytes) -> None:
     assert b"offloaded 20/31 layers" in done.stderr
 
 
-def heard(folder: Path, machines: Machines) -> tuple[dict[str, str], Path]:
-    """An environment whose ssh counts the bytes that come back, and the file with the number."""
-    count = folder / "heard"
-    script = folder / "hearing.py"
-    script.write_text(
-        "import os\n"
-        "heard = 0\n"
-        "while data := os.read(0, 1 << 16):\n"
-        "    heard += len(data)\n"
-        "    os.write(1, data)\n"
-        f"open({str(count)!r}, 'w').write(str(heard))\n"
-    )
-    return ssh_through(folder, machines, f'ssh -- "$@" | {sys.executable} {script}'), count
-
-
 def test_the_output_stays_where_it_is_read(
     llamafile: Path, machines: Machines, alone: bytes, tmp_path: Path
 ) -> None:
-    env, count = heard(tmp_path, machines)
+    env, count = counting(tmp_path, machines, back=True)
     back = {}
     for split in ("1,30", "0,1"):
         done = run(llamafile, *SHORT, "--on", "one", "--split", split, env=env)
@@ -670,21 +655,30 @@ def counted(count: Path) -> int:
     return number
 
 
-def counting(folder: Path, machines: Machines) -> tuple[dict[str, str], Path]:
-    """An environment whose ssh counts the bytes that are sent, and the file that has the number."""
+def counting(
+    folder: Path, machines: Machines, *, back: bool = False
+) -> tuple[dict[str, str], Path]:
+    """An environment whose ssh counts the bytes that are sent, and the file that has the number.
+
+    Args:
+        folder: Where that is.
+        machines: The others.
+        back: Whether those are counted that come back.
+    """
     count = folder / "count"
     script = folder / "counting.py"
     script.write_text(
         "import os, select\n"
-        "sent = 0\n"
+        "passed = 0\n"
         "try:\n"
         "    while select.select([0], [], []) and (data := os.read(0, 1 << 16)):\n"
-        "        sent += len(data)\n"
+        "        passed += len(data)\n"
         "        os.write(1, data)\n"
-        "finally:\n"  # ssh may have gone before the last bytes
-        f"    open({str(count)!r}, 'w').write(str(sent))\n"
+        "finally:\n"  # whoever reads may have gone before the last bytes
+        f"    open({str(count)!r}, 'w').write(str(passed))\n"
     )
-    command = f'{sys.executable} {script} | ssh -- "$@"'
+    ssh, counter = 'ssh -- "$@"', f"{sys.executable} {script}"
+    command = f"{ssh} | {counter}" if back else f"{counter} | {ssh}"
     return ssh_through(folder, machines, command), count
 
 

@@ -28,13 +28,6 @@ MOST_OF_ALL = 4_000_000  # bytes that they may add to a file
 
 
 @pytest.fixture(scope="module")
-def blob() -> Path:
-    if (found := native.find_shaders()) is None:
-        pytest.skip("the shaders are not in the cache: native.build_shaders() compiles them")
-    return found
-
-
-@pytest.fixture(scope="module")
 def modules(blob: Path) -> dict[str, bytes]:
     zstandard = pytest.importorskip("zstandard")
     return unpack(zstandard.decompress(blob.read_bytes()))

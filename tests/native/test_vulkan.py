@@ -37,14 +37,6 @@ Done = subprocess.CompletedProcess[str]
 
 
 @pytest.fixture(scope="module")
-def blob() -> Path:
-    """The shaders, packed."""
-    if (found := native.find_shaders()) is None:
-        pytest.skip("no shaders are at hand: pyllamafile runtimes build --gpu")
-    return found
-
-
-@pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The runtime that can use a GPU."""
     if (found := native.find(TARGET)) is None:
