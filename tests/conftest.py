@@ -6,6 +6,7 @@ What a test imports by name is in the modules beside this one.
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
@@ -26,18 +27,21 @@ import strange
 import wine_arm64
 from fixtures import put_runtime, tiny_gguf, tiny_pe, tiny_phi3
 from judging import snapshot
-from running import Command, Result, need, serving, unpacked
+from running import Command, OnGpu, Result, need, serving, unpacked
 
 import pyllamafile
 from pyllamafile import cli, native
+from pyllamafile.llamafile import SHADERS
 from pyllamafile.models import convert
+from pyllamafile.native.building import tools, vulkan
 from pyllamafile.progress import silent
-from pyllamafile.targets import host
+from pyllamafile.targets import WITH_GPU, host
 
 MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SEED = "PYLLAMAFILE_TEST_SEED"
 # The fixtures that have to be compiled or fetched.
 REAL = {
+    "gpu_program",
     "llamafile",
     "minilm",
     "phi3",
@@ -295,6 +299,68 @@ def blob() -> Path:
     if (found := native.find_shaders()) is None:
         pytest.skip("no shaders are in the cache: pyllamafile runtimes build --gpu")
     return found
+
+
+@pytest.fixture(scope="session")
+def gpu_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The program for this machine's GPUs, where one is at hand already."""
+    target = WITH_GPU["linux-amd64-gnu"]
+    if (found := native.find(target)) is None:
+        pytest.skip(f"no {target.name} is at hand: pyllamafile runtimes build --gpu")
+    path = tmp_path_factory.mktemp("gpu") / "runtime"
+    path.write_bytes(found.program())
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture(scope="session")
+def gpu_file(blob: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What that program takes for its llamafile: the shaders."""
+    path = tmp_path_factory.mktemp("gpu") / "shaders.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.write(blob, SHADERS)
+    return path
+
+
+@pytest.fixture(scope="session")
+def lavapipe() -> Path:
+    """The manifest of lavapipe, a processor that acts as a GPU."""
+    manifests = sorted(Path("/usr/share/vulkan/icd.d").glob("lvp*.json"))
+    if not manifests:
+        pytest.skip("lavapipe is missing: apt install mesa-vulkan-drivers libvulkan1")
+    return manifests[0]
+
+
+@pytest.fixture(scope="session")
+def on_lavapipe(
+    gpu_program: Path, gpu_file: Path, lavapipe: Path, tmp_path_factory: pytest.TempPathFactory
+) -> OnGpu:
+    """The program with lavapipe as the only GPU, which is slow and may take its time."""
+    variables = {
+        "PYLLAMAFILE_CACHE": str(tmp_path_factory.mktemp("gpu-cache")),  # tried once for all tests
+        "GGML_VK_VISIBLE_DEVICES": "0",
+        "VK_ICD_FILENAMES": str(lavapipe),
+        "PYLLAMAFILE_GPU_SECONDS": "600",
+    }
+    return OnGpu((gpu_program, "--llamafile", gpu_file), {**os.environ, **variables})
+
+
+@pytest.fixture(scope="session")
+def broken(lavapipe: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The variables by which the loader finds the broken driver, and that the driver's."""
+    folder = tmp_path_factory.mktemp("broken")
+    library = folder / "broken.so"
+    headers = vulkan.headers(silent) / "usr" / "include"
+    source = Path(__file__).parent / "native" / "broken_driver.c"
+    target = WITH_GPU["linux-amd64-gnu"]
+    command = [tools.package("ziglang") / "zig", "cc", "-target", target.triple, "-shared", "-O1"]
+    command += ["-fno-sanitize=all", "-Wall", "-Werror", f"-I{headers}", "-o", library]
+    subprocess.run([*command, source], check=True, env=tools.environment())
+    facts = {"library_path": str(library), "api_version": "1.3.230"}
+    manifest = folder / "broken.json"
+    manifest.write_text(json.dumps({"file_format_version": "1.0.0", "ICD": facts}))
+    theirs = json.loads(lavapipe.read_text())["ICD"]["library_path"]
+    return {"VK_ICD_FILENAMES": str(manifest), "LAVAPIPE": theirs}
 
 
 @pytest.fixture(scope="session")

@@ -363,14 +363,17 @@ def tiny_quantized(path: Path) -> Path:
     return path
 
 
-def tiny_pe(machine: int = 0x8664, *, certificate: int = 0, symbols: int = 0) -> bytes:
+def tiny_pe(
+    machine: int = 0x8664, *, certificate: int = 0, symbols: int = 0, debug_data: bool = True
+) -> bytes:
     """A 64-bit PE with all that points into the file: sections, debug data, a checksum.
 
     .text returns 0, .rdata has a debug directory and what it points to, .bss is nowhere in the
     file, .data is of another size there than in memory.
     """
     note = b"RSDS" + bytes(range(20)) + b"x.pdb\0"
-    debug = struct.pack("<2I2H4I", 0, 0, 0, 0, 2, len(note), 0x2040, 0x640)  # CodeView
+    place = (0x2040, 0x640) if debug_data else (0, 0)
+    debug = struct.pack("<2I2H4I", 0, 0, 0, 0, 2, len(note), *place)  # CodeView
     parts = {  # name: where in memory, how large there, what is in the file, characteristics
         b".text": (0x1000, 3, b"\x31\xc0\xc3", 0x60000020),  # xor eax, eax; ret
         b".rdata": (0x2000, 0x100, debug.ljust(0x40, b"\0") + note, 0x40000040),
@@ -433,10 +436,10 @@ def with_bool(source: Path, path: Path, key: str, value: bool) -> Path:
     return _written(writer, path)
 
 
-def put_runtime(folder: Path, program: bytes = PROGRAM, target: str = "linux-amd64") -> None:
-    """What the package would hold had it been built: a runtime and the web GUI."""
-    packed = pack(program)
-    (folder / f"{target}.gz").write_bytes(packed)
+def _put_program(
+    folder: Path, target: str, program: bytes, packed: bytes, ending: str, notices: dict[str, str]
+) -> None:
+    (folder / f"{target}{ending}").write_bytes(packed)
     facts = {
         "target": target,
         "packed_size": len(packed),
@@ -445,13 +448,45 @@ def put_runtime(folder: Path, program: bytes = PROGRAM, target: str = "linux-amd
         "sha256": hashlib.sha256(program).hexdigest(),
         "llama_cpp": "1.2.3 (abc)",
         "levels": ["v3"],
-        "licenses": {"llama.cpp": "MIT License, llama.cpp", "musl": "MIT License, musl"},
+        "licenses": {"llama.cpp": "MIT License, llama.cpp", **notices},
     }
     (folder / f"{target}.json").write_text(json.dumps(facts))
+
+
+def put_runtime(folder: Path, program: bytes = PROGRAM, target: str = "linux-amd64") -> None:
+    """What the package would hold had it been built: a runtime and the web GUI."""
+    _put_program(folder, target, program, pack(program), ".gz", {"musl": "MIT License, musl"})
     with zipfile.ZipFile(folder / "ui.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(zipfile.ZipInfo("LICENSES/web-gui.txt"), b"svelte: MIT")
         archive.writestr(zipfile.ZipInfo("ui/index.html"), b"<html>" * 500, zipfile.ZIP_DEFLATED)
         archive.writestr(zipfile.ZipInfo("ui/tiny"), b"x")
+
+
+def frame(content: bytes) -> bytes:
+    """A frame of Zstandard that compresses nothing (RFC 8878, 3.1.1)."""
+    start = b"\x28\xb5\x2f\xfd" + struct.pack("<BI", 0b10100000, len(content))
+    blocks = []
+    for at in range(0, max(len(content), 1), 1 << 17):
+        block = content[at : at + (1 << 17)]
+        header = len(block) << 3 | (at + len(block) == len(content))
+        blocks += [header.to_bytes(3, "little"), block]
+    return start + b"".join(blocks)
+
+
+SECOND = PROGRAM + b"# uses GPUs"
+SHADERS = frame(b"spirv\0\0\1" + bytes(8))
+
+
+def put_second(
+    folder: Path,
+    program: bytes = SECOND,
+    target: str = "linux-amd64-gnu",
+    packed: bytes | None = None,
+) -> None:
+    """What the package would hold besides, for GPUs: a second program, and the shaders."""
+    packed = packed or frame(program)
+    _put_program(folder, target, program, packed, ".zst", {"glibc": "LGPL, glibc"})
+    (folder / "shaders.zst").write_bytes(SHADERS)
 
 
 def grey_png(side: int = 8) -> bytes:

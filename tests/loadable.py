@@ -205,6 +205,26 @@ def llama() -> Model:
     )
 
 
+def sure(times: int = 16) -> Model:
+    """The same as wide as a block of the K types, whose best token is far from the next.
+
+    Weights at random are arranged for that: the norms keep what they get, and the last product
+    spreads it.
+    """
+    small = llama()
+    tokens = len(small.keys["tokenizer.ggml.tokens"])
+    rng = np.random.default_rng(21)
+    tensors: dict[str, np.ndarray] = {}
+    for name, shape in {**small.tensors, "output.weight": (tokens, WIDTH)}.items():
+        wide = [size if size == tokens else size * times for size in shape]
+        spread = 0.2 if name == "output.weight" else 0.1
+        values = rng.normal(0, spread, wide) if len(wide) > 1 else np.ones(wide)
+        tensors[name] = values.astype(np.float32)
+    scaled = ("embedding_length", "feed_forward_length", "rope.dimension_count")
+    keys = {f"llama.{key}": small.keys[f"llama.{key}"] * times for key in scaled}
+    return Model({**small.keys, **keys, "llama.context_length": 256}, tensors)
+
+
 def qwen2() -> Model:
     """Qwen 2's kind, with byte pairs."""
     keys, tokens = _head("qwen2", _byte_pairs(), **RMS)

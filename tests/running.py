@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import importlib.util
 import json
+import re
 import shutil
 import signal
 import socket
@@ -12,16 +14,17 @@ import subprocess
 import sys
 import time
 import urllib.request
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import pytest
 
 from pyllamafile import native
-from pyllamafile.targets import TARGETS
+from pyllamafile.targets import TARGETS, WITH_GPU
 
 # What the tests run, natively or emulated, and compile if need be.
 EXECUTED = ("linux-amd64", "linux-arm64", "windows-amd64")
@@ -52,6 +55,13 @@ class Result(NamedTuple):
 Command = Callable[..., Result]
 
 
+class OnGpu(NamedTuple):
+    """How a program that can use a GPU is started: what stands before options, and variables."""
+
+    command: tuple[str | Path, ...]
+    env: dict[str, str]
+
+
 def need(program: str, package: str | None = None) -> str:
     """The path of a program, or a skip that names the Debian package it is in."""
     found = shutil.which(program)
@@ -72,20 +82,53 @@ def package(name: str, extra: str = "clients") -> ModuleType:
 
 
 def run(
-    *command: str | Path, stdin: bytes = b"", **options: object
+    *command: str | Path, stdin: bytes = b"", timeout: float = 300, **options: object
 ) -> subprocess.CompletedProcess[bytes]:
     """Runs a program to its end; gives its exit code, stdout and stderr."""
     words = [str(word) for word in command]
-    return subprocess.run(words, input=stdin, capture_output=True, timeout=300, **options)
+    return subprocess.run(words, input=stdin, capture_output=True, timeout=timeout, **options)
 
 
 def unpacked(target: str, folder: Path) -> Path:
     """The native program of a target."""
-    built = native.find(TARGETS[target]) or native.build(TARGETS[target])
+    row = {**TARGETS, **WITH_GPU}[target]
+    built = native.find(row) or native.build(row)
     path = folder / f"runtime-{target}"
-    path.write_bytes(gzip.decompress(built.path.read_bytes()))
+    path.write_bytes(built.program())
     path.chmod(0o755)
     return path
+
+
+# elf(5): a program of 64 bits, EM_AARCH64, that has one place or any.
+ARM64 = b"\x7fELF\2\1\1" + bytes(9) + b"\2\0\xb7\0"
+THAT = b"\xff" * 7 + bytes(9) + b"\xfe\xff\xff\xff"
+EMULATING = """\
+mount -t binfmt_misc binfmt_misc {folder}/handlers || exit 77
+printf %s ':arm64:M::{magic}:{mask}:{qemu}:F' >{folder}/handlers/register || exit 77
+{line}
+"""
+
+
+def on_arm64(folder: Path, line: str) -> tuple[str, ...]:
+    """The command that runs a line of a shell where Linux starts programs for arm64, by qemu.
+
+    It does so in a user namespace of the line's own (Linux 6.7), or the test is skipped.
+
+    Args:
+        folder: A folder that is made, and that the command takes.
+        line: It has what stands behind the command as its arguments.
+    """
+    qemu, unshare = need("qemu-aarch64-static", "qemu-user-static"), need("unshare", "util-linux")
+    magic, mask = ("".join(f"\\x{byte:02x}" for byte in part) for part in (ARM64, THAT))
+    known = {"folder": folder, "magic": magic, "mask": mask, "qemu": qemu}
+    (folder / "handlers").mkdir(parents=True)
+    script = folder / "script"
+    command = (unshare, "-Urm", "sh", str(script))
+    script.write_text(EMULATING.format(**known, line="exit 0"))
+    if run(*command).returncode:
+        pytest.skip("no handlers of a user namespace's own here")
+    script.write_text(EMULATING.format(**known, line=line))
+    return command
 
 
 def at_hand(target: str) -> str:
@@ -96,12 +139,15 @@ def at_hand(target: str) -> str:
 
 
 @contextmanager
-def serving(*command: str | Path, env: dict[str, str] | None = None) -> Iterator[str]:
+def serving(
+    *command: str | Path, env: dict[str, str] | None = None, stderr: IO[str] | None = None
+) -> Iterator[str]:
     """A server that was started by a command; gives the URL that it prints."""
     process = subprocess.Popen(
         [str(word) for word in command],
         stdout=subprocess.PIPE,
         stdin=subprocess.DEVNULL,
+        stderr=stderr,
         env=env,
     )
     try:
@@ -183,6 +229,56 @@ def browsing(url: str, at: str | None = None, profile: Path | None = None) -> It
         yield page
         browser.close()
     assert elsewhere == []
+
+
+def second_program(file: Path) -> bytes:
+    """The program for GPUs in a file with one target, as others read it: by zipfile and zstandard.
+
+    It is what the manifest says.
+    """
+    zstandard = package("zstandard", "runtimes")
+    with zipfile.ZipFile(file) as archive:
+        (facts,) = json.loads(archive.read("llamafile.json"))["runtimes"]
+        frame = archive.read(f"gpu/{facts['target']}.zst")
+    member = file.read_bytes()[facts["offset"] :][: facts["packed_size"]]
+    prefix = zstandard.ZstdCompressionDict(
+        gzip.decompress(member), dict_type=zstandard.DICT_TYPE_RAWCONTENT
+    )
+    program: bytes = zstandard.ZstdDecompressor(prefix).decompress(frame)
+    assert len(program) == facts["gpu"]["size"]
+    assert hashlib.sha256(program).hexdigest() == facts["gpu"]["sha256"]
+    assert len(frame) < 0.6 * len(member)  # what both have costs little
+    return program
+
+
+# Upstream has products of these types on Vulkan and on Metal, and --gpu-trial asks for them.
+TRIED = {"f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl", "iq4_xs", "mxfp4"}
+TRIED |= {f"q{bits}_K" for bits in range(2, 7)}
+
+
+def check_report(said: str, device: str) -> str:
+    """Holds a report about GPUs (--gpu-trial) against what one says when all was right.
+
+    Args:
+        said: The report.
+        device: A pattern for the line that names the only GPU.
+
+    Returns:
+        Its last line.
+    """
+
+    def lines(pattern: str) -> list[tuple[str, ...]]:
+        return [match.groups() for match in re.finditer(f"^{pattern}$", said, re.MULTILINE)]
+
+    assert len(lines(device)) == 1, said
+    products = lines(r"  mul_mat (\S+) x (\d+) +right +error \S+ +\S+ ms")
+    assert sorted(products) == sorted((kind, count) for kind in TRIED for count in ("1", "32"))
+    assert len(lines(r"  attention +right +error \S+ +\S+ ms")) == 1
+    assert lines(r"in \S+ seconds, and once more in \S+")
+    assert lines(r"(\d+)/\1 layers to GPU")
+    speeds = r"with the (GPU|processor) +[\d.]+ tokens a second read, [\d.]+ written"
+    assert lines(speeds) == [("GPU",), ("processor",)]
+    return said.splitlines()[-1]
 
 
 def free_port() -> int:

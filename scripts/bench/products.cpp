@@ -151,7 +151,8 @@ int main(int argc, char ** argv) {
     }
     const std::vector<float> values = numbers(rows * depth, 1);
     std::vector<uint8_t> data(ggml_row_size(type, depth) * (size_t)rows);
-    ggml_quantize_chunk(type, values.data(), data.data(), 0, rows, depth, nullptr);
+    const std::vector<float> alike((size_t)depth, 1); // some types ask what matters more
+    ggml_quantize_chunk(type, values.data(), data.data(), 0, rows, depth, alike.data());
     std::vector<float> unpacked = values;
     if (type != GGML_TYPE_F32) {
         ggml_get_type_traits(type)->to_float(data.data(), unpacked.data(), rows * depth);

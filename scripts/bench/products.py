@@ -28,7 +28,8 @@ in_venv.ensure("runtimes", "pyllamafile")
 
 from kernels import built  # noqa: E402
 
-TYPES = "q8_0,q4_0,q4_1,q5_0,q5_1,iq4_nl,q2_K,q3_K,q4_K,q5_K,q6_K,iq4_xs"
+TYPES = "q8_0,q4_0,q4_1,q5_0,q5_1,iq4_nl,mxfp4,q2_K,q3_K,q4_K,q5_K,q6_K,iq4_xs,"
+TYPES += "iq3_s,iq3_xxs,iq2_s,iq2_xs,iq2_xxs,iq1_m,iq1_s"
 
 
 @dataclass(frozen=True)

@@ -74,13 +74,55 @@ def shaped(name: str, layers: int | None, folder: Path) -> Path:
         layers: How many; None for what the shape says.
         folder: Where it is made.
     """
-    shape = SHAPES[name]
-    count = layers or shape.layers
+    count = layers or SHAPES[name].layers
     path = folder / f"{name}-{count}-layers.gguf"
     if path.exists():
         return path
     unfinished = path.with_suffix(".unfinished")
-    writer = gguf.GGUFWriter(unfinished, shape.arch, use_temp_file=False)
+    writer, sizes = _described(name, count, unfinished)
+    rng = np.random.default_rng(1)
+    for part, size in sizes.items():
+        values = rng.standard_normal(size, dtype=np.float32) * np.float32(0.02)
+        writer.add_tensor(part, values.astype(np.float32 if _exact(part, size) else np.float16))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return unfinished.rename(path)
+
+
+def outline(name: str, layers: int | None, path: Path) -> list[tuple[int, bool]]:
+    """What stands in front of the weights of such a model, in a file, for somebody to go on.
+
+    Returns:
+        How many numbers each tensor has, and whether they are in F32. Their data follow in this
+        order, each aligned to 32 bytes.
+    """
+    writer, sizes = _described(name, layers or SHAPES[name].layers, path)
+    tensors = []
+    for part, size in sizes.items():
+        exact = _exact(part, size)
+        kind = np.dtype(np.float32 if exact else np.float16)
+        writer.add_tensor_info(part, size, kind, prod(size) * kind.itemsize)
+        tensors.append((prod(size), exact))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.close()
+    return tensors
+
+
+def _exact(part: str, size: tuple[int, ...]) -> bool:
+    """Whether a tensor is in F32."""
+    return len(size) == 1 or part.endswith("ffn_gate_inp.weight")
+
+
+def _described(
+    name: str, count: int, path: Path
+) -> tuple[gguf.GGUFWriter, dict[str, tuple[int, ...]]]:
+    """A file that all is told but the tensors, and their shapes."""
+    shape = SHAPES[name]
+    writer = gguf.GGUFWriter(path, shape.arch, use_temp_file=False)
     vocabulary = native.llama_source() / "models" / "ggml-vocab-phi-3.gguf"
     words = 0
     for key, field in gguf.GGUFReader(vocabulary).fields.items():
@@ -101,20 +143,14 @@ def shaped(name: str, layers: int | None, folder: Path) -> Path:
     if shape.experts:
         writer.add_expert_count(shape.experts)
         writer.add_expert_used_count(shape.used)
-    sizes = {"token_embd.weight": (words, shape.width), "output_norm.weight": (shape.width,)}
-    sizes["output.weight"] = (words, shape.width)
+    sizes: dict[str, tuple[int, ...]] = {
+        "token_embd.weight": (words, shape.width),
+        "output_norm.weight": (shape.width,),
+        "output.weight": (words, shape.width),
+    }
     for layer in range(count):
         sizes |= {f"blk.{layer}.{part}": size for part, size in matrices(shape).items()}
-    rng = np.random.default_rng(1)
-    for part, size in sizes.items():
-        values = rng.standard_normal(size, dtype=np.float32) * np.float32(0.02)
-        exact = len(size) == 1 or part.endswith("ffn_gate_inp.weight")
-        writer.add_tensor(part, values.astype(np.float32 if exact else np.float16))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return unfinished.rename(path)
+    return writer, sizes
 
 
 def share(tensor: Tensor, model: Weights) -> float:

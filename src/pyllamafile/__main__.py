@@ -7,6 +7,7 @@ end.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -22,6 +23,7 @@ def main() -> NoReturn:
     """Run a command and exit, as `pyllamafile.cli.main` does, interruptible from the beginning."""
     if os.name == "nt":
         sys.exit(NOT_ON_WINDOWS)
+    gc.set_threshold(50_000)  # or Python looks for garbage forty times while it imports
     before = signal.getsignal(signal.SIGINT)
     if before is signal.default_int_handler:  # not when the signal is ignored, as by nohup's kin
         signal.signal(signal.SIGINT, _end)

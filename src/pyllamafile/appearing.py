@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -36,7 +34,7 @@ def appearing(
         ExistsError: There is such a file, and `force` is not given.
         AccessError: It can't be written.
     """
-    draft = path.with_name(f".pyllamafile-{secrets.token_hex(8)}")
+    draft = path.with_name(f".pyllamafile-{os.urandom(8).hex()}")
     try:
         nameless = _nameless(path.parent)
         flags = os.O_RDWR | os.O_CLOEXEC | os.O_CREAT | os.O_EXCL
@@ -74,6 +72,8 @@ def scratch_folder(beside: Path) -> Iterator[Path]:
     Raises:
         AccessError: It can't be made.
     """
+    import tempfile  # which takes as long to import as all of the rest
+
     try:
         folder = tempfile.TemporaryDirectory(dir=beside, prefix=".pyllamafile-")
     except OSError as error:

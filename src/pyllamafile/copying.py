@@ -8,20 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import mmap
 import os
-import shutil
 import struct
 import sys
 import threading
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from pyllamafile.errors import (
     AccessError,
@@ -39,6 +36,9 @@ except ImportError:  # no wheel for this system
 
 if sys.platform.startswith("linux"):
     import fcntl
+
+if TYPE_CHECKING:  # what takes long to import, and only who copies needs
+    from concurrent.futures import Future, ThreadPoolExecutor
 
 Count = Callable[[int], None]
 """Called with the number of bytes that are done."""
@@ -90,6 +90,8 @@ def digest(path: Path, progress: Progress = silent) -> Digest:
         status = path.stat()
     except OSError as error:
         raise failed(path, "read", error) from error
+    from concurrent.futures import ThreadPoolExecutor
+
     size = status.st_size
     with ThreadPoolExecutor(1) as thread:
         hashes = Hashes(thread, path.name, size, stored=size)
@@ -311,6 +313,8 @@ class Hashes:
         stored: int,
         deflated: bool = False,
     ) -> None:
+        import hashlib
+
         self._thread = thread
         self._name = name
         self._expected = size, crc
@@ -337,6 +341,8 @@ class Hashes:
 
     def finish(self) -> None:
         """Wait until the thread reads no more."""
+        from concurrent.futures import wait
+
         wait(self._jobs)
 
     def digest(self) -> Digest:
@@ -408,6 +414,8 @@ def writing(path: Path, size: int) -> Iterator[None]:
             failure.hint = f"the file takes {size} bytes, more than its file system allows for one"
         elif error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None)):
             failure.hint = f"the file takes {size} bytes"
+            import shutil
+
             with contextlib.suppress(OSError):
                 free = shutil.disk_usage(path.absolute().parent).free
                 failure.hint += f", its file system has {free} bytes free"

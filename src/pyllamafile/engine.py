@@ -6,9 +6,9 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from pyllamafile import arguments, documents, native, passages, persona, plan, zipalign
 from pyllamafile.errors import (
@@ -30,18 +30,20 @@ from pyllamafile.llamafile import (
     PROOF,
     READ,
     RUNTIME,
+    SHADERS,
     Llamafile,
     is_text,
     misfits,
     of_archive,
+    second_name,
 )
 from pyllamafile.models import tiny
 from pyllamafile.native import trial
 from pyllamafile.ops.verify import verify
 from pyllamafile.persona import Persona
 from pyllamafile.progress import Progress, Step
-from pyllamafile.runtimes import Runtime
-from pyllamafile.targets import TARGETS, Target, host, select
+from pyllamafile.runtimes import Runtime, Second
+from pyllamafile.targets import TARGETS, WITH_GPU, Target, host, select, with_gpu
 from pyllamafile.zipalign import Archive, Entry, Member
 
 Format = Literal["portable", "elf"]
@@ -49,6 +51,7 @@ Format = Literal["portable", "elf"]
 has one; or an ELF program."""
 
 _PREBUILT = "pyllamafile/native/prebuilt/"  # in a wheel of ours
+_MOST_PROGRAM = 256 << 20  # bytes of a packed one; they have some MiB
 _MOST = 16 << 20  # bytes of notices, or of facts with notices; they have some 100 KiB
 
 
@@ -61,12 +64,14 @@ class Parts:
         gui: The web GUI's entries, or none.
         proof: The model of `--prove`.
         label: Where they are from, for messages; empty for what is at hand.
+        shaders: Those for GPUs, if it has them.
     """
 
     runtimes: Sequence[Runtime]
     gui: Sequence[Entry]
     proof: Entry
     label: str = ""
+    shaders: Entry | None = None
 
     def chosen(self, wanted: Sequence[str]) -> list[Runtime]:
         """The runtimes of these targets, in the table's order; all, if none is named.
@@ -94,13 +99,17 @@ class Parts:
 # The package and the cache
 
 
-def runtimes_for(names: Sequence[str], gui: bool, progress: Progress) -> list[Runtime]:
+def runtimes_for(
+    names: Sequence[str], gui: bool, progress: Progress, gpu: bool | None = None
+) -> list[Runtime]:
     """The runtimes of these targets, or all at hand, or, if there is none yet, the host's.
 
     Args:
         names: Names of targets.
         gui: Whether the web GUI is wanted, too: it is then built beside them.
         progress: Told about every step.
+        gpu: Whether they bring what uses GPUs, which is then built as well; None for what of that
+            is at hand.
 
     Raises:
         PyllamafileError: One can't be built.
@@ -118,21 +127,60 @@ def runtimes_for(names: Sequence[str], gui: bool, progress: Progress) -> list[Ru
             "no runtime is at hand, and none can be built for the system that this runs on",
             hint="choose one to build: " + " ".join(f"--target {target}" for target in TARGETS),
         )
-    missing = [target for target in wanted if target.name not in at_hand]
+    plain = [target for target in wanted if target.name not in at_hand]
+    seconds = _seconds(wanted) if gpu else []
+    missing = plain + [target for target in seconds if native.find(target) is None]
+    shaders = any(target.gpu == "vulkan" for target in seconds) and native.find_shaders() is None
     gui = gui and native.find_gui() is None
-    if missing or gui:
+    if missing or shaders or gui:
         native.check_tools()
-        progress(Step("notice", _announcement(missing, bool(at_hand), gui)))
-        if missing and at_hand:
+        progress(Step("notice", _announcement(missing, bool(at_hand), gui, shaders)))
+        if plain and at_hand:
             progress(Step("notice", _instead(at_hand)))
         made: list[Runtime | Path] = []
-        native.build_all(missing, gui=gui, progress=progress, finished=made.append)
+        native.build_all(missing, gui=gui, shaders=shaders, progress=progress, finished=made.append)
         at_hand |= {each.target: each for each in made if isinstance(each, Runtime)}
-    return [at_hand[target.name] for target in wanted]
+    if gpu:
+        at_hand |= {found.target: found for found in native.available()}
+    found = [at_hand[target.name] for target in wanted]
+    return without_gpus(found) if gpu is False else found
 
 
-def _announcement(missing: Sequence[Target], others: bool, gui: bool) -> str:
+def _seconds(wanted: Sequence[Target]) -> list[Target]:
+    """The second programs of targets.
+
+    Raises:
+        RefusedError: None of them has one.
+    """
+    found = [second for target in wanted if (second := with_gpu(target))]
+    if not found:
+        raise RefusedError(
+            f"no program that uses GPUs is known for {', '.join(t.name for t in wanted)}",
+            hint=f"there are such for {', '.join(row.plain for row in WITH_GPU.values())}",
+        )
+    return found
+
+
+def without_gpus(runtimes: Sequence[Runtime]) -> list[Runtime]:
+    """The same runtimes without what uses GPUs."""
+    return [replace(runtime, gpu=None) for runtime in runtimes]
+
+
+def take_shaders(runtimes: Sequence[Runtime]) -> bool:
+    """Whether one of them brings a second program that takes shaders."""
+    return any(r.gpu and WITH_GPU[r.gpu.target].gpu == "vulkan" for r in runtimes)
+
+
+def shaders_entry(runtimes: Sequence[Runtime]) -> Entry | None:
+    """The entry of the shaders for GPUs, if these runtimes take them: they are at hand then."""
+    path = native.find_shaders() if take_shaders(runtimes) else None
+    return plan.shaders_entry(path) if path else None
+
+
+def _announcement(missing: Sequence[Target], others: bool, gui: bool, shaders: bool) -> str:
     """What is about to take minutes, and why."""
+    if not missing and shaders:
+        return "The shaders for GPUs are not at hand yet: compiling them, once. That takes minutes."
     if not missing:
         return "The web GUI is not at hand yet: building it, once. That takes about a minute."
     names = ", ".join(target.name for target in missing)
@@ -181,7 +229,9 @@ def check_arguments(text: bytes, where: str, path: Path | None = None) -> None:
     runtime = native.find(here) if here else None
     if runtime is None or any(word.variables for word in arguments.parse(text)):
         return
-    if said := trial.refusal(runtime.program(), text):
+    with trial.unpacked(runtime.program()) as program:
+        said = trial.refusal(program, text)
+    if said:
         raise RefusedError(
             f"{where}: {said}",
             hint="these become the default arguments of a file, which would not start with them",
@@ -203,7 +253,10 @@ def check_weights(paths: Sequence[Path], otherwise: str | None) -> None:
     """
     here = host()
     runtime = native.find(here) if here else None
-    said = trial.weights_refusal(runtime.program(), paths) if runtime else otherwise
+    said = otherwise
+    if runtime:
+        with trial.unpacked(runtime.program()) as program:
+            said = trial.weights_refusal(program, paths)
     if said:
         path = paths[0]
         raise RefusedError(
@@ -222,7 +275,10 @@ def tokens(weights: Path, text: bytes) -> int | None:
     """
     here = host()
     runtime = native.find(here) if here else None
-    return trial.tokens(runtime.program(), weights, text) if runtime else None
+    if runtime is None:
+        return None
+    with trial.unpacked(runtime.program()) as program:
+        return trial.tokens(program, weights, text)
 
 
 _TEXTS: Final[Mapping[str, Callable[[bytes], object]]] = {
@@ -262,7 +318,9 @@ def proof_entry() -> Entry:
     return plan.proof_entry(tiny.model())
 
 
-def at_hand(wanted: Sequence[str], build: bool, gui: bool, progress: Progress) -> Parts:
+def at_hand(
+    wanted: Sequence[str], build: bool, gui: bool, progress: Progress, gpu: bool | None = None
+) -> Parts:
     """What the package or the cache has.
 
     Args:
@@ -270,9 +328,12 @@ def at_hand(wanted: Sequence[str], build: bool, gui: bool, progress: Progress) -
         build: Whether the runtimes of these may be compiled.
         gui: Whether the web GUI is wanted.
         progress: Told about every step.
+        gpu: As `runtimes_for` has it.
     """
-    found = runtimes_for(wanted, gui, progress) if build or not wanted else native.available()
-    return Parts(found, gui_entries(progress) if gui else (), proof_entry())
+    may = build or gpu or not wanted
+    found = runtimes_for(wanted, gui, progress, gpu) if may else native.available()
+    pages = gui_entries(progress) if gui else ()
+    return Parts(found, pages, proof_entry(), shaders=shaders_entry(found))
 
 
 # The program that the file itself is
@@ -354,22 +415,67 @@ def taken(path: Path, folder: Path, gui: bool) -> Parts:
 
 def _from_wheel(path: Path, archive: Archive, folder: Path, gui: bool) -> Parts:
     members = {member.name.removeprefix(_PREBUILT): member for member in archive.members}
+    taken = _Wheel(path, members, folder)
+    shaders = taken.shaders()
     runtimes = []
-    for target in TARGETS:
-        if facts := members.get(f"{target}.json"):
-            text = zipalign.content(path, facts, _MOST)
-            runtimes.append(_runtime(path, target, text, folder / f"{target}.gz"))
-            if f"{target}.gz" not in members:
-                raise DamagedError(f"{path}: {target}.gz is missing", path=path)
-            _taken_out(path, members[f"{target}.gz"], folder)
+    for target in TARGETS.values():
+        if f"{target.name}.json" in members:
+            plain, second = taken.runtime(target.name), with_gpu(target)
+            takes = second and (second.gpu != "vulkan" or shaders)
+            if second and takes and f"{second.name}.json" in members:
+                plain = replace(plain, gpu=taken.second(second.name, plain))
+            runtimes.append(plain)
     pages = members.get("ui.zip")
     if not (gui and pages):
-        return Parts(runtimes, (), proof_entry(), str(path))
+        return Parts(runtimes, (), proof_entry(), str(path), shaders)
     try:
         entries = plan.gui_entries(_taken_out(path, pages, folder))
-        return Parts(runtimes, entries, proof_entry(), str(path))
+        return Parts(runtimes, entries, proof_entry(), str(path), shaders)
     except PyllamafileError as error:
         raise DamagedError(f"{path}: ui.zip can't be understood", path=path) from error
+
+
+@dataclass(frozen=True)
+class _Wheel:
+    """What a wheel brings, taken out.
+
+    Attributes:
+        path: The wheel.
+        members: What is in its folder of runtimes, by name.
+        folder: Where it is taken to.
+    """
+
+    path: Path
+    members: Mapping[str, Member]
+    folder: Path
+
+    def runtime(self, target: str) -> Runtime:
+        """A runtime with its facts."""
+        return Runtime(**self._facts(target), path=self._file(f"{target}.gz"), origin="engine")
+
+    def second(self, target: str, plain: Runtime) -> Second:
+        """A second program with its facts."""
+        path = self._file(f"{target}.zst")
+        return Second(**self._facts(target), path=path, origin="engine", plain=plain)
+
+    def shaders(self) -> Entry | None:
+        """The shaders for GPUs, if there are any."""
+        name = "shaders.zst"
+        return plan.shaders_entry(self._file(name)) if name in self.members else None
+
+    def _file(self, name: str) -> Path:
+        if name not in self.members:
+            raise DamagedError(f"{self.path}: {name} is missing", path=self.path)
+        return _taken_out(self.path, self.members[name], self.folder)
+
+    def _facts(self, target: str) -> dict[str, Any]:
+        text = zipalign.content(self.path, self.members[f"{target}.json"], _MOST)
+        with contextlib.suppress(ValueError, RecursionError):
+            facts = json.loads(text)
+            fits = not any(misfits(facts, _SHAPE, "it")) and len(facts) == len(_SHAPE)
+            if fits and facts["target"] == target:
+                return {**facts, "levels": tuple(facts["levels"])}
+        raise DamagedError(f"{self.path}: {target}.json can't be understood", path=self.path)
 
 
 def _taken_out(path: Path, member: Member, folder: Path) -> Path:
@@ -379,20 +485,11 @@ def _taken_out(path: Path, member: Member, folder: Path) -> Path:
     return out
 
 
-def _runtime(wheel: Path, target: str, text: bytes, packed: Path) -> Runtime:
-    """A runtime as the facts beside it in a wheel have it."""
-    with contextlib.suppress(ValueError, RecursionError):
-        facts = json.loads(text)
-        fits = not any(misfits(facts, _SHAPE, "it")) and len(facts) == len(_SHAPE)
-        if fits and facts["target"] == target:
-            facts["levels"] = tuple(facts["levels"])
-            return Runtime(**facts, path=packed, origin="engine")
-    raise DamagedError(f"{wheel}: {target}.json can't be understood", path=wheel)
-
-
-# What a wheel says of a runtime: as the manifest does, but for where it is; and its notices.
+# What a wheel says of a runtime: as the manifest does, but for where it is and for what it has
+# beside it; and its notices.
 _SHAPE: Final = {
-    **{key: shape for key, shape in RUNTIME.items() if key != "offset"},
+    **{key: shape for key, shape in RUNTIME.items() if key not in ("offset", "gpu?")},
+    "target": is_text,
     "licenses": {"*": is_text},
 }
 
@@ -422,27 +519,53 @@ def _from_llamafile(found: Llamafile, folder: Path, gui: bool) -> Parts:
             packed = pack(packed)
         path = folder / f"{facts['target']}.gz"
         path.write_bytes(packed)
-        runtimes.append(
-            Runtime(
-                target=facts["target"],
-                path=path,
-                packed_size=len(packed),
-                packed_sha256=hashlib.sha256(packed).hexdigest(),
-                size=facts["size"],
-                sha256=facts["sha256"],
-                llama_cpp=facts["llama_cpp"],
-                levels=tuple(facts["levels"]),
-                origin="engine",
-                licenses=notices,
-            )
+        runtime = Runtime(
+            target=facts["target"],
+            path=path,
+            packed_size=len(packed),
+            packed_sha256=hashlib.sha256(packed).hexdigest(),
+            size=facts["size"],
+            sha256=facts["sha256"],
+            llama_cpp=facts["llama_cpp"],
+            levels=tuple(facts["levels"]),
+            origin="engine",
+            licenses=notices,
         )
+        second = _second(found, facts["gpu"], runtime, folder) if "gpu" in facts else None
+        runtimes.append(replace(runtime, gpu=second))
     pages = [
         plan.entry(found.path, member)
         for name, member in found.members.items()
         if gui and found.has_gui and (name.startswith(GUI) or name == GUI_NOTICES)
     ]
     proof = plan.entry(found.path, found.members[PROOF]) if _proves(found) else proof_entry()
-    return Parts(runtimes, pages, proof, str(found.path))
+    shaders = found.members.get(SHADERS) if found.gpus else None
+    packed_shaders = plan.entry(found.path, shaders) if shaders else None
+    return Parts(runtimes, pages, proof, str(found.path), packed_shaders)
+
+
+def _second(
+    found: Llamafile, facts: Mapping[str, Any], plain: Runtime, folder: Path
+) -> Second | None:
+    """The second program beside a plain one, if this version knows that there can be one."""
+    row, name = with_gpu(TARGETS[plain.target]), second_name(plain.target)
+    if row is None:
+        return None
+    if name not in found.digests:
+        raise DamagedError(f"{found.path}: {name} is missing or damaged", path=found.path)
+    packed = found.content(name, _MOST_PROGRAM)
+    path = folder / f"{row.name}.zst"
+    path.write_bytes(packed)
+    return Second(
+        **{key: getattr(plain, key) for key in ("llama_cpp", "levels", "origin", "licenses")},
+        target=row.name,
+        path=path,
+        packed_size=len(packed),
+        packed_sha256=found.digests[name].sha256,
+        size=facts["size"],
+        sha256=facts["sha256"],
+        plain=plain,
+    )
 
 
 def _proves(found: Llamafile) -> bool:

@@ -37,6 +37,10 @@ file is for."""
 STATE: Final = ".state"
 """What the model remembers of what the file has read."""
 
+GPU: Final = "gpu/"
+"""What the entries begin with by which GPUs are used: `SHADERS`, and programs."""
+SHADERS: Final = f"{GPU}shaders.zst"
+
 GUI: Final = "ui/"
 LICENSES: Final = "LICENSES/"
 GUI_NOTICES: Final = f"{LICENSES}web-gui.txt"
@@ -122,6 +126,21 @@ class Llamafile:
         return GUI_NOTICES in self.members
 
     @property
+    def gpus(self) -> tuple[str, ...]:
+        """The targets that have a second program, which can use a GPU."""
+        return tuple(runtime["target"] for runtime in self.runtimes if "gpu" in runtime)
+
+    @property
+    def of_gpus(self) -> frozenset[str]:
+        """What the entries are called by which these use GPUs."""
+        return frozenset({SHADERS, *map(second_name, self.gpus)} if self.gpus else ())
+
+    @property
+    def wants_gpu(self) -> bool:
+        """Whether another engine brings such programs: unless the file was built without them."""
+        return self.manifest.get("gpu") is not False
+
+    @property
     def has_proof(self) -> bool:
         """Whether the model of `--prove` was put in. Elsewhere an entry of its name is people's."""
         return self.manifest.get("proof") is True
@@ -140,7 +159,8 @@ class Llamafile:
         """Whether an entry of this name belongs to the engine, so that an upgrade replaces it."""
         of_gui = self.has_gui and name.startswith(GUI) and name in self.digests
         of_proof = self.has_proof and name == PROOF
-        return of_gui or of_proof or name in (MANIFEST, SIGNATURE, GUI_NOTICES, STATE)
+        of_gpus = name in self.of_gpus and name in self.digests
+        return of_gui or of_proof or of_gpus or name in (MANIFEST, SIGNATURE, GUI_NOTICES, STATE)
 
     @cached_property
     def digests(self) -> Mapping[str, Digest]:
@@ -316,6 +336,11 @@ class Llamafile:
         return manifest_entry(facts, known, entries)
 
 
+def second_name(target: str) -> str:
+    """What the entry of a target's second program is called, which can use a GPU."""
+    return f"{GPU}{target}.zst"
+
+
 def check_args(path: Path, size: int) -> None:
     """Refuse an `.args` of more bytes than a runtime reads.
 
@@ -405,6 +430,7 @@ RUNTIME: Final = {
     "sha256": _is_sha256,
     "llama_cpp": is_text,
     "levels": [is_text],
+    "gpu?": {"size": _is_size, "sha256": _is_sha256},
 }
 """What is said of a runtime, for `misfits`."""
 
@@ -424,18 +450,20 @@ def misfits(value: object, shape: object, at: str) -> Iterator[str]:
     Args:
         value: What was read from JSON.
         shape: A function that says whether a value is one; a dictionary of shapes, in which ``*``
-            stands for every key; or a list of one shape, which each item has.
+            stands for every key, and a key that ends in ``?`` may be missing; or a list of one
+            shape, which each item has.
         at: What to call the value.
     """
     if isinstance(shape, dict):
         if not isinstance(value, dict):
             yield f"{at} is not an object"
             return
-        for key, inner in (dict.fromkeys(value, shape["*"]) if "*" in shape else shape).items():
-            if key not in value:
-                yield f"{at} lacks {key!r}"
-            else:
+        for name, inner in (dict.fromkeys(value, shape["*"]) if "*" in shape else shape).items():
+            key = name if "*" in shape else name.removesuffix("?")
+            if key in value:
                 yield from misfits(value[key], inner, f"{at}[{key!r}]")
+            elif key == name:
+                yield f"{at} lacks {key!r}"
     elif isinstance(shape, list):
         if not isinstance(value, list):
             yield f"{at} is not an array"

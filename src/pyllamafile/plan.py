@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import stat
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,12 @@ from pyllamafile.llamafile import (
     PERSONA,
     PROOF,
     READ,
+    RUNTIME,
+    SHADERS,
     STATE,
     WEIGHTS,
     manifest_entry,
+    second_name,
 )
 from pyllamafile.runtimes import Runtime
 from pyllamafile.zipalign import Entry, Layout, Member
@@ -41,6 +44,9 @@ _ALIGNED = {
     PROOF: TENSORS,
     DOCUMENTS: passages.ALIGNMENT,
 }
+
+# What the manifest says of a runtime beside where it is and what it has for GPUs.
+_FACTS = tuple(key for key in RUNTIME if key not in ("offset", "gpu?"))
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,7 @@ class Engine:
     Attributes:
         head: The first bytes: the launch script, or a program that may hold it.
         programs: The runtimes behind it and their offsets.
-        entries: Notices, web GUI and the model of `--prove`.
+        entries: Notices, web GUI, what uses GPUs, and the model of `--prove`.
         facts: Everything in the manifest but its ``entries``.
     """
 
@@ -118,6 +124,8 @@ def engine(
     runtimes: Sequence[Runtime],
     head_program: HeadProgram | None = None,
     gui: Sequence[Entry] = (),
+    gpu: bool = True,
+    shaders: Entry | None = None,
     proof: Entry | None = None,
     state: bool = True,
 ) -> Engine:
@@ -129,6 +137,8 @@ def engine(
         runtimes: The native programs; the launch script picks among them.
         head_program: The program that the file itself is, one of those.
         gui: The web GUI's entries, its notices among them.
+        gpu: Whether it is to have what uses GPUs: the second programs that the runtimes bring.
+        shaders: What these take beside themselves, if one of them does.
         proof: The model of `--prove`, or None to leave it out.
         state: Whether a file that has read something is to have a state.
 
@@ -146,14 +156,23 @@ def engine(
         "pyllamafile": version,
         "proof": proof is not None,
         **({} if state else {"state": False}),
+        **({} if gpu else {"gpu": False}),
         "head": {"size": len(head), "sha256": hashlib.sha256(head).hexdigest()},
         "runtimes": [
             *([_facts(_as_it_stands(head_program.runtime, head))] if head_program else []),
             *(_facts(program) for program in programs),
         ],
     }
-    notices = _licenses([head_program.runtime, *behind] if head_program else behind)
-    return Engine(head, programs, (*notices, *gui, *([proof] if proof else [])), facts)
+    inside = [head_program.runtime, *behind] if head_program else behind
+    seconds = {runtime.target: runtime.gpu for runtime in inside if runtime.gpu}
+    entries = [
+        *_licenses([*inside, *seconds.values()]),
+        *gui,
+        *([shaders] if shaders and seconds else []),
+        *(Entry(second_name(target), second.packed()) for target, second in seconds.items()),
+        *([proof] if proof else []),
+    ]
+    return Engine(head, programs, tuple(entries), facts)
 
 
 def whole(
@@ -169,6 +188,8 @@ def whole(
     persona: bytes | None = None,
     documents: bytes | None = None,
     gui: Sequence[Entry] = (),
+    gpu: bool = True,
+    shaders: Entry | None = None,
     proof: Entry | None = None,
     state: bool = True,
 ) -> Plan:
@@ -186,6 +207,8 @@ def whole(
         persona: The text of `persona.json`.
         documents: The passages that the file can look up.
         gui: The web GUI's entries, its notices among them.
+        gpu: Whether it is to have what uses GPUs, as in `engine`.
+        shaders: What that takes, as in `engine`.
         proof: The model of `--prove`, or None to leave it out.
         state: Whether a file that has read something is to have a state.
 
@@ -199,6 +222,8 @@ def whole(
         runtimes=runtimes,
         head_program=head_program,
         gui=gui,
+        gpu=gpu,
+        shaders=shaders,
         proof=proof,
         state=state,
     )
@@ -246,6 +271,11 @@ def proof_entry(model: bytes) -> Entry:
     return Entry(PROOF, model, align=alignment(PROOF))
 
 
+def shaders_entry(path: Path) -> Entry:
+    """The entry of the shaders for GPUs, packed as they already are."""
+    return _entry(File(path, SHADERS, path.stat().st_size))
+
+
 def gui_entries(path: Path) -> list[Entry]:
     """The entries of the web GUI, named and compressed as they already are in its zip."""
     return [entry(path, member) for member in zipalign.read(path).members]
@@ -274,9 +304,10 @@ def _as_it_stands(runtime: Runtime, program: bytes) -> launcher.Program:
 
 
 def _facts(program: launcher.Program) -> dict[str, Any]:
-    facts = asdict(program.runtime)
-    del facts["path"], facts["origin"], facts["licenses"]
-    return {**facts, "offset": program.offset}
+    facts = {key: getattr(program.runtime, key) for key in _FACTS}
+    second = program.runtime.gpu
+    gpu = {"gpu": {"size": second.size, "sha256": second.sha256}} if second else {}
+    return {**facts, **gpu, "offset": program.offset}
 
 
 def _documents(content: bytes) -> Entry:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pyllamafile import difference
 from pyllamafile.errors import AccessError, DamagedError
+
+try:
+    from isal.isal_zlib import decompress  # three times as fast as zlib's
+except ImportError:  # no wheel for this system
+    from zlib import decompress
+
+_GZIP = 31  # zlib's word for a gzip member: windows of 2**15 bytes, and 16
 
 
 @dataclass(frozen=True)
@@ -26,6 +33,8 @@ class Runtime:
         levels: Names of the instruction sets inside, slowest first.
         origin: Where it was found: ``package``, ``cache`` or ``engine``.
         licenses: The notices of all that is linked into it, by component.
+        gpu: The second program of its system, which can use a GPU, if that is at hand with all
+            that it takes.
     """
 
     target: str
@@ -38,9 +47,10 @@ class Runtime:
     levels: tuple[str, ...]
     origin: str
     licenses: Mapping[str, str] = field(default_factory=dict)
+    gpu: Second | None = None
 
     def packed(self) -> bytes:
-        """The gzip member.
+        """Its packed bytes, as they are in a file.
 
         Raises:
             PyllamafileError: It can't be read, or isn't what it was.
@@ -56,7 +66,8 @@ class Runtime:
         Raises:
             PyllamafileError: As `packed`.
         """
-        return self._checked(gzip.decompress(self.packed()), self.sha256)
+        # as the size is known, it is made once, and not of parts that are there beside it
+        return self._checked(decompress(self.packed(), _GZIP, self.size), self.sha256)
 
     def _checked(self, content: bytes, sha256: str) -> bytes:
         if hashlib.sha256(content).hexdigest() != sha256:
@@ -66,3 +77,25 @@ class Runtime:
                 path=self.path,
             )
         return content
+
+
+@dataclass(frozen=True, kw_only=True)
+class Second(Runtime):
+    """A program that can use a GPU, too, packed as what it has beside the plain one.
+
+    Its `path` is a frame of Zstandard.
+
+    Attributes:
+        plain: The plain program of the same system.
+    """
+
+    plain: Runtime
+
+    def program(self) -> bytes:
+        """The program itself.
+
+        Raises:
+            PyllamafileError: As `packed`, and of the plain one.
+        """
+        made = difference.program(self.packed(), self.plain.program(), self.size)
+        return self._checked(made, self.sha256)

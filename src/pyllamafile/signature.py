@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 import re
 import struct
 from collections.abc import Iterator
@@ -52,6 +51,8 @@ class Signature:
     @property
     def fingerprint(self) -> str:
         """``SHA256:`` and the digest of the key, as `ssh-keygen -l` prints it."""
+        import hashlib
+
         digest = base64.b64encode(hashlib.sha256(self.key).digest())
         return f"SHA256:{digest.rstrip(b'=').decode()}"
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pyllamafile.errors import NotFoundError
 
@@ -45,7 +45,8 @@ class Target:
         base: The processor that everything outside the kernels may assume
             (``zig cc -mcpu``).
         levels: The instruction sets of the kernels, slowest first.
-        vulkan: Whether its program has ggml-vulkan, for GPUs.
+        gpu: By what its program uses GPUs, a row of native/building/gpus.py; none for a plain one.
+        flags: More flags of the compiler's.
     """
 
     name: str
@@ -54,7 +55,8 @@ class Target:
     system: str
     base: str
     levels: tuple[Level, ...]
-    vulkan: bool = False
+    gpu: str = ""
+    flags: tuple[str, ...] = ()
 
     @property
     def os(self) -> str:
@@ -66,6 +68,11 @@ class Target:
         """The architecture: ``amd64`` or ``arm64``."""
         return self.name.split("-")[1]
 
+    @property
+    def plain(self) -> str:
+        """The name of the target of the same system and architecture that uses no GPU."""
+        return f"{self.os}-{self.arch}"
+
 
 def _level(name: str, flags: str, below: Level | None = None, sources: str = "") -> Level:
     return Level(name, (*(below.flags if below else ()), *flags.split()), tuple(sources.split()))
@@ -74,6 +81,8 @@ def _level(name: str, flags: str, below: Level | None = None, sources: str = "")
 # x86-64 psABI, microarchitecture levels; ggml has no use for what else v2 and v3 comprise.
 AMD64_V2 = _level("v2", "-mssse3 -msse4.1 -msse4.2 -mpopcnt")
 AMD64_V3 = _level("v3", "-mavx -mavx2 -mfma -mf16c -mbmi2", AMD64_V2)
+# Intel's laptops and desktops since Alder Lake, which have no AVX-512.
+AMD64_VNNI = _level("avxvnni", "-mavxvnni", AMD64_V3)
 # Intel's servers since Cascade Lake, its laptops from Ice Lake to Tiger Lake; AMD since Zen 4.
 AMD64_AVX512 = _level(
     "avx512", "-mavx512f -mavx512cd -mavx512bw -mavx512dq -mavx512vl -mavx512vnni", AMD64_V3
@@ -92,9 +101,9 @@ ARM64_I8MM = _level("i8mm", "-mcpu=generic+dotprod+fullfp16+lse+i8mm")
 APPLE_M1 = _level("dotprod", "-mcpu=apple_m1")
 APPLE_M2 = _level("i8mm", "-mcpu=apple_m1+i8mm")
 
-_AMD64 = (AMD64_V2, AMD64_V3, AMD64_AVX512, AMD64_BF16)
+_AMD64 = (AMD64_V2, AMD64_V3, AMD64_VNNI, AMD64_AVX512, AMD64_BF16)
 _ARM64 = (ARM64_V8, ARM64_DOTPROD, ARM64_I8MM)
-# Few Macs have what `avx512` is, and macOS hides it until it is used.
+# No Mac has what `avxvnni` is. Few have what `avx512` is, and macOS hides it until it is used.
 _INTEL_MAC = (AMD64_V2, AMD64_V3)
 
 TARGETS: dict[str, Target] = {
@@ -189,22 +198,41 @@ TARGETS: dict[str, Target] = {
     )
 }
 
-# Second programs for a system: a static one can't load drivers. They take glibc, of which zig has
-# all versions, and are no targets of their own. Nothing puts them into a file yet.
+
+# For glibc zig compiles everything as for libraries, which may lie anywhere in memory. A file has
+# what two programs have in common once, so the second one gets the instructions of the first. Such
+# a program has copies of glibc's variables: native/vulkan/environment.c says what that takes.
+_FIXED_ADDRESSES = (
+    *("-Xclang", "-mrelocation-model", "-Xclang", "static"),
+    *("-Xclang", "-pic-level", "-Xclang", "0"),
+)
+
+
+def _second(name: str, gpu: str, triple: str = "", flags: tuple[str, ...] = ()) -> Target:
+    plain = TARGETS[name.rpartition("-")[0]]
+    return replace(plain, name=name, triple=triple or plain.triple, uname=(), gpu=gpu, flags=flags)
+
+
+# Second programs of targets, which have all that the plain ones have, and use GPUs. Each is linked
+# and checked; docs/targets.md says which were executed, and on what. They are no targets of their
+# own: a file has them beside the plain ones.
 WITH_GPU: dict[str, Target] = {
     target.name: target
     for target in (
-        Target(
-            "linux-amd64-gnu",
-            "x86_64-linux-gnu.2.28",
-            (),
-            "Linux",
-            "x86_64",
-            _AMD64,
-            vulkan=True,
-        ),
+        # A static program can't load drivers, and most drivers are made for glibc. zig has all
+        # versions of that.
+        _second("linux-amd64-gnu", "vulkan", "x86_64-linux-gnu.2.28", _FIXED_ADDRESSES),
+        _second("linux-arm64-gnu", "vulkan", "aarch64-linux-gnu.2.28", _FIXED_ADDRESSES),
+        # None for Macs with Intel's processor: upstream multiplies matrices on Apple's GPUs alone.
+        _second("macos-arm64-gpu", "metal"),
+        _second("windows-amd64-gpu", "vulkan"),
     )
 }
+
+
+def with_gpu(target: Target) -> Target | None:
+    """The second program of a target, if there is one."""
+    return next((row for row in WITH_GPU.values() if row.plain == target.name), None)
 
 
 # What systems call the two architectures, in lower case.

@@ -15,11 +15,10 @@ import struct
 import time
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PureWindowsPath
-from typing import BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from pyllamafile.appearing import appearing
 from pyllamafile.copying import (
@@ -39,6 +38,9 @@ from pyllamafile.copying import (
 )
 from pyllamafile.errors import DamagedError, NotFoundError, PyllamafileError, RefusedError
 from pyllamafile.progress import Progress, silent
+
+if TYPE_CHECKING:  # only who writes needs it, and it takes long to import
+    from concurrent.futures import ThreadPoolExecutor
 
 STORED = 0
 DEFLATED = 8
@@ -623,6 +625,8 @@ def _write(target: Target, plan: Layout, count: Count) -> tuple[dict[str, Digest
     Returns:
         The digests of the entries, and the directory at the end.
     """
+    from concurrent.futures import ThreadPoolExecutor
+
     when = _default_time()
     digests: dict[str, Digest] = {}
     end, done = plan.start, 0

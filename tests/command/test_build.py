@@ -12,6 +12,7 @@ import shutil
 import struct
 import subprocess
 import tarfile
+import time
 import zipfile
 from pathlib import Path
 
@@ -31,7 +32,7 @@ from judging import CHECKERS, check_whole, compare, manifest, names, snapshot
 from running import COMMAND, need
 
 import pyllamafile
-from pyllamafile import PyllamafileError, native
+from pyllamafile import PyllamafileError, RefusedError, engine, native
 from pyllamafile.launcher import BLOCK, HEAD, pack
 from pyllamafile.progress import Step
 from pyllamafile.targets import TARGETS
@@ -585,6 +586,22 @@ def test_a_model_that_changes_behind_its_header(folder, model, monkeypatch):
     monkeypatch.setattr(module, "read", then_change)
     fails(r"m\.gguf: changed while", model)
     assert walked == [model]  # once, for a large vocabulary takes its time
+
+
+@pytest.mark.parametrize(("size", "seconds"), [(64 << 30, 0.0), (1 << 20, 0.5)])
+def test_a_file_is_written_while_its_weights_are_checked(
+    folder, tmp_path, monkeypatch, size, seconds
+):
+    """What is refused meanwhile is not written to its end, and never has a name."""
+
+    def refuse(paths, otherwise):
+        time.sleep(seconds)
+        raise RefusedError(f"{paths[0]}: no good")
+
+    monkeypatch.setattr(engine, "check_weights", refuse)
+    start = time.monotonic()
+    fails(r"big\.gguf: no good", sparse_gguf(tmp_path / "big.gguf", size))
+    assert time.monotonic() - start < 20  # 64 GiB take a minute and more
 
 
 def test_a_missing_part(folder, tmp_path):

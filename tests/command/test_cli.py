@@ -26,6 +26,7 @@ import click
 import pytest
 from fixtures import PROGRAM, put_runtime, sparse_gguf, split_gguf, tiny_elf, tiny_gguf, tiny_pe
 from judging import names, snapshot
+from rich import filesize
 from rich.console import Console
 from running import COMMAND, needs
 
@@ -39,7 +40,7 @@ from pyllamafile.models.fit import TEMPLATES
 from pyllamafile.native.building import driver, shaders, tools
 from pyllamafile.native.building.aside import Aside, StoppedError
 from pyllamafile.progress import Shares, Step
-from pyllamafile.targets import TARGETS
+from pyllamafile.targets import TARGETS, WITH_GPU
 
 
 @pytest.fixture
@@ -698,7 +699,8 @@ def test_what_is_quick_shows_no_progress(start, here):
 def test_only_what_is_counted_in_bytes_says_when_it_ends(monkeypatch, steps, expected):
     text = io.StringIO()
     terminal = Console(file=text, force_terminal=True, color_system=None, width=100)
-    monkeypatch.setattr(screen, "err", lambda: terminal)
+    monkeypatch.setattr(screen, "on_terminal", lambda: True)
+    monkeypatch.setattr(screen, "new_bar", lambda: bar.Bar(terminal))
     with screen.progress() as tell:
         tell(Step("waiting", "waiting"))  # shown from the first moment, for it may be told but once
         for step in steps:
@@ -773,6 +775,45 @@ def test_help_loads_little(command):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0
     assert UNWANTED[command] & {*done.stderr.split()} == set()
+
+
+def test_inspecting_weights_loads_little(run, here):
+    """What takes more time than the command itself."""
+    code = (
+        "import sys\nfrom pyllamafile.cli import main\n"
+        "try: main(['inspect', 'm.gguf'])\nfinally: print(*sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, run("inspect", "m.gguf").out)
+    loaded = {*done.stderr.split()}
+    assert not loaded & (HEAVY | {"hashlib", "tempfile", "concurrent.futures", "html.parser"})
+    assert not loaded & {f"pyllamafile.{name}" for name in ("llamafile", "zipalign", "passages")}
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, "error: x\n"),
+        ({"FORCE_COLOR": "1"}, "\033[31m\033[1merror:\033[0m x\n"),
+        ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, "\033[1merror:\033[0m x\n"),
+        ({"FORCE_COLOR": "1", "TERM": "dumb"}, "error: x\n"),
+    ],
+)
+def test_styles_are_as_the_environment_says(monkeypatch, capsys, environment, expected):
+    for name in ("FORCE_COLOR", "NO_COLOR", "TERM"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    screen.complain("x")
+    assert capsys.readouterr().err == expected
+
+
+def test_amounts_are_those_of_rich(rng):
+    counts = [*range(1200), *(10**n + d for n in range(3, 19) for d in (-51, -50, -1, 0, 1, 49))]
+    for count in (*counts, *(rng.randrange(1 << 62) for _ in range(1000))):
+        places = (len(str(count)) - 1) // 3 * 3 - 1
+        rounded = round(count, -places) if places > 0 else count
+        assert screen.amount(count) == filesize.decimal(rounded)
 
 
 def commands(group: Lazy = program) -> Iterator[tuple[Lazy, str, click.Command]]:
@@ -1163,7 +1204,7 @@ def test_runtimes_list(run, here, prebuilt):
     assert (done.code, done.err) == (0, "")
     header, *rows = done.out.splitlines()
     assert header.split() == ["target", "where", "llama.cpp", "levels", "size", "packed", "sha256"]
-    assert [row.split()[0] for row in rows] == list(TARGETS)
+    assert [row.split()[0] for row in rows] == [*TARGETS, *WITH_GPU]
     facts = json.loads((prebuilt / "linux-amd64.json").read_text())
     assert rows[0].split() == [
         *(
@@ -1274,8 +1315,9 @@ def test_runtimes_build_gpu_builds_the_second_program_and_the_shaders(
     done = run("runtimes", "build", "--target", "linux-amd64", "--gpu")
     assert (done.code, again.compiled, asked) == (0, [], [3])
     assert f"shaders  {made}\n" in done.out
-    run("runtimes", "build", "--target", "linux-arm64", "--gpu")
-    assert again.compiled == ["linux-arm64"]  # which has no second one yet
+    done = run("runtimes", "build", "--target", "macos-arm64", "--gpu")
+    assert again.compiled == ["macos-arm64", "macos-arm64-gpu"]  # macOS compiles the shaders
+    assert "shaders" not in done.out
 
 
 @needs("deflate")
@@ -1448,7 +1490,8 @@ def test_what_fails_aside_is_raised_when_it_is_asked_for(here):
 def test_a_notice_is_shown_above_the_bar(monkeypatch):
     text = io.StringIO()
     terminal = Console(file=text, force_terminal=True, color_system=None, width=100)
-    monkeypatch.setattr(screen, "err", lambda: terminal)
+    monkeypatch.setattr(screen, "on_terminal", lambda: True)
+    monkeypatch.setattr(screen, "new_bar", lambda: bar.Bar(terminal))
     with screen.progress() as tell:
         tell(Step("waiting", "waiting"))
         tell(Step("notice", "This takes a while."))
@@ -1524,7 +1567,8 @@ def test_several_targets_have_one_bar(monkeypatch):
 def test_a_bar_keeps_its_time_under_another_name(monkeypatch):
     text = io.StringIO()
     terminal = Console(file=text, force_terminal=True, color_system=None, width=100)
-    monkeypatch.setattr(screen, "err", lambda: terminal)
+    monkeypatch.setattr(screen, "on_terminal", lambda: True)
+    monkeypatch.setattr(screen, "new_bar", lambda: bar.Bar(terminal))
     added = []
     real = bar.RichBar.add_task
     monkeypatch.setattr(

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fixtures import put_runtime, tiny_elf
+from fixtures import put_runtime, put_second, tiny_elf
 
 import pyllamafile
 from pyllamafile import PyllamafileError
@@ -339,3 +339,96 @@ def test_what_is_no_llamafile(run, folder: Path, content: bytes | None) -> None:
     done = run("doctor", "f")
     assert done.code == 1
     assert done.err.startswith("error: f: ")
+
+
+# GPUs
+
+
+@pytest.fixture
+def for_gpus(prebuilt: Path, folder: Path, model: Path) -> Path:
+    """A file with a program for GPUs."""
+    put_second(prebuilt)
+    return pyllamafile.build(model, folder / "g.llamafile", targets=["linux-amd64"]).path
+
+
+def of_gpus(file: Path, machine: Machine) -> list[str]:
+    found = [each for each in examine(file, machine) if each.what.startswith("GPU: ")]
+    assert not any(each.fatal for each in found)
+    assert all(each.remedy for each in found)
+    return [each.what.removeprefix("GPU: ") for each in found]
+
+
+def test_a_machine_without_a_gpu_lacks_nothing(for_gpus: Path, machine: Machine) -> None:
+    write(machine.root / "sys/bus/pci/devices/0000:03:00.0/class", "0x030000\n")
+    write(machine.root / "sys/bus/pci/devices/0000:03:00.0/vendor", "0x1a03\n")  # of a server
+    assert of_gpus(for_gpus, machine) == []
+
+
+def test_a_gpu_without_a_device(for_gpus: Path, file: Path, machine: Machine) -> None:
+    write(machine.root / "sys/bus/pci/devices/0000:01:00.0/class", "0x030200\n")
+    write(machine.root / "sys/bus/pci/devices/0000:01:00.0/vendor", "0x10de\n")
+    what = "the machine has one of NVIDIA, and there is no device for it in /dev"
+    assert of_gpus(for_gpus, machine) == [what]
+
+
+def test_a_file_without_a_program_for_it_says_nothing_of_a_gpu(
+    file: Path, machine: Machine
+) -> None:
+    write(machine.root / "dev/dri/renderD128", "")
+    assert of_gpus(file, machine) == []
+
+
+def test_where_a_variable_says_what_lies_elsewhere_nothing_is_missed(
+    for_gpus: Path, machine: Machine
+) -> None:
+    write(machine.root / "dev/dri/renderD128", "")
+    there = with_variables(machine, LD_LIBRARY_PATH="/opt/lib", VK_DRIVER_FILES="/opt/icd.json")
+    assert of_gpus(for_gpus, there) == []
+
+
+def test_a_desktops_variables_hide_nothing(for_gpus: Path, machine: Machine) -> None:
+    """What is in their folders is seen, and what is nowhere is named."""
+    write(machine.root / "dev/dri/renderD128", "")
+    there = with_variables(machine, XDG_DATA_DIRS="/opt/share:/usr/share")
+    assert of_gpus(for_gpus, there) == ["there is no Vulkan loader (libvulkan.so.1)"]
+    write(machine.root / "usr/lib64/libvulkan.so.1", "")
+    assert of_gpus(for_gpus, there) == ["there is no driver for Vulkan"]
+    write(machine.root / "opt/share/vulkan/icd.d/radeon_icd.json", "{}")
+    assert of_gpus(for_gpus, there) == []
+
+
+def test_what_a_gpu_takes_is_named_as_far_as_it_lacks(for_gpus: Path, machine: Machine) -> None:
+    write(machine.root / "dev/dri/renderD128", "")
+    assert of_gpus(for_gpus, machine) == ["there is no Vulkan loader (libvulkan.so.1)"]
+    write(machine.root / "usr/lib/x86_64-linux-gnu/libvulkan.so.1", "")
+    assert of_gpus(for_gpus, machine) == ["there is no driver for Vulkan"]
+    write(machine.root / "usr/share/vulkan/icd.d/radeon_icd.json", "{}")
+    assert of_gpus(for_gpus, machine) == []
+
+
+def test_a_device_that_its_user_may_not_use(
+    for_gpus: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(machine.root / "dev/dri/renderD128", "")
+    write(machine.root / "usr/lib64/libvulkan.so.1", "")
+    write(machine.root / "etc/vulkan/icd.d/radeon_icd.json", "{}")
+    may = os.access
+    monkeypatch.setattr(
+        os,
+        "access",
+        lambda path, how, **more: "renderD" not in str(path) and may(path, how, **more),
+    )
+    assert of_gpus(for_gpus, machine) == ["/dev/dri/renderD128 can't be used by you"]
+
+
+def test_what_a_trial_of_gpus_found(for_gpus: Path, machine: Machine) -> None:
+    write(machine.root / "dev/dri/renderD128", "")
+    write(machine.root / "usr/lib64/libvulkan.so.1", "")
+    write(machine.root / "etc/vulkan/icd.d/radeon_icd.json", "{}")
+    gpus = Path(machine.environment["HOME"]) / ".cache/pyllamafile/gpus"
+    write(gpus / "a.gpu", "gpu: problem no driver\n")
+    os.utime(gpus / "a.gpu", (0, 0))
+    write(gpus / "b.gpu", "gpu: device 0 A\ngpu: device 1 B\ngpu: right 0 0.2\ngpu: wrong 1 slow\n")
+    assert of_gpus(for_gpus, machine) == ["B: slow"]
+    write(gpus / "b.gpu", "gpu: problem no Vulkan driver has a GPU that computes\n")
+    assert of_gpus(for_gpus, machine) == ["no Vulkan driver has a GPU that computes"]

@@ -67,7 +67,7 @@ def start(prebuilt):
 
 # From before what is imported first to behind what is imported last.
 @pytest.mark.parametrize(
-    "module", ["pyllamafile.errors", "pyllamafile.zipalign", "click", "rich.text"]
+    "module", ["pyllamafile.errors", "pyllamafile.zipalign", "click", "concurrent.futures.thread"]
 )
 def test_interrupted_while_python_loads_it(tmp_path, module):
     sparse_gguf(tmp_path / "big.gguf", 64 << 30)  # so that it isn't through before the signal

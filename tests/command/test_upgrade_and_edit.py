@@ -16,9 +16,10 @@ from judging import check_whole, contents, manifest, names, runs
 
 import pyllamafile
 from pyllamafile import plan
-from pyllamafile.llamafile import manifest_entry
+from pyllamafile.llamafile import manifest_entry, read
 from pyllamafile.models import tiny
 from pyllamafile.ops import edit
+from pyllamafile.ops.verify import verify
 from pyllamafile.zipalign import Entry
 
 
@@ -321,6 +322,16 @@ def test_add_and_remove(run, old, model):
     assert not {"docs/n.txt", "notes.txt", "second.gguf"} & set(contents(old))
     assert pyllamafile.inspect(old).entries[0].offset == before
     assert program(old) == PROGRAM
+
+
+@pytest.mark.parametrize("name", ["faq?", "?", "*", "faq??"])
+def test_a_name_that_means_something_in_a_table_of_ours(run, old, name):
+    Path("x").write_text("what people ask")
+    assert run("add", old, f"x={name}").code == 0
+    assert verify(old) == []
+    assert read(old).digests[name].size == 15
+    assert run("remove", old, name).code == 0
+    assert verify(old) == []
 
 
 def test_adding_and_removing_leaves_nothing_behind(old):

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fixtures import tiny_elf, tiny_pe
@@ -119,6 +120,15 @@ def home_cache(env: dict[str, str]) -> Path:
 
 def temporary_cache(env: dict[str, str]) -> Path:
     return Path(env["TMPDIR"], f"pyllamafile-{os.geteuid()}")
+
+
+def in_var_tmp_of_its_own(*argv: str | Path, **options: Any) -> subprocess.CompletedProcess[bytes]:
+    """Other tests, and other programs, start files out of the real one at the same time."""
+    script = 'mount -t tmpfs -o mode=1777 tmpfs /var/tmp || exit 99; exec "$@"'
+    done = run(need("unshare"), "-m", "sh", "-c", script, "sh", *argv, **options)
+    if done.returncode == 99 or b"unshare" in done.stderr:
+        pytest.skip("may not mount a file system")
+    return done
 
 
 def fake(directory: Path, name: str, script: str) -> str:
@@ -301,15 +311,12 @@ def test_started_by_cron(either, shell, env, outer):
     """No HOME, next to no PATH, /var/tmp as the place: one of the test's own."""
     if outer and shell[0].endswith("mksh"):
         pytest.skip("mksh starts no Windows program")
-    script = """mount -t tmpfs -o mode=1777 tmpfs /var/tmp || exit 99
-        for start in cold warm; do env -i PATH=/usr/bin:/bin LANG=C.UTF-8 "$@" || exit; done
-        ls "/var/tmp/pyllamafile-$(id -u)/run" """
-    argv = [*shell, "-c", f"cd / && {either} x"]
+    command = f"cd / && {either} x"
     if shell[0].endswith("zsh"):  # sets a HOME of its own
-        argv[-1] = f"unset HOME; {argv[-1]}"
-    done = run(need("unshare"), "-m", "sh", "-c", script, "sh", *argv)
-    if done.returncode == 99 or b"unshare" in done.stderr:
-        pytest.skip("may not mount a file system")
+        command = f"unset HOME; {command}"
+    script = """for start in cold warm; do env -i PATH=/usr/bin:/bin LANG=C.UTF-8 "$@" || exit; done
+        ls "/var/tmp/pyllamafile-$(id -u)/run" """
+    done = in_var_tmp_of_its_own("sh", "-c", script, "sh", *shell, "-c", command)
     start = f"--llamafile\0{either}\0x\0"
     assert (done.stdout.decode(), done.stderr) == (2 * start + NAME + "\n", b"")
 
@@ -457,22 +464,28 @@ def test_read_only_home_of_an_ordinary_user(shell):
         assert cached(top / "tmp/pyllamafile-65534") == [NAME]
 
 
-@pytest.mark.xdist_group("/var/tmp")
 def test_link_in_the_temporary_directory_is_not_followed(shell, file, env):
     env["HOME"] = "/nowhere"
     elsewhere = Path(env["TMPDIR"], "elsewhere")
     elsewhere.mkdir()
     temporary_cache(env).symlink_to(elsewhere)
-    last = Path("/var/tmp", f"pyllamafile-{os.geteuid()}")
-    existed = last.exists()
-    try:
-        run(*shell, file, env=env)
-        assert not list(elsewhere.iterdir())
-    finally:
-        (last / "run" / NAME).unlink(missing_ok=True)
-        if not existed and last.exists():
-            (last / "run").rmdir()
-            last.rmdir()
+    assert arguments(in_var_tmp_of_its_own(*shell, file, env=env)) == ["--llamafile", str(file)]
+    assert not list(elsewhere.iterdir())
+
+
+def test_link_in_a_place_beside_those_of_others_is_not_followed(shell, file, env):
+    """Where everybody may write, a folder may be anybody's, and its `run` lead to what is ours."""
+    env["HOME"] = "/nowhere"
+    mine = Path(env["TMPDIR"], "mine", "run")
+    mine.mkdir(parents=True, mode=0o700)
+    plant(mine / NAME, PLANTED)
+    mine.parent.chmod(0o700)
+    place = temporary_cache(env)
+    place.mkdir()
+    (place / "run").symlink_to(mine)
+    assert arguments(in_var_tmp_of_its_own(*shell, file, env=env)) == ["--llamafile", str(file)]
+    assert (mine / NAME).read_bytes() == PLANTED
+    assert cached(mine.parent) == [NAME]
 
 
 UNFIT = {"noexec": "noexec", "read-only": "ro", "full": "size=64k", "no inodes": "nr_inodes=2"}

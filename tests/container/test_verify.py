@@ -15,16 +15,18 @@ import struct
 import tracemalloc
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
-from fixtures import tiny_elf, tiny_pe
+from fixtures import frame, tiny_elf, tiny_pe
+from running import package
 
 from pyllamafile.errors import PyllamafileError
 from pyllamafile.launcher import pe
+from pyllamafile.ops import verify as verifying
 from pyllamafile.ops.verify import Problem, verify
 from pyllamafile.progress import Step
 
@@ -933,3 +935,123 @@ def test_every_byte_that_counts_is_covered(box: Box, rng: random.Random) -> None
             assert {problem.where for problem in verify(box.path)} == {where}
             patch(box.path, offset)
     assert verify(box.path) == []
+
+
+# Second programs, which can use a GPU
+
+PREFIX = random.Random(3).randbytes(20_000)
+SECOND = PROGRAM + PREFIX
+GPU = "gpu/linux-amd64.zst"
+
+
+@pytest.fixture
+def gpus(box: Box) -> Box:
+    """A file with a second program, and the shaders."""
+    box.entries |= {GPU: frame(SECOND), "gpu/shaders.zst": frame(b"spirv\0\0\1")}
+    box.manifest = lambda manifest: manifest["runtimes"][0].update(
+        gpu={"size": len(SECOND), "sha256": sha256(SECOND)}
+    )
+    return box
+
+
+def test_sound_with_a_second_program(gpus: Box) -> None:
+    assert verify(gpus.write()) == []
+
+
+@pytest.mark.parametrize("name", [GPU, "gpu/shaders.zst"])
+def test_something_for_gpus_is_missing(gpus: Box, name: str) -> None:
+    del gpus.entries[name]
+    only(gpus.write(), name, "missing: a program in the manifest takes it to use a GPU")
+
+
+@pytest.mark.parametrize("name", [GPU, "gpu/shaders.zst"])
+@pytest.mark.parametrize(
+    "content", [b"", b"\x28\xb5\x2f\xfd", b"x" * 99, frame(SECOND)[:4] + b"\0" + bytes(20)]
+)
+def test_something_for_gpus_is_no_frame(gpus: Box, name: str, content: bytes) -> None:
+    gpus.entries[name] = content
+    path = gpus.write()
+    what = "it is no frame of Zstandard that says how much it holds"
+    assert [(p.where, p.what) for p in verify(path, contents=False)] == [(gpus.where(name), what)]
+
+
+def test_a_second_program_that_is_compressed_once_more(gpus: Box) -> None:
+    gpus.deflated.add(GPU)
+    path = gpus.write()
+    only(path, gpus.where(GPU), "it is no frame of Zstandard")
+
+
+@pytest.mark.parametrize(
+    ("gpu", "what"),
+    [
+        ({"size": len(SECOND) + 1, "sha256": sha256(SECOND)}, "the manifest says 140001"),
+        ({"size": len(SECOND), "sha256": "0" * 64}, "the manifest says 00000"),
+    ],
+)
+def test_a_second_program_that_is_not_as_listed(gpus: Box, gpu: dict[str, Any], what: str) -> None:
+    package("zstandard", "runtimes")
+    gpus.manifest = lambda manifest: manifest["runtimes"][0].update(gpu=gpu)
+    path = gpus.write()
+    only(path, gpus.where(GPU), what)
+
+
+def test_the_same_runtime_a_hundred_times_is_unpacked_once(
+    gpus: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For a second program of each, a small file could otherwise take hours."""
+    pytest.importorskip("zstandard")
+    unpacked: list[str] = []
+    program = verifying._program
+
+    def counted(file: BinaryIO, runtime: Mapping[str, Any]) -> bytes:
+        unpacked.append(runtime["target"])
+        return program(file, runtime)
+
+    monkeypatch.setattr(verifying, "_program", counted)
+    targets = [f"linux-x{number:02}" for number in range(99)]
+    gpus.entries |= {f"gpu/{target}.zst": frame(SECOND) for target in targets}
+    listed = gpus.manifest
+    assert listed is not None
+
+    def of_all(manifest: dict[str, Any]) -> None:
+        listed(manifest)
+        only = manifest["runtimes"][0]
+        manifest["runtimes"] += [only | {"target": target} for target in targets]
+
+    gpus.manifest = of_all
+    problems = verify(gpus.write())
+    assert sum("overlaps" in problem.what for problem in problems) == 99, problems[:5]
+    assert unpacked == ["linux-amd64"]
+
+
+@pytest.mark.parametrize("gpu", [True, {}, {"size": 1}, {"size": -1, "sha256": "0" * 64}])
+def test_a_second_program_of_which_nothing_is_said(gpus: Box, gpu: object) -> None:
+    gpus.manifest = lambda manifest: manifest["runtimes"][0].update(gpu=gpu)
+    only(gpus.write(), "llamafile.json", "['gpu']")
+
+
+@pytest.mark.parametrize("made", ["packed", "script", "elf"])
+def test_a_second_program_unpacks_with_the_first(box: Box, made: str) -> None:
+    """And with no other: the first may be a gzip member, a Windows program, or an ELF one."""
+    zstandard = package("zstandard", "runtimes")
+    target, prefix, box.packed = "linux-amd64", PROGRAM, {"linux-amd64": pack(PROGRAM)}
+    if made == "script":
+        plain, target = tiny_pe(debug_data=False), "windows-amd64"
+        box.head, prefix = pe.graft(plain, b"exit 0\n"), plain[0x400:]
+    elif made == "elf":
+        box.head = prefix = tiny_elf()
+    if made != "packed":
+        box.packed, box.outer = {}, target
+    second = prefix[-100:] + PREFIX
+    facts = {"size": len(second), "sha256": sha256(second)}
+    box.manifest = lambda manifest: manifest["runtimes"][0].update(gpu=facts)
+    name = f"gpu/{target}.zst"
+
+    def frame_with(prefix: bytes) -> bytes:
+        known = zstandard.ZstdCompressionDict(prefix, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+        return zstandard.ZstdCompressor(dict_data=known).compress(prefix[-100:] + PREFIX)
+
+    box.entries |= {name: frame_with(prefix), "gpu/shaders.zst": frame(b"spirv\0\0\1")}
+    assert verify(box.write()) == []
+    box.entries[name] = frame_with(prefix[:-100] + random.Random(4).randbytes(100))
+    only(box.write(), box.where(name), "its program's SHA-256 is")

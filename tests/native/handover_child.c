@@ -1,8 +1,12 @@
-// Stands for the arm64 program: says where it is, what it was called with and what it reads.
+// Stands for the arm64 program: says where it is, what it was called with and what it reads. With
+// --probe it ends at once.
 #include <stdio.h>
 #include <windows.h>
 
 int wmain(int argc, wchar_t **argv) {
+    if (argc == 2 && wcscmp(argv[1], L"--probe") == 0) {
+        return 0;
+    }
     wchar_t self[1024];
     GetModuleFileNameW(0, self, 1024);
     printf("%ls\n", self);

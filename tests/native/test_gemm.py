@@ -12,7 +12,7 @@ import lief
 import numpy as np
 import pytest
 from fixtures import tiny_phi3
-from running import run
+from running import need, run
 
 from pyllamafile import native
 from pyllamafile.native.building import driver, tools
@@ -23,11 +23,17 @@ from pyllamafile.targets import TARGETS
 COLUMNS = [45, 5]
 TYPES = ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL"]
 K_TYPES = ["Q2_K", "Q3_K_S", "Q4_K_S", "Q5_K_S", "Q6_K", "IQ4_XS"]  # with --pure, all of one type
+OTHERS = ["mxfp4", "nvfp4", "q1_0", "q2_0", "tq1_0", "tq2_0"]
+TABLES = ["iq3_s", "iq3_xxs", "iq2_s", "iq2_xs", "iq2_xxs", "iq1_m", "iq1_s"]
 # As they are, and rearranged by repack.cpp, which the lowest level doesn't do.
 CASES = [
     *((kind, ["--no-repack"]) for kind in [*TYPES, *K_TYPES]),
     *((kind, []) for kind in ["Q4_0", "Q2_K", "Q4_K_S"]),
 ]
+
+
+Emulator = tuple[str, ...]
+"""What stands in front of a program that doesn't run here by itself."""
 
 
 def odd(folder: Path, **sizes: int) -> Path:
@@ -47,23 +53,29 @@ def odd_phi3_of_256(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return odd(tmp_path_factory.mktemp("odd"), width=256, inner=1280, heads=64)
 
 
-def here(runtime: Path) -> list[str]:
+def here(runtime: Path, emulator: Emulator = ()) -> list[str]:
     """The levels that this processor has, the lowest first."""
-    done = run(runtime, "--version", env={**os.environ, "PYLLAMAFILE_CPU": "none"})
+    done = run(*emulator, runtime, "--version", env={**os.environ, "PYLLAMAFILE_CPU": "none"})
     return done.stderr.decode().partition("it has: ")[2].split()
 
 
 def probabilities(
-    runtime: Path, model: Path, level: str, flags: list[str], folder: Path, tokens: int = 128
+    runtime: Path,
+    model: Path,
+    level: str,
+    flags: list[str],
+    folder: Path,
+    tokens: int = 128,
+    emulator: Emulator = (),
 ) -> np.ndarray:
     """Logarithms of what every token of a text was given, as --perplexity saves them."""
     text = folder / "text.txt"
     line = "All human beings are born free and equal in dignity and rights. "
-    text.write_text(line * (24 * tokens // 128))
+    text.write_text(line * (24 * max(tokens, 64) // 128))
     saved = folder / f"{level}.logits"
     sizes = ["-c", str(tokens), "--chunks", "1", "-b", str(tokens)]
     options = ["--perplexity", "-m", model, "-f", text, "--save-all-logits", saved, *sizes, *flags]
-    done = run(runtime, *options, env={**os.environ, "PYLLAMAFILE_CPU": level})
+    done = run(*emulator, runtime, *options, env={**os.environ, "PYLLAMAFILE_CPU": level})
     assert done.returncode == 0, done.stderr.decode()
     # tools/perplexity/perplexity.cpp: magic, context, vocabulary, chunks; tokens; then a row per
     # token of scale and minimum as floats, and a 16-bit number per word of the vocabulary.
@@ -88,7 +100,7 @@ def test_seam_products_come_to_ours() -> None:
     suffixes = ["", *(f"__{level.name}" for level in target.levels[1:] if not level.sources)]
     above = suffixes[1:]  # the lowest has none for the K types
     of_k_types = ("tiled_product", "tiled_expert", "quantize_row_q8_K")
-    repacked = ("gemm_q4_K", "gemm_q2_K", "quantize_mat_q8_K")
+    repacked = ("gemm_iq4_nl", "gemm_mxfp4", "gemm_q4_K", "gemm_q2_K", "quantize_mat_q8_K")
     # The last of them stands in for a better one, and asks ours which it is.
     dots = {"our_vec_dot_bf16", *(f"ggml_vec_dot_bf16{suffix}" for suffix in suffixes[:-1])}
     for source, asks, expected in (
@@ -102,7 +114,7 @@ def test_seam_products_come_to_ours() -> None:
         (
             "repack.cpp",
             ("our_", "ggml_gemm_q4_0_8x8_q8_0"),
-            {f"our_gemm_q4_0{suffix}" for suffix in suffixes}
+            {f"our_{name}{s}" for name in ("gemm_q4_0", "repacked_expert") for s in suffixes}
             | {f"our_{name}{s}" for name in repacked for s in above},
         ),
     ):
@@ -142,14 +154,18 @@ def test_all_levels_compute_the_same(
         assert np.abs(got - expected).max() < 0.02 * spread
 
 
-def products(rows: int, depth: int, kinds: list[str]) -> list[list[str]]:
+def products(
+    rows: int, depth: int, kinds: list[str], levels: list[str]
+) -> dict[tuple[str, str, str], tuple[str, float]]:
     """What products.py says of each level, type and form; columns for tiles of each width."""
     script = Path(__file__).parents[2] / "scripts" / "bench" / "products.py"
     command = [sys.executable, script, "--rows", str(rows), "--depth", str(depth), "--rounds", "1"]
     command += ["--milliseconds", "0", "--threads", "3", "--columns", "1,2,3,4,5,6,7,8,9,13,45,64"]
-    done = subprocess.run([*command, "--types", ",".join(kinds)], capture_output=True, text=True)
+    command += ["--types", ",".join(kinds), "--levels", ",".join(levels)]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return [line.split()[:5] for line in done.stdout.splitlines()]
+    lines = (line.split()[:5] for line in done.stdout.splitlines())
+    return {(level, kind, form): (same, float(error)) for level, kind, form, same, error in lines}
 
 
 @pytest.mark.native
@@ -159,36 +175,44 @@ def test_a_product_of_numbers_does_not_depend_on_how_many_there_are(
     rows: int, depth: int, runtime: Path
 ) -> None:
     """Each column of a product, beside the product of that column alone, bit by bit."""
-    _, *levels = here(runtime)
-    if not levels:
-        pytest.skip("this processor has the lowest level alone, whose products are upstream's")
+    base, *_ = levels = here(runtime)
     kinds = ["f32", "f16", "bf16"]
-    lines = products(rows, depth, kinds)
-    forms = ["file", "expert"]
-    assert [line[:3] for line in lines] == [[*x] for x in itertools.product(levels, kinds, forms)]
-    for level, kind, form, alone, error in lines:
-        # columns, to eight bits; upstream makes the products of experts
-        rounded = (level, kind) == ("avx512bf16", "bf16") or form == "expert"
-        assert float(error) <= (0.005 if rounded else 0.00001), (level, kind, form)
+    found = products(rows, depth, kinds, levels)
+    assert list(found) == list(itertools.product(levels, kinds, ["file", "expert"]))
+    for (level, kind, form), (alone, error) in found.items():
+        # columns, to eight bits; upstream makes the products of experts, and all of the lowest
+        rounded = (level, kind) == ("avx512bf16", "bf16") or form == "expert" or level == base
+        assert error <= (0.005 if rounded else 0.00001), (level, kind, form)
         assert alone == "alone", (level, kind, form)
 
 
 @pytest.mark.native
-def test_a_product_of_quants_does_not_depend_on_how_many_there_are(runtime: Path) -> None:
-    _, *levels = here(runtime)
-    if not levels:
-        pytest.skip("this processor has the lowest level alone, whose products are upstream's")
-    kinds = [kind.removesuffix("_S").lower() for kind in [*TYPES[3:], *K_TYPES]]
-    # Rows that fill no panel but groups of eight, which repack.cpp takes; blocks that don't come in
-    # fours.
-    lines = products(104, 1280, kinds)
-    assert {(level, kind) for level, kind, *_ in lines} == {(a, b) for a in levels for b in kinds}
-    forms = {("v3", "q4_k", form) for form in ("file", "expert", "repacked", "repacked-expert")}
-    assert forms <= {(*line[:3],) for line in lines}
-    for level, kind, form, alone, error in lines:
-        assert float(error) < 0.005, (level, kind, form)
-        # repack.cpp's kernels of IQ4_NL are upstream's, and have an order of their own
-        assert alone == "alone" or (kind, form) == ("iq4_nl", "repacked"), (level, kind, form)
+@pytest.mark.parametrize(
+    ("rows", "depth", "kinds"),
+    [
+        # Rows that fill no panel but groups of eight, which repack.cpp takes; blocks that don't
+        # come in fours.
+        (104, 1280, [kind.removesuffix("_S").lower() for kind in [*TYPES[3:], *K_TYPES]] + OTHERS),
+        (40, 768, TABLES),  # which take long to be made
+    ],
+    ids=["plain", "tables"],
+)
+def test_a_product_of_quants_does_not_depend_on_how_many_there_are(
+    rows: int, depth: int, kinds: list[str], runtime: Path
+) -> None:
+    """The same, and beside what upstream's kernels of the lowest level make of it."""
+    whole = {level.name for level in TARGETS["linux-amd64"].levels if not level.sources}
+    base, *_ = levels = [level for level in here(runtime) if level in whole]
+    found = products(rows, depth, kinds, levels)
+    assert {(level, kind) for level, kind, _ in found} == {*itertools.product(levels, kinds)}
+    if "v3" in levels and "q4_k" in kinds:
+        for form in ("file", "expert", "repacked", "repacked-expert"):
+            assert all(("v3", kind, form) in found for kind in ("q4_k", "iq4_nl", "mxfp4"))
+    for (level, kind, form), (alone, error) in found.items():
+        assert alone == "alone", (level, kind, form)
+        of_base = found[base, kind, "file"][1]
+        assert error < 0.005, (level, kind, form)
+        assert abs(error - of_base) < 0.05 * of_base, (level, kind, form)
 
 
 # Numbers of a key and of a value, heads, and those that keys and values are made for.
@@ -252,11 +276,43 @@ def test_a_text_in_pieces_gives_the_same_numbers(
     whole = odd_phi3_of_256 if kind in K_TYPES else odd_phi3
     done = run(runtime, "--quantize", "--pure", whole, model, kind)
     assert done.returncode == 0, done.stderr.decode()
-    for level in here(runtime)[1:]:
+    for level in here(runtime):
         expected, *others = (
             probabilities(runtime, model, level, ["-ub", size, "-t", threads], tmp_path)
             for size, threads in (("128", "2"), ("45", "3"), ("5", "1"), ("1", "2"))
         )
+        for got in others:
+            assert np.array_equal(got, expected)
+
+
+@pytest.mark.native
+# Q4_1 is not repacked there; upstream has kernels for pairs of its rows.
+@pytest.mark.parametrize("kind", ["F16", "Q4_0", "Q4_1", "Q8_0", "Q4_K_S", "Q5_K_S", "Q6_K"])
+def test_seam_a_text_in_pieces_gives_the_same_numbers_on_arm64(
+    kind: str,
+    odd_phi3: Path,
+    odd_phi3_of_256: Path,
+    runtime: Path,
+    runtime_arm64: Path,
+    tmp_path: Path,
+) -> None:
+    """Emulated, and therefore fewer tokens."""
+    emulator = (need("qemu-aarch64-static", "qemu-user-static"), "-cpu", "max")
+    model = tmp_path / "model.gguf"
+    whole = odd_phi3_of_256 if kind in K_TYPES else odd_phi3
+    done = run(runtime, "--quantize", "--pure", whole, model, kind)
+    assert done.returncode == 0, done.stderr.decode()
+    levels = here(runtime_arm64, emulator)
+    assert levels == [level.name for level in TARGETS["linux-arm64"].levels]
+    near = probabilities(runtime, model, here(runtime)[0], [], tmp_path, 32)
+    for level in levels:
+        expected, *others = (
+            probabilities(
+                runtime_arm64, model, level, ["-ub", size, "-t", "2"], tmp_path, 32, emulator
+            )
+            for size in ("32", "5", "1")
+        )
+        assert np.abs(expected - near).max() < 0.02 * near.std()
         for got in others:
             assert np.array_equal(got, expected)
 

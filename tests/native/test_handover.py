@@ -23,10 +23,23 @@ import pyllamafile
 from pyllamafile import native
 from pyllamafile.launcher import BLOCK, pack
 from pyllamafile.native.building import driver, tools
+from pyllamafile.native.building.source import ZSTD, vendored
 from pyllamafile.targets import TARGETS
 
 pytestmark = pytest.mark.native
 TESTS = Path(__file__).parent
+SOURCES = (
+    "container.cpp",
+    "manifest.cpp",
+    "gpu/child_windows.cpp",
+    "gpu/choice.cpp",
+    "gpu/devices.cpp",
+    "system/files.cpp",
+    "system/system.cpp",
+    "system/handover/handover.cpp",
+    "system/handover/places.cpp",
+    "system/handover/unpack.cpp",
+)
 
 
 def compiled(output: Path, target: str, language: list[str], *options: str | Path) -> Path:
@@ -77,17 +90,25 @@ def programs(
 ) -> tuple[Path, Path]:
     target, _ = started
     folder = tmp_path_factory.mktemp("programs")
+    vendor, zstd = native.llama_source() / "vendor", vendored(ZSTD)
+    hashes = [vendor / "hash" / "sha256" / "sha256.c", f"-I{vendor / 'hash'}"]
+    includes = [f"-I{path}" for path in (driver.RUNTIME, vendor, zstd)]
+    windows = driver.RUNTIME / "system" / "handover" / "windows.cpp"
+    renamed = ["c++", "-c", "-std=c++17", "-Dis_emulated=windows_emulates", *includes]
     parent = compiled(
         folder / "parent.exe",
         target,
         ["c++", "-std=c++17"],
         TESTS / "handover.cpp",
-        driver.RUNTIME / "system" / "handover.cpp",
-        driver.RUNTIME / "container.cpp",
-        driver.RUNTIME / "manifest.cpp",
-        f"-I{driver.RUNTIME}",
-        f"-I{native.llama_source() / 'vendor'}",
-        "-lbcrypt",
+        *(driver.RUNTIME / name for name in SOURCES),
+        compiled(folder / "windows.o", target, renamed, windows),
+        vendor / "hash" / "hash.cpp",
+        compiled(folder / "sha256.o", target, ["cc", "-c"], *hashes),
+        compiled(folder / "zstd.o", target, ["cc", "-c", "-DZSTD_DISABLE_ASM"], zstd / "zstd.c"),
+        # what hands over to it, and to none for GPUs
+        '-DRUNTIME_TARGET="windows-amd64"',
+        "-DRUNTIME_HAS_GPU",
+        *includes,
     )
     language = ["cc", "-municode"]
     return parent, compiled(folder / "child.exe", target, language, TESTS / "handover_child.c")

@@ -230,6 +230,17 @@ def test_no_instruction_stands_outside_of_its_level(linking: Linking, tmp_path: 
 
 
 @pytest.mark.native
+def test_a_program_is_linked_again_when_kernels_change(linking: Linking) -> None:
+    """Their libraries are a text in the link's command, which Ninja doesn't look into."""
+    command = [tools.program("ninja"), "-t", "query", "runtime"]
+    done = subprocess.run(command, cwd=linking.folder, capture_output=True, text=True, check=True)
+    # What stands behind two strokes is only made before.
+    inputs = re.findall(r"^    (?:\| )?([^| \n]+)$", done.stdout.partition("outputs:")[0], re.M)
+    names = {Path(path).name for path in inputs}
+    assert {archive.name for archive in linking.archives} <= names
+
+
+@pytest.mark.native
 def test_the_wrong_order_of_linking_is_found(linking: Linking, tmp_path: Path) -> None:
     # One that is whole: what else there is has no templates.
     levels = zip(linking.archives, linking.target.levels, strict=True)
@@ -260,6 +271,8 @@ def test_levels_share_nothing_but_templates_of_the_standard_library(linking: Lin
         ("vaddps %xmm1,%xmm2,%xmm3", "v3"),
         ("vpaddd %ymm1,%ymm2,%ymm3", "v3"),
         ("shlx %rax,%rbx,%rcx", "v3"),
+        ("{vex} vpdpbusd %ymm1,%ymm2,%ymm3", "avxvnni"),
+        ("vpdpbusd %ymm1,%ymm2,%ymm17", "avx512"),
         ("vpaddd %zmm1,%zmm2,%zmm3", "avx512"),
         ("vpaddd %ymm1,%ymm2,%ymm17", "avx512"),
         ("kmovw %k1,%eax", "avx512"),

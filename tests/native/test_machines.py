@@ -37,7 +37,7 @@ from messages import (
     graph,
     tensor,
 )
-from running import free_port, need, ready, run
+from running import free_port, need, on_arm64, ready, run
 
 import pyllamafile
 from pyllamafile import native
@@ -950,35 +950,21 @@ def test_a_system_without_a_program(
     assert done.stderr.decode() == f"error: three: {error}\n"
 
 
-EMULATED = """
-mount -t binfmt_misc binfmt_misc {folder}/handlers || exit 77
-printf %s ':arm64:M::{magic}:{mask}:{qemu}:F' >{folder}/handlers/register || exit 77
-PATH={folder}/there:$PATH exec /bin/sh {folder}/command
-"""
-
-
 def test_a_worker_on_arm64(smollm2: Path, machines: Machines, tmp_path: Path) -> None:
-    """By qemu, which the kernel starts in a user namespace of the worker's own (Linux 6.7)."""
+    """By qemu, which the kernel starts."""
     if native.find(TARGETS["linux-arm64"]) is None:
         pytest.skip("no runtime is at hand: pyllamafile runtimes build --target linux-arm64")
-    qemu = need("qemu-aarch64-static", "qemu-user-static")
     path = tmp_path / "x.llamafile"
     pyllamafile.build(smollm2, path, targets=["linux-amd64", "linux-arm64"])
-    for name in ("there", "handlers"):
-        (tmp_path / name).mkdir()
+    (tmp_path / "there").mkdir()
     uname = tmp_path / "there" / "uname"
     uname.write_text("#!/bin/sh\necho Linux aarch64\n")
     uname.chmod(0o755)
-    elf = b"\x7fELF\2\1\1" + bytes(9) + b"\2\0\xb7\0"  # elf(5): 64 bits, EM_AARCH64
-    mask = b"\xff" * 7 + bytes(9) + b"\xfe\xff\xff\xff"
-    magic, mask = ("".join(f"\\x{byte:02x}" for byte in part) for part in (elf, mask))
-    script = EMULATED.format(folder=tmp_path, magic=magic, mask=mask, qemu=qemu)
-    (tmp_path / "emulated").write_text(script)
+    line = f"PATH={tmp_path}/there:$PATH exec /bin/sh {tmp_path}/command"
+    emulating = " ".join(on_arm64(tmp_path / "emulated", line))
     command = f"""printf '%s\\n' "$2" >{tmp_path}/command
-exec ssh -- "$1" "exec unshare -Urm sh {tmp_path}/emulated\""""
+exec ssh -- "$1" "exec {emulating}\""""
     env = ssh_through(tmp_path / "here", machines, command)
-    if run("unshare", "-Urm", "sh", tmp_path / "emulated").returncode == 77:
-        pytest.skip("no handlers of a user namespace's own here")
     # Its sums are rounded otherwise than those here, so the text is one that nothing else is near.
     words = ("-p", "The capital of Italy is", "-n", "3", *SHORT[4:])
     done = run(path, *words, "--on", "three", "--split", "29,2", env=env)

@@ -6,6 +6,7 @@ this one, executes upstream's code with our declarations, on other people's Foun
 
 from __future__ import annotations
 
+import plistlib
 import re
 import shutil
 import struct
@@ -19,13 +20,16 @@ import lief
 import metal_facts
 import pytest
 from metal_facts import Facts
-from running import need
+from running import need, second_program
 from witnesses import kept
 
+import pyllamafile
 from pyllamafile import native
 from pyllamafile.native.building import debian, driver, metal
 from pyllamafile.native.building.debian import Package
-from pyllamafile.targets import TARGETS
+from pyllamafile.ops.verify import verify
+from pyllamafile.progress import silent
+from pyllamafile.targets import TARGETS, WITH_GPU
 
 pytestmark = pytest.mark.native
 
@@ -48,6 +52,7 @@ GNUSTEP = Package(
 # llama.cpp's Metal library as somebody else made it, with Apple's headers and linker.
 NODE_LLAMA = "@node-llama-cpp/mac-arm64-metal@3.21.1", "/libggml-metal.so"
 
+LARGEST_TEXT = 90_000  # bytes of the kernels' text in a program
 # What macOS 13 lacks; upstream uses it on arm64 alone.
 NEWER = {"_OBJC_CLASS_$_MTLResidencySetDescriptor"}
 # Said of a protocol's method, but of which protocol's?
@@ -144,6 +149,10 @@ def compiled(zig: Path, target: str, folder: Path) -> list[Path]:
         )
         assert (done.returncode, done.stderr) == (0, "")
     assert len(objects) >= 2
+    for source in (metal.packed_texts(silent) / "texts.S", metal.FOLDER / "identity.S"):
+        objects.append(folder / f"{source.stem}.o")
+        command = [zig, "cc", "-target", TARGETS[target].triple, f"-I{metal.FOLDER}"]
+        subprocess.run([*command, "-c", source, "-o", objects[-1]], check=True)
     return objects
 
 
@@ -298,6 +307,27 @@ def test_classes_and_selectors_are_where_the_runtime_looks(linked: lief.MachO.Bi
     assert {marks[at : at + 8] for at in range(0, len(marks), 8)} == {struct.pack("<2I", 0, 0x40)}
 
 
+def test_each_text_has_its_room_and_the_program_its_identity(linked: lief.MachO.Binary) -> None:
+    places = {symbol.name: symbol.value for symbol in linked.symbols}
+    texts = metal.texts(native.llama_source())
+    assert (metal.packed_texts(silent) / "texts.zst").stat().st_size < LARGEST_TEXT
+    for name, text in texts.items():
+        start, end = (places[f"_ggml_metallib_{name}_{at}"] for at in ("start", "end"))
+        assert end - start == len(text)
+    zeros = linked.get_section("__DATA", "__bss")
+    assert zeros.type == lief.MachO.Section.TYPE.ZEROFILL
+    start, end = places["_kernel_texts_start"], places["_kernel_texts_end"]
+    assert end - start == sum(map(len, texts.values()))
+    assert zeros.virtual_address <= start <= end <= zeros.virtual_address + zeros.size
+    assert identity(linked) == "pyllamafile"
+
+
+def identity(binary: lief.MachO.Binary) -> str:
+    """By which macOS keeps compiled kernels."""
+    content = binary.get_section("__TEXT", "__info_plist").content
+    return str(plistlib.loads(bytes(content))["CFBundleIdentifier"])
+
+
 def is_arm64(binary: lief.MachO.Binary) -> bool:
     return binary.header.cpu_type == lief.MachO.Header.CPU_TYPE.ARM64
 
@@ -312,27 +342,40 @@ def test_it_is_as_somebody_elses(linked: lief.MachO.Binary, theirs: lief.MachO.B
         assert own[library].keys() == other[library].keys() - {"_objc_opt_new"}
         assert all(weak == other[library][name] for name, weak in own[library].items())
     assert libraries(linked).items() <= libraries(theirs).items()
+    assert linked.build_version.minos <= theirs.build_version.minos  # 14.0
 
 
 # The whole program, for who has compiled it
 
 
-@pytest.mark.parametrize("target", MACS)
-def test_the_whole_runtime_loads_on_macos_13(target: str) -> None:
+@pytest.fixture
+def whole() -> bytes:
+    if not (runtime := native.find(WITH_GPU["macos-arm64-gpu"])):
+        pytest.skip("no macos-arm64-gpu is at hand: pyllamafile runtimes build --gpu")
+    return runtime.program()
+
+
+def test_the_whole_runtime_loads_on_macos_13(whole: bytes) -> None:
     """Beside what test_structure.py asks of it."""
-    if not (program := metal.path(TARGETS[target])).is_file():
-        pytest.skip("it is not in the cache: native.build_metal() compiles it, in ten minutes")
-    binary = lief.MachO.parse(program).at(0)
+    binary = lief.MachO.parse(list(whole)).at(0)
     found = imports(binary)
-    needless = set() if is_arm64(binary) else NEWER
-    for library, names in stubs().items():
-        assert found[library].keys() == names - needless
-    weak = {name for names in found.values() for name, weak in names.items() if weak}
-    assert weak == NEWER - needless
-    (kernels,) = [each for each in binary.sections if each.name == "__ggml_metallib"]
-    text = bytes(kernels.content).decode()
-    sources = native.llama_source() / "ggml" / "src" / "ggml-metal" / "kernels"
-    kinds = list(sources.glob("*.metal"))
-    own = [re.split(r'^#include "[^\n]*$', kind.read_text(), flags=re.M)[-1] for kind in kinds]
-    assert [kind.name for kind, code in zip(kinds, own, strict=True) if code not in text] == []
-    assert min(map(len, own)) > 500
+    assert {library: found[library].keys() for library in stubs()} == stubs()
+    assert found.keys() - stubs().keys() == {"/usr/lib/libSystem.B.dylib"}
+    assert {name for names in found.values() for name, weak in names.items() if weak} == NEWER
+    assert identity(binary) == "pyllamafile"
+    assert (metal.packed_texts(silent) / "texts.zst").read_bytes() in whole
+    (zeros,) = [each for each in binary.sections if each.name == "__bss"]
+    assert zeros.size > sum(map(len, metal.texts(native.llama_source()).values()))
+    # No text is in it twice; upstream asks a GPU by a kernel of that name whether it has tensors.
+    assert set(re.findall(rb"kernel void (\w+)", whole)) == {b"dummy_kernel"}
+
+
+def test_a_file_has_the_whole_runtime_for_a_mac(whole: bytes, tmp_path: Path) -> None:
+    target = "macos-arm64"
+    file = pyllamafile.build(output=tmp_path / "f", targets=target, gui=False, gpu=True).path
+    assert verify(file) == []
+    assert second_program(file) == whole
+    assert list(pyllamafile.inspect(file).gpus) == [target]
+    with zipfile.ZipFile(file) as archive:
+        entries = {name for name in archive.namelist() if name.startswith("gpu/")}
+    assert entries == {f"gpu/{target}.zst"}  # no shaders, which Vulkan alone takes

@@ -249,7 +249,7 @@ def test_every_option_in_the_manual_exists(llamafile: Path) -> None:
     ours = {"--nobrowser", "--url-prefix", "--help-all", "--chat", "--ask"}
     ours |= {"--allow-origin", "--allow-host", "--no-api-key", "--unsafe-no-sandbox", "--grace"}
     ours |= {"--chats", "--no-chats", "--no-read", "--no-documents", "--no-state"}
-    ours |= {"--on", "--split"}
+    ours |= {"--on", "--split", "--gpu"}
     assert named - known == ours & named
 
 

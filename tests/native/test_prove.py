@@ -127,11 +127,12 @@ def test_every_emulator_that_is_here(
         request.getfixturevalue("windows_arm64")  # which fetches it
     file = pyllamafile.build(weights, tmp_path / "f", targets=[target]).path
     reports = tmp_path / "reports"
-    done = run(sys.executable, SCRIPTS / "prove", "--reports", reports, file, env=wine)
+    command = (sys.executable, SCRIPTS / "prove", "--reports", reports, file)
+    done = run(*command, env=wine, timeout=900)
     assert done.returncode == 0, done.stdout.decode() + done.stderr.decode()
     found = [json.loads(path.read_text()) for path in reports.iterdir()]
     assert {report["target"] for report in found} == {target}
-    assert all(report["seconds"] < 60 for report in found)  # nobody waits for what doesn't end
+    assert all(report["seconds"] < 240 for report in found)  # nobody waits for what doesn't end
     levels = {report["level"] for report in found}
     emulated = [level.name for level in TARGETS[target].levels]
     if target == "linux-amd64":

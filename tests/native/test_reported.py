@@ -232,7 +232,7 @@ WRONG = {
     ("--chat-template", "nobodys"): "--chat-template nobodys: neither a template",
     ("--temp", "0", "-p", "a", "--top-k", "many"): "--top-k many: not a number",
     ("--api-key", ""): "--api-key: the key is empty",
-    ("--gpu", "nvidia"): "--gpu nvidia: this runtime computes on the processor only",
+    ("--gpu", ""): "--gpu needs auto, off, vulkan or a part of a GPU's name",
     ("--grace", "soon"): "--grace soon: not a whole number of seconds",
 }
 

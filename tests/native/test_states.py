@@ -403,7 +403,7 @@ def test_a_file_that_has_read_starts_with_its_state(
     assert pyllamafile.verify(knower) == []
 
 
-@pytest.mark.parametrize("level", ["v2", "v3", "avx512", "avx512bf16"])
+@pytest.mark.parametrize("level", ["v2", "v3", "avxvnni", "avx512", "avx512bf16"])
 def test_every_level_takes_it(knower: Path, reader: Path, env: dict[str, str], level: str) -> None:
     """What another level has made differs by rounding."""
     asked = {**env, "PYLLAMAFILE_CPU": level}

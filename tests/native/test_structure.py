@@ -2,11 +2,12 @@
 
 It stands in for running the programs of those systems that no machine here has. Two programs go
 through it for each target: every runtime that is at hand, and a small one that is always compiled
-and linked, with the same compiler and the same flags.
+and linked, with the same compiler and the same flags. So does every second program at hand.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 import struct
@@ -23,9 +24,9 @@ import pytest
 from running import EXECUTED, need, unpacked
 
 from pyllamafile import native
-from pyllamafile.native.building import driver, metal, tools
+from pyllamafile.native.building import driver, tools, vulkan
 from pyllamafile.native.building.driver import LINK, OPTIMIZE, RUNTIME
-from pyllamafile.targets import TARGETS, Target
+from pyllamafile.targets import TARGETS, WITH_GPU, Target
 
 pytestmark = pytest.mark.native
 
@@ -49,9 +50,20 @@ int main(int argc, char **argv) {
 """
 
 
+LOADS = """
+#include <dlfcn.h>
+#include <stdlib.h>
+int main(void) {
+    void *library = dlopen("LIBRARY", RTLD_NOW);
+    int (*has)(void) = library ? (int (*)(void))dlsym(library, "has") : 0;
+    return !has || !has() || !environ || !*environ || !getenv("A");
+}
+"""
+
+
 @dataclass(frozen=True)
 class Elf:
-    """What an ELF program of a system has: see its ld.so(1) and elf(5)."""
+    """What an ELF program of a system, or of a target, has: see its ld.so(1) and elf(5)."""
 
     note: tuple[str, bytes] | None  # owner, and how its description begins
     interpreter: str | None
@@ -59,8 +71,16 @@ class Elf:
     pie: bool = False
 
 
+def on_glibc(folder: str, linker: str) -> Elf:
+    """A program against glibc, whose linker of programs has a name for each processor."""
+    libraries = {"libc.so.6", "libm.so.6", "libdl.so.2", "libpthread.so.0", linker}
+    return Elf(None, f"/{folder}/{linker}", frozenset(libraries))
+
+
 ELF = {
     "linux": Elf(None, None, frozenset()),
+    "linux-amd64-gnu": on_glibc("lib64", "ld-linux-x86-64.so.2"),
+    "linux-arm64-gnu": on_glibc("lib", "ld-linux-aarch64.so.1"),
     # __FreeBSD_version: 14 of some kind
     "freebsd": Elf(
         ("FreeBSD", struct.pack("<I", 1400500)),
@@ -81,6 +101,7 @@ ELF = {
         pie=True,
     ),
 }
+NEWEST_GLIBC = (2, 27)  # of the symbols that a program takes
 MACHINES = {
     "amd64": (lief.ELF.ARCH.X86_64, lief.PE.Header.MACHINE_TYPES.AMD64),
     "arm64": (lief.ELF.ARCH.AARCH64, lief.PE.Header.MACHINE_TYPES.ARM64),
@@ -88,16 +109,16 @@ MACHINES = {
 CPUS = {"amd64": lief.MachO.Header.CPU_TYPE.X86_64, "arm64": lief.MachO.Header.CPU_TYPE.ARM64}
 # Part of every Windows since 10; the first are the C library.
 DLLS = re.compile(r"(api-ms-win-crt-\w+-l1-1-0|kernel32|advapi32|shell32|ws2_32|bcrypt)\.dll", re.I)
-LARGEST_WITH_METAL = 22_000_000  # bytes; 5 MB of it are the kernels' text
+LARGEST_WITH_METAL = 16_600_000  # bytes; it has 16,299,608, and 88 KB of them are the kernels' text
 # PE/COFF, DllCharacteristics: high-entropy addresses, any address, no code in data
 DLL_CHARACTERISTICS = 0x0020 | 0x0040 | 0x0100
 
 
-def small(target: Target, folder: Path) -> Path:
+def small(target: Target, folder: Path, text: str = SMALL) -> Path:
     """The small program, compiled in a folder of its own with the runtime's flags."""
     folder.mkdir(parents=True)
     source = folder / "small.c"
-    source.write_text(SMALL)
+    source.write_text(text)
     zig = tools.package("ziglang") / "zig"
     compiler = driver._toolchain(folder / "tools", target, zig, folder)["CMAKE_C_COMPILER"]
     flags = [*OPTIMIZE.split(), "-ffunction-sections", "-fdata-sections", *LINK.split()]
@@ -109,7 +130,10 @@ def small(target: Target, folder: Path) -> Path:
 
 def programs() -> list[str]:
     at_hand = {runtime.target for runtime in native.available()} | set(EXECUTED)
-    return [f"{name} small" for name in TARGETS] + [f"{name} runtime" for name in sorted(at_hand)]
+    return [
+        *[f"{name} small" for name in TARGETS],
+        *[f"{name} runtime" for name in (*sorted(at_hand), *WITH_GPU)],
+    ]
 
 
 @pytest.fixture(params=programs())
@@ -119,13 +143,15 @@ def chosen(request: pytest.FixtureRequest) -> list[str]:
 
 @pytest.fixture
 def target(chosen: list[str]) -> Target:
-    return TARGETS[chosen[0]]
+    return {**TARGETS, **WITH_GPU}[chosen[0]]
 
 
 @pytest.fixture
 def program(chosen: list[str], target: Target, tmp_path: Path) -> Path:
     if chosen[1] == "small":
         return small(target, tmp_path / "a")
+    if target.gpu and not native.find(target):
+        pytest.skip("it is not at hand: pyllamafile runtimes build --gpu")
     return unpacked(target.name, tmp_path)
 
 
@@ -134,7 +160,7 @@ def test_a_program_is_what_its_system_runs(target: Target, program: Path) -> Non
 
 
 def check_elf(target: Target, path: Path) -> None:
-    expected = ELF[target.os]
+    expected = ELF.get(target.name) or ELF[target.os]
     binary = lief.ELF.parse(path)
     assert binary.header.identity_class == lief.ELF.Header.CLASS.ELF64
     assert binary.header.machine_type == MACHINES[target.arch][0]
@@ -143,6 +169,13 @@ def check_elf(target: Target, path: Path) -> None:
     assert (binary.interpreter if binary.has_interpreter else None) == expected.interpreter
     assert set(binary.libraries) <= expected.libraries
     assert [name for name in binary.libraries if name.startswith("libc.")] or target.os == "linux"
+    versions = [
+        tuple(map(int, needed.name.removeprefix("GLIBC_").split(".")))
+        for library in binary.symbols_version_requirement
+        for needed in library.get_auxiliary_symbols()
+        if needed.name.startswith("GLIBC_")
+    ]
+    assert max(versions, default=NEWEST_GLIBC) <= NEWEST_GLIBC
     if expected.note is not None:
         owner, description = expected.note
         notes = [bytes(n.description) for n in binary.notes if n.name.rstrip("\0") == owner]
@@ -155,6 +188,23 @@ def check_elf(target: Target, path: Path) -> None:
     assert [s for s in loaded if s.has(flag.X) and inside(binary.entrypoint, s.virtual_address, s)]
     if target.os == "openbsd":
         check_openbsd(target, path, binary)
+
+
+def test_a_program_on_glibc_has_its_environment(tmp_path: Path) -> None:
+    """So has a library in it, such as a driver, by whatever name of it."""
+    library = tmp_path / "library.so"
+    source = library.with_suffix(".c")
+    names = ("environ", "_environ", "__environ")
+    all_there = " && ".join(f"{name} && *{name}" for name in names)
+    source.write_text(
+        f"extern char **{', **'.join(names)};\nint has(void) {{ return {all_there}; }}"
+    )
+    gcc = need("gcc", "gcc")
+    subprocess.run([gcc, "-shared", "-fPIC", source, "-o", library], check=True)
+    environment = (vulkan.FOLDER / "environment.c").read_text()
+    text = f"{environment}{LOADS.replace('LIBRARY', str(library))}"
+    program = small(WITH_GPU["linux-amd64-gnu"], tmp_path / "a", text)
+    assert subprocess.run([program], env={"A": "b"}).returncode == 0
 
 
 def check_openbsd(target: Target, path: Path, binary: lief.ELF.Binary) -> None:
@@ -215,6 +265,9 @@ def check_pe(target: Target, path: Path) -> None:
     assert optional.dll_characteristics & DLL_CHARACTERISTICS == DLL_CHARACTERISTICS
     assert (optional.major_subsystem_version, optional.minor_subsystem_version) <= (10, 0)
     assert [name for name in binary.libraries if not DLLS.fullmatch(name)] == []
+    if target.gpu:  # which opens the loader of drivers when it is wanted
+        plain = lief.PE.parse(unpacked(target.plain, path.parent))
+        assert sorted(binary.libraries) == sorted(plain.libraries)
     flag = lief.PE.Section.CHARACTERISTICS
     executable = [s for s in binary.sections if s.has_characteristic(flag.MEM_EXECUTE)]
     assert not [s for s in executable if s.has_characteristic(flag.MEM_WRITE)]
@@ -245,28 +298,15 @@ def check_resources(binary: lief.PE.Binary) -> None:
 
 
 SYSTEM = "/usr/lib/libSystem.B.dylib"
-METAL = frozenset(
-    {
-        SYSTEM,
-        "/System/Library/Frameworks/CoreFoundation.framework/Versions/A/CoreFoundation",
-        "/System/Library/Frameworks/Foundation.framework/Versions/C/Foundation",
-        "/System/Library/Frameworks/Metal.framework/Versions/A/Metal",
-        "/usr/lib/libobjc.A.dylib",
-    }
+METAL = (
+    "/System/Library/Frameworks/CoreFoundation.framework/Versions/A/CoreFoundation",
+    "/System/Library/Frameworks/Foundation.framework/Versions/C/Foundation",
+    "/System/Library/Frameworks/Metal.framework/Versions/A/Metal",
+    "/usr/lib/libobjc.A.dylib",
 )
 
 
-@pytest.mark.parametrize("name", ["macos-amd64", "macos-arm64"])
-def test_a_runtime_with_metal_is_what_macos_runs(name: str) -> None:
-    if not (program := metal.path(TARGETS[name])).is_file():
-        pytest.skip("it is not in the cache: native.build_metal() compiles it, in ten minutes")
-    check_macho(TARGETS[name], program, METAL)
-    assert program.stat().st_size < LARGEST_WITH_METAL
-
-
-def check_macho(
-    target: Target, path: Path, libraries: frozenset[str] = frozenset({SYSTEM})
-) -> None:
+def check_macho(target: Target, path: Path) -> None:
     binary = lief.MachO.parse(path).at(0)
     assert binary.header.cpu_type == CPUS[target.arch]
     assert binary.header.file_type == lief.MachO.Header.FILE_TYPE.EXECUTE
@@ -274,7 +314,15 @@ def check_macho(
     build = binary.build_version
     assert build.platform == lief.MachO.BuildVersion.PLATFORMS.MACOS
     assert build.minos == [13, 0, 0]
-    assert sorted(library.name for library in binary.libraries) == sorted(libraries)
+    libraries = sorted(library.name for library in binary.libraries)
+    assert libraries == sorted([SYSTEM, *(METAL if target.gpu else ())])
+    assert path.stat().st_size < LARGEST_WITH_METAL
+    newer = newer_than_macos_13()
+    assert "mkfifoat" not in newer
+    assert "__sqrtf16" in newer
+    taken = {each.symbol.name.removeprefix("_") for each in binary.bindings if each.has_symbol}
+    assert "pthread_create" in taken
+    assert taken & newer == set()
     write, execute = 2, 4
     for segment in binary.segments:
         assert segment.init_protection & (write | execute) != write | execute
@@ -286,6 +334,20 @@ def check_macho(
         check_signature(path.read_bytes(), binary.code_signature)
     if target.arch == "amd64" and path.name != "small":
         check_shared(path)
+
+
+@functools.cache
+def newer_than_macos_13() -> frozenset[str]:
+    """Functions of libSystem that the first macOS 13 lacks, by Apple's headers as zig has them."""
+    headers = tools.package("ziglang") / "lib" / "libc" / "include" / "any-darwin-any"
+    found: set[str] = set()
+    for path in headers.rglob("*.h"):
+        text = re.sub(r"/\*.*?\*/|//[^\n]*", "", path.read_text(errors="replace"), flags=re.DOTALL)
+        for declaration in re.split("[;{}]", text):
+            since = re.search(r"API_AVAILABLE\(\s*macos\(\s*(\d+)\.(\d+)", declaration)
+            if since and tuple(map(int, since.groups())) > (13, 0):
+                found.update(re.findall(r"(\w+)\s*\(", declaration))
+    return frozenset(found)
 
 
 def check_shared(path: Path) -> None:

@@ -7,7 +7,7 @@ shader when it is first used, which takes seconds each.
 
 from __future__ import annotations
 
-import gzip
+import base64
 import json
 import os
 import re
@@ -17,15 +17,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 import lief
+import loadable
 import pytest
-from running import need, ready
+from fixtures import png, tiny_projector
+from running import OnGpu, need, package, post, ready, second_program, serving
 
+import pyllamafile
 from pyllamafile import native
+from pyllamafile.llamafile import SHADERS
 from pyllamafile.models import tiny
 from pyllamafile.native.building import driver, shaders, tools, vulkan
 from pyllamafile.native.building.source import ZSTD, llama_source, vendored
+from pyllamafile.ops.verify import verify
 from pyllamafile.progress import silent
-from pyllamafile.targets import WITH_GPU
+from pyllamafile.targets import TARGETS, WITH_GPU
 
 pytestmark = pytest.mark.native
 
@@ -36,79 +41,64 @@ HERE = Path(__file__).parent
 Done = subprocess.CompletedProcess[str]
 
 
-@pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The runtime that can use a GPU."""
-    if (found := native.find(TARGET)) is None:
-        pytest.skip(f"no {TARGET.name} is at hand: pyllamafile runtimes build --gpu")
-    path = tmp_path_factory.mktemp("program") / "runtime"
-    path.write_bytes(gzip.decompress(found.path.read_bytes()))
-    path.chmod(0o755)
-    return path
-
-
-@pytest.fixture(scope="module")
-def file(blob: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the runtime takes for its llamafile: the shaders."""
-    path = tmp_path_factory.mktemp("file") / "a.zip"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.write(blob, "shaders/vulkan.zst")
-    return path
-
-
-@pytest.fixture(scope="module")
-def lavapipe() -> Path:
-    """lavapipe's manifest."""
-    manifests = sorted(Path("/usr/share/vulkan/icd.d").glob("lvp*.json"))
-    if not manifests:
-        pytest.skip("lavapipe is missing: apt install mesa-vulkan-drivers libvulkan1")
-    return manifests[0]
-
-
-@pytest.fixture(scope="module")
-def broken(lavapipe: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The variables by which the loader finds the broken driver, and that the driver's."""
-    folder = tmp_path_factory.mktemp("broken")
-    library = folder / "broken.so"
-    headers = vulkan.headers(silent) / "usr" / "include"
-    command = [tools.package("ziglang") / "zig", "cc", "-target", TARGET.triple, "-shared", "-O1"]
-    command += ["-fno-sanitize=all", "-Wall", "-Werror", f"-I{headers}", "-o", library]
-    subprocess.run([*command, HERE / "broken_driver.c"], check=True, env=tools.environment())
-    facts = {"library_path": str(library), "api_version": "1.3.230"}
-    manifest = folder / "broken.json"
-    manifest.write_text(json.dumps({"file_format_version": "1.0.0", "ICD": facts}))
-    theirs = json.loads(lavapipe.read_text())["ICD"]["library_path"]
-    return {"VK_ICD_FILENAMES": str(manifest), "LAVAPIPE": theirs}
-
-
 @pytest.fixture
-def runs(program: Path, file: Path, lavapipe: Path) -> Callable[..., Done]:
+def runs(on_lavapipe: OnGpu) -> Callable[..., Done]:
     """Runs the runtime with lavapipe as the only GPU, unless variables say otherwise."""
 
     def runs(*words: str | Path, **variables: str) -> Done:
-        env = {
-            **os.environ,
-            "GGML_VK_VISIBLE_DEVICES": "0",
-            "VK_ICD_FILENAMES": str(lavapipe),
-            "PYLLAMAFILE_GPU_SECONDS": "600",
-            **variables,
-        }
-        command = [program, "--llamafile", file, *words]
+        command, env = [*on_lavapipe.command, *words], {**on_lavapipe.env, **variables}
         return subprocess.run(command, env=env, capture_output=True, text=True, timeout=1800)
 
     return runs
 
 
-def test_the_program_takes_an_old_glibc_and_no_loader(program: Path) -> None:
-    binary = lief.parse(program)
-    assert set(binary.libraries) <= {"libc.so.6", "libm.so.6", "libdl.so.2", "libpthread.so.0",
-                                     "ld-linux-x86-64.so.2"}  # fmt: skip
-    versions = {
-        tuple(map(int, auxiliary.name.removeprefix("GLIBC_").split(".")))
-        for requirement in binary.symbols_version_requirement
-        for auxiliary in requirement.get_auxiliary_symbols()
+@pytest.fixture
+def packed(tmp_path: Path) -> Path:
+    """A file that has it: an engine alone."""
+    runtime = native.find(TARGETS[TARGET.plain])
+    if runtime is None or runtime.gpu is None:
+        pytest.skip(f"no {TARGET.name} is at hand: pyllamafile runtimes build --gpu")
+    return pyllamafile.build(output=tmp_path / "f", targets=TARGET.plain, gui=False).path
+
+
+def test_a_file_has_the_program_and_others_can_read_it(packed: Path) -> None:
+    zstandard = package("zstandard", "runtimes")
+    assert verify(packed) == []
+    with zipfile.ZipFile(packed) as archive:
+        shaders.unpack(zstandard.ZstdDecompressor().decompress(archive.read(SHADERS)))
+    program = lief.ELF.parse(list(second_program(packed)))
+    assert program.interpreter == "/lib64/ld-linux-x86-64.so.2"
+
+
+def test_a_file_hands_over_to_the_program(lavapipe: Path, tmp_path: Path) -> None:
+    """From the script to the static program, and from that to the one with a driver in it."""
+    (tmp_path / "m.gguf").write_bytes(tiny.model())
+    options = {"targets": TARGET.plain, "gui": False, "prove": False}
+    file = pyllamafile.build(tmp_path / "m.gguf", tmp_path / "f", **options).path
+    if not pyllamafile.inspect(file).gpus:
+        pytest.skip(f"no {TARGET.name} is at hand: pyllamafile runtimes build --gpu")
+    env = {
+        **os.environ,
+        "PYLLAMAFILE_CACHE": str(tmp_path / "cache"),
+        "PYLLAMAFILE_GPU_SECONDS": "600",
+        "VK_ICD_FILENAMES": str(lavapipe),
+        "GGML_VK_VISIBLE_DEVICES": "0",
     }
-    assert max(versions) <= (2, 28)
+
+    def said(choice: str) -> str:
+        words = [file, "--gpu", choice, "-p", tiny.PROMPT, "-n", "4", "--temp", "0"]
+        done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=1800)
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout
+
+    def unpacked() -> set[str]:
+        return {path.name for path in (tmp_path / "cache" / "run").iterdir()}
+
+    (facts,) = pyllamafile.inspect(file).runtimes
+    processor = said("off")
+    assert unpacked() == {facts["sha256"]}
+    assert said("vulkan") == processor
+    assert unpacked() == {facts["sha256"], facts["gpu"]["sha256"]}
 
 
 def test_smollm2_on_lavapipe_writes_what_the_processor_writes(runs, smollm2: Path) -> None:
@@ -122,19 +112,15 @@ def test_smollm2_on_lavapipe_writes_what_the_processor_writes(runs, smollm2: Pat
     assert gpu.stdout == processor.stdout
 
 
-def test_the_server_computes_on_lavapipe(
-    program: Path, file: Path, lavapipe: Path, tmp_path: Path
-) -> None:
+def test_seam_the_server_says_what_a_gpu_computes(on_lavapipe: OnGpu, tmp_path: Path) -> None:
     """The model of --prove, in the server's sandbox."""
     weights = tmp_path / "tiny.gguf"
     weights.write_bytes(tiny.model())
-    env = {**os.environ, "GGML_VK_VISIBLE_DEVICES": "0", "VK_ICD_FILENAMES": str(lavapipe)}
-    env["PYLLAMAFILE_GPU_SECONDS"] = "600"
     words = ["-m", weights, "--server", "--nobrowser", "--gpu", "vulkan", "-ngl", "99"]
     words += ["--temp", "0", "--no-warmup", "-c", "512"]
     process = subprocess.Popen(
-        [program, "--llamafile", file, *words],
-        env=env,
+        [*on_lavapipe.command, *words],
+        env=on_lavapipe.env,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -148,9 +134,38 @@ def test_the_server_computes_on_lavapipe(
         assert answer["content"]
         maps = Path(f"/proc/{process.pid}/maps").read_text()
         assert "libvulkan_lvp.so" in maps
+        curl = [need("curl"), "-sS", "--max-time", "600", f"{url}props"]
+        gpu = json.loads(subprocess.run(curl, capture_output=True, check=True).stdout)["gpu"]
+        assert gpu["layers"] == gpu["of"] > 1
+        (device,) = gpu["devices"]
+        assert "llvmpipe" in device
+        said = process.stdout.readline().decode()
+        assert said == f"  on {device}: {gpu['of']} of {gpu['of']} layers\n"
     finally:
         process.kill()
         process.communicate()
+
+
+def test_a_gpu_computes_each_of_several_models(
+    on_lavapipe: OnGpu, blob: Path, tmp_path: Path
+) -> None:
+    """In a process of its own, which the router tells what its trial found."""
+    file = tmp_path / "several"
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.write(blob, SHADERS)
+        for name in ("one.gguf", "two.gguf"):
+            archive.writestr(name, tiny.model())
+    program, *_ = on_lavapipe.command
+    words = ("--server", "--nobrowser", "--gpu", "vulkan", "-ngl", "2", "--no-warmup", "-c", "512")
+    with serving(program, "--llamafile", file, *words, env=on_lavapipe.env) as url:
+        answer = post(
+            url, "completion", model="two", prompt=tiny.PROMPT, n_predict=4, temperature=0
+        )
+        assert tiny.ANSWER.startswith(answer["content"])
+        curl = [need("curl"), "-sS", "--max-time", "600", f"{url}props?model=two"]
+        gpu = json.loads(subprocess.run(curl, capture_output=True, check=True).stdout)["gpu"]
+        assert gpu["layers"] == 2 < gpu["of"]
+        assert "llvmpipe" in gpu["devices"][0]
 
 
 def test_devices_are_listed(runs, tmp_path: Path) -> None:
@@ -164,6 +179,21 @@ def test_devices_are_listed(runs, tmp_path: Path) -> None:
     assert done.stderr == ""
     done = runs("-m", weights, "--list-devices", "--gpu", "off")
     assert (done.returncode, done.stdout) == (0, "Available devices:\n  (none)\n")
+
+
+def test_the_version_says_what_was_found_last(runs, tmp_path: Path) -> None:
+    weights = tmp_path / "tiny.gguf"
+    weights.write_bytes(tiny.model())
+    other = {"PYLLAMAFILE_CACHE": str(tmp_path)}
+    assert "GPU" not in runs("--version", **other).stdout
+    assert runs("-m", weights, "--list-devices").returncode == 0  # tried, if no test did before
+    said = runs("--version").stdout.splitlines()[-1]
+    # On a busy machine it may have been the faster one.
+    slower = r"not used: llvmpipe.*: the processor does [\d.]+ times .*"
+    assert re.fullmatch(rf"GPU: ({slower}|llvmpipe [^:]*)", said)
+    said = runs("--version", "--gpu", "vulkan").stdout.splitlines()[-1]
+    assert re.fullmatch(r"GPU: llvmpipe [^:]*", said)
+    assert "GPU" not in runs("--version", "--gpu", "off").stdout
 
 
 BROKEN = {
@@ -182,7 +212,7 @@ def test_of_a_broken_driver_one_line_is_said_and_the_processor_computes(
 ) -> None:
     weights = tmp_path / "tiny.gguf"
     weights.write_bytes(tiny.model())
-    variables = {**broken, "BROKEN_DRIVER": how}
+    variables = {**broken, "BROKEN_DRIVER": how, "PYLLAMAFILE_CACHE": str(tmp_path / "cache")}
     if how.startswith("hangs"):
         variables["PYLLAMAFILE_GPU_SECONDS"] = "2"
     words = ("-m", weights, "-p", tiny.PROMPT, "-n", "24", "--temp", "0", "-ngl", "99")
@@ -198,8 +228,148 @@ def test_of_a_broken_driver_one_line_is_said_and_the_processor_computes(
     assert re.fullmatch(rf"error: --gpu vulkan: {BROKEN[how]}\n", needed.stderr), needed.stderr
 
 
+@pytest.fixture
+def lists(runs, tmp_path: Path) -> Callable[..., Done]:
+    """Runs the runtime so that it says which GPUs there are, with a cache of its own."""
+    weights = tmp_path / "tiny.gguf"
+    weights.write_bytes(tiny.model())
+
+    def lists(**variables: str) -> Done:
+        cache = {"PYLLAMAFILE_CACHE": str(tmp_path / "cache"), **variables}
+        return runs("-m", weights, "--list-devices", **cache)
+
+    return lists
+
+
+def test_what_was_found_is_kept_until_something_changes(lists, tmp_path: Path) -> None:
+    def records() -> list[Path]:
+        return sorted((tmp_path / "cache" / "gpus").iterdir())
+
+    done = lists()
+    assert done.returncode == 0, done.stderr
+    (record,) = records()
+    text = record.read_text()
+    assert re.fullmatch(r"gpu: device 0 llvmpipe.*\ngpu: right 0 [\d.e+]+\n", text)
+    refused = re.sub("right 0 .*", "wrong 0 a test has written this", text)
+    record.write_text(refused)
+    said = r"GPU: not used: llvmpipe.*: a test has written this; --gpu off silences this\n"
+    done = lists()
+    assert done.stdout == "Available devices:\n  (none)\n"
+    assert re.fullmatch(said, done.stderr)
+    # what was refused is tried again after a day
+    day = 24 * 3600
+    os.utime(record, (record.stat().st_atime, record.stat().st_mtime - day - 60))
+    assert lists().stderr == ""
+    assert "right" in record.read_text()
+    # another setting of ggml's, and another program
+    record.write_text(refused)
+    assert lists(GGML_VK_DISABLE_INTEGER_DOT_PRODUCT="1").stderr == ""
+    assert len(records()) == 2
+    assert lists().stderr != ""
+    # nobody else's folder is believed
+    (tmp_path / "cache" / "gpus").chmod(0o777)
+    assert lists().stderr == ""
+
+
+def test_a_gpu_that_is_slower_than_the_processor_computes_for_who_asks(
+    lists, runs, tmp_path: Path
+) -> None:
+    """lavapipe is the processor, with more to do."""
+    listed = lists()
+    assert "llvmpipe" in listed.stdout
+    assert listed.stderr == ""
+    words = ("-m", tmp_path / "tiny.gguf", "-p", tiny.PROMPT, "-n", "24", "--temp", "0")
+    cache = str(tmp_path / "cache")
+    done = runs(*words, PYLLAMAFILE_CACHE=cache)
+    line = r"GPU: not used: llvmpipe.*: the processor does (\d+|\d\.\d) times as much meanwhile; "
+    assert re.fullmatch(line + r"--gpu off silences this\n", done.stderr), done.stderr
+    assert tiny.ANSWER in done.stdout
+    done = runs(*words, "--gpu", "vulkan", "-v", PYLLAMAFILE_CACHE=cache)
+    assert re.search(r"offloaded \d+/\d+ layers to GPU", done.stderr)
+    assert tiny.ANSWER in done.stdout
+
+
+def test_of_two_gpus_the_one_that_computes_rightly_is_used(
+    lists, broken: dict[str, str], lavapipe: Path, tmp_path: Path
+) -> None:
+    both = f"{broken['VK_ICD_FILENAMES']}:{lavapipe}"
+    variables = {**broken, "VK_ICD_FILENAMES": both, "GGML_VK_VISIBLE_DEVICES": "0,1"}
+    for how, why in BROKEN.items():
+        if "computes" in how:
+            why = why.removeprefix("llvmpipe[^:]*: ")
+            # a cache for each, where nothing is kept of the one before
+            variables |= {"BROKEN_DRIVER": how, "PYLLAMAFILE_CACHE": str(tmp_path / how)}
+            done = lists(**variables)
+            assert done.stdout.count("llvmpipe") == 1
+            assert re.fullmatch(rf"GPU: not used: llvmpipe[^:]*: {why}\n", done.stderr), done.stderr
+
+
+def test_seam_less_goes_to_a_gpu_that_has_no_room(
+    runs, broken: dict[str, str], tmp_path: Path
+) -> None:
+    weights = tmp_path / "tiny.gguf"
+    weights.write_bytes(tiny.model())
+    variables = {**broken, "BROKEN_DRIVER": "has memory for a trial"}
+    variables["PYLLAMAFILE_CACHE"] = str(tmp_path / "cache")
+    words = ("-m", weights, "-p", tiny.PROMPT, "-n", "24", "--temp", "0", "--gpu", "vulkan")
+    done = runs(*words, **variables)
+    assert done.returncode == 0, done.stderr
+    assert tiny.ANSWER in done.stdout
+    line = r"GPU: not used: llvmpipe.* has no room for this model; --gpu off silences this\n"
+    assert re.fullmatch(line, done.stderr), done.stderr
+
+
+def test_seam_a_projector_stays_where_there_is_room(
+    on_lavapipe: OnGpu, broken: dict[str, str], tmp_path: Path
+) -> None:
+    model = loadable.llama().write(tmp_path / "llama.gguf")
+    eye = tiny_projector(tmp_path / "eye.gguf", width=loadable.WIDTH)
+    variables = {**broken, "BROKEN_DRIVER": "has memory for a trial"}
+    variables["PYLLAMAFILE_CACHE"] = str(tmp_path / "cache")
+    words = ("-m", model, "--mmproj", eye, "--server", "--nobrowser", "--gpu", "vulkan")
+    log = tmp_path / "log"
+    with (
+        log.open("w") as stderr,
+        serving(*on_lavapipe.command, *words, env={**on_lavapipe.env, **variables}, stderr=stderr),
+    ):
+        pass
+    lines = log.read_text().splitlines()
+    assert re.fullmatch(r"GPU: not used: llvmpipe.* has no room for this model; .*", lines[0])
+    assert re.fullmatch(r"GPU: llvmpipe.* has no room for the projector", lines[1])
+
+
+def test_a_picture_is_seen_as_the_processor_sees_it(
+    on_lavapipe: OnGpu, broken: dict[str, str], tmp_path: Path
+) -> None:
+    """lavapipe itself ends with SIGSEGV where a projector computes beside the model."""
+    model = loadable.sure().write(tmp_path / "sure.gguf")
+    eye = tiny_projector(tmp_path / "eye.gguf", width=loadable.WIDTH * 16)
+    picture = f"data:image/png;base64,{base64.b64encode(png((255, 0, 0))).decode()}"
+    message = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": picture}}]}
+    env = {**on_lavapipe.env, **broken, "BROKEN_DRIVER": "is mended"}
+    words = ("-m", model, "--mmproj", eye, "--server", "--nobrowser", "--no-warmup", "-c", "256")
+    log, seen = tmp_path / "log", []
+    for where in (("--gpu", "off"), ("--gpu", "vulkan", "-ngl", "99", "-v")):
+        with (
+            log.open("w") as stderr,
+            serving(*on_lavapipe.command, *words, *where, env=env, stderr=stderr) as url,
+        ):
+            answer = post(
+                url, "v1/chat/completions", messages=[message], max_tokens=4, temperature=0,
+                logprobs=True, top_logprobs=20, ignore_eos=True,
+            )  # fmt: skip
+        first = answer["choices"][0]["logprobs"]["content"][0]
+        seen.append({choice["id"]: choice["logprob"] for choice in first["top_logprobs"]})
+    assert b"CLIP using Vulkan0 backend" in log.read_bytes()  # tokens in it are parts of letters
+    processor, gpu = seen
+    both = processor.keys() & gpu.keys()
+    assert processor != gpu
+    assert len(both) >= 15
+    assert max(abs(processor[token] - gpu[token]) for token in both) < 0.1
+
+
 def test_without_a_gpu_nothing_is_said_unless_one_is_needed(
-    program: Path, file: Path, tmp_path: Path
+    gpu_program: Path, gpu_file: Path, tmp_path: Path
 ) -> None:
     if [*Path("/dev").glob("dri/renderD*"), *Path("/dev").glob("nvidiactl")]:
         pytest.skip("this machine has a GPU")
@@ -207,7 +377,7 @@ def test_without_a_gpu_nothing_is_said_unless_one_is_needed(
     weights.write_bytes(tiny.model())
     env = {name: value for name, value in os.environ.items() if name != "GGML_VK_VISIBLE_DEVICES"}
     words = ["-m", weights, "-p", tiny.PROMPT, "-n", "24", "--temp", "0", "-ngl", "99"]
-    command = [program, "--llamafile", file, *words]
+    command = [gpu_program, "--llamafile", gpu_file, *words]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stderr) == (0, "")
     assert tiny.ANSWER in done.stdout
@@ -220,10 +390,18 @@ def test_without_a_gpu_nothing_is_said_unless_one_is_needed(
     )
 
 
-def test_a_choice_that_there_is_not_is_refused(runs) -> None:
-    done = runs("-p", "x", "--gpu", "nvidia")
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "error: --gpu nvidia: there are auto, off and vulkan\n"
+def test_a_gpu_is_chosen_by_its_name(runs, tmp_path: Path) -> None:
+    weights = tmp_path / "tiny.gguf"
+    weights.write_bytes(tiny.model())
+    for name in ("LLVM", "vulkan0"):
+        done = runs("-m", weights, "--list-devices", "--gpu", name)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.count("llvmpipe") == 1
+    for name in ("nvidia", "Vulkan1", "vulkan0 "):
+        done = runs("-m", weights, "-p", "x", "--gpu", name)
+        assert (done.returncode, done.stdout) == (1, "")
+        wanted = rf"error: --gpu {name}: no GPU of this machine is called so: there is "
+        assert re.fullmatch(wanted + r"llvmpipe[^:]* \(Vulkan0\)\n", done.stderr), done.stderr
 
 
 # The trial alone, for what no model has
@@ -239,15 +417,18 @@ def trial(tmp_path_factory: pytest.TempPathFactory) -> Path:
     zig, cmake, ninja = driver.programs()
     made = shaders.tables(shaders.Programs(zig, cmake, ninja), silent)
     zstd, llama = vendored(ZSTD), llama_source()
-    ours = [vulkan.FOLDER / f"{name}.cpp" for name in ("loader", "shaders", "trial")]
-    sources = [HERE / "vulkan_trial.cpp", driver.RUNTIME / "container.cpp"]
-    folders = [vulkan.FOLDER, driver.RUNTIME, vulkan.headers(silent) / "usr" / "include", zstd]
-    folders += [made, llama / "ggml" / "include", llama / "vendor"]
+    ours = [vulkan.FOLDER / "loader.cpp", vulkan.FOLDER / "shaders.cpp"]
+    ours += [driver.RUNTIME / "gpu" / "trial.cpp", driver.RUNTIME / "container.cpp"]
+    ours += [driver.RUNTIME / "prove" / "products.cpp"]
+    sources = [HERE / "vulkan_trial.cpp", *ours]
+    folders = [vulkan.FOLDER, driver.RUNTIME, driver.RUNTIME / "gpu", made, zstd]
+    folders += [vulkan.headers(silent) / "usr" / "include"]
+    folders += [llama / "ggml" / "include", llama / "vendor"]
     work = tmp_path_factory.mktemp("vulkan")
     options = ["-target", TARGET.triple, "-Os", "-w", *(f"-I{folder}" for folder in folders)]
     run = {"check": True, "env": tools.environment()}
     subprocess.run([zig, "cc", *options, "-c", "-o", work / "zstd.o", zstd / "zstd.c"], **run)
-    command = [zig, "c++", "-std=c++17", *options, "-o", work / "trial", *sources, *ours]
+    command = [zig, "c++", "-std=c++17", *options, "-o", work / "trial", *sources]
     subprocess.run([*command, work / "zstd.o", *built, "-ldl", "-lpthread"], **run)
     return work / "trial"
 
@@ -258,8 +439,10 @@ def tried(program: Path, file: Path, *types: str, **variables: str) -> Done:
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=900)
 
 
-def test_lavapipe_computes_what_the_processor_does(trial: Path, file: Path, lavapipe: Path) -> None:
-    done = tried(trial, file, *TYPES, VK_ICD_FILENAMES=str(lavapipe))
+def test_lavapipe_computes_what_the_processor_does(
+    trial: Path, gpu_file: Path, lavapipe: Path
+) -> None:
+    done = tried(trial, gpu_file, *TYPES, VK_ICD_FILENAMES=str(lavapipe))
     assert done.returncode == 0, done.stderr
     lines = [line.split("\t") for line in done.stdout.splitlines()]
     products = [f"mul_mat {name} x {tokens}" for name in TYPES for tokens in (1, 32)]
@@ -281,7 +464,7 @@ def test_a_file_with_wrong_shaders_uses_no_gpu(
         packed = zstandard.compress(shaders.pack(modules))
     other = tmp_path / "b.zip"
     with zipfile.ZipFile(other, "w") as archive:
-        archive.writestr("shaders/vulkan.zst" if damage != "none" else "a", packed)
+        archive.writestr(SHADERS if damage != "none" else "a", packed)
     done = tried(trial, other, VK_ICD_FILENAMES=str(lavapipe))
     said = {
         "none": "this file was built without shaders",

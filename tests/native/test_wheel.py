@@ -15,7 +15,7 @@ import pytest
 from running import run
 
 from pyllamafile import native
-from pyllamafile.targets import TARGETS
+from pyllamafile.targets import TARGETS, WITH_GPU
 
 pytestmark = pytest.mark.native
 
@@ -59,7 +59,10 @@ def test_what_is_in_it(wheel: Path) -> None:
         assert archive.testzip() is None
         names = archive.namelist()
         at_hand = native.available()
+        seconds = [found for target in WITH_GPU.values() if (found := native.find(target))]
         expected = {f"{runtime.target}.{end}" for runtime in at_hand for end in ("gz", "json")}
+        expected |= {f"{second.target}.{end}" for second in seconds for end in ("zst", "json")}
+        expected |= {"shaders.zst"} if native.find_shaders() else set()
         inside = {name.removeprefix(PREBUILT) for name in names if name.startswith(PREBUILT)}
         assert inside == {*expected, "ui.zip"}
         for runtime in at_hand:
@@ -67,7 +70,8 @@ def test_what_is_in_it(wheel: Path) -> None:
             program = gzip.decompress(archive.read(f"{PREBUILT}{runtime.target}.gz"))
             assert hashlib.sha256(program).hexdigest() == facts["sha256"] == runtime.sha256
         plain = {name.split("/licenses/")[1] for name in names if "/licenses/" in name}
-        notices = {f"LICENSES/{name}.txt" for runtime in at_hand for name in runtime.licenses}
+        programs = (*at_hand, *seconds)
+        notices = {f"LICENSES/{name}.txt" for each in programs for name in each.licenses}
         assert plain == {"LICENSE", "LICENSES/web-gui.txt", *notices}
 
 

@@ -46,10 +46,10 @@ int main(int argc, char ** argv) {
     }
     for (size_t i = 0; i < ggml_backend_reg_dev_count(gpus); i++) {
         const ggml_backend_dev_t device = ggml_backend_reg_dev_get(gpus, i);
-        for (const verdict & found : try_gpu(device, types)) {
+        try_gpu(device, types, [&](const verdict & found) {
             printf("%s\t%s\t%g\t%s\n", ggml_backend_dev_name(device), found.what.c_str(),
                    found.error, found.is_right() ? "right" : "wrong");
-        }
+        });
     }
     return 0;
 }

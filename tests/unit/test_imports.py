@@ -19,7 +19,8 @@ GRAPH = {
     "paths": {"errors"},
     "progress": set(),
     "targets": {"errors"},
-    "runtimes": {"errors"},
+    "difference": {"errors"},
+    "runtimes": {"difference", "errors"},
     "arguments": {"errors"},
     "persona": {"arguments", "errors", "paths"},
     "documents": {"arguments", "errors"},
@@ -36,8 +37,8 @@ GRAPH = {
     "launcher.pe": {"errors", "launcher.rsrc"},
     "launcher.rsrc": set(),
     "native": {
-        "errors", "launcher", "native.building.aside", "native.building.driver",
-        "native.building.gui", "native.building.metal", "native.building.shaders",
+        "difference", "errors", "launcher", "launcher.pe", "native.building.aside",
+        "native.building.driver", "native.building.gui", "native.building.shaders",
         "native.building.source", "native.building.tools", "progress", "runtimes", "targets",
     },
     "native.trial": {"errors", "native.building.tools", "progress"},
@@ -104,8 +105,9 @@ GRAPH = {
     "ops.build": {
         "", "appearing", "arguments", "documents", "engine", "errors", "llamafile",
         "models.convert", "models.fit", "models.forecast", "models.gguf", "models.source",
-        "models.sources", "native.trial", "ops.in_place", "ops.state", "output", "passages",
-        "paths", "persona", "plan", "progress", "state", "targets", "zipalign",
+        "models.sources", "native.building.aside", "native.trial", "ops.in_place", "ops.state",
+        "output", "passages", "paths", "persona", "plan", "progress", "state", "targets",
+        "zipalign",
     },
     "ops.upgrade": {
         "", "appearing", "arguments", "copying", "engine", "errors", "launcher", "llamafile",
@@ -129,7 +131,7 @@ GRAPH = {
     "cli.change": {
         "", "cli.options", "cli.screen", "errors", "llamafile", "ops.edit", "zipalign",
     },
-    "cli.look": {"", "cli.options", "cli.screen", "errors", "llamafile", "models.fit"},
+    "cli.look": {"", "cli.options", "cli.screen", "errors", "llamafile", "models.gguf"},
     "cli.sign": {"", "cli.options", "cli.screen"},
     "cli.export": {"", "cli.options", "cli.screen"},
     "cli.manual": {"", "cli.man", "cli.program"},
@@ -141,13 +143,17 @@ GRAPH = {
     "native.building": set(),
     "native.building.aside": set(),
     "native.building.driver": {
-        "errors", "launcher", "native.building.licenses", "native.building.seams",
-        "native.building.shaders", "native.building.source", "native.building.tools",
-        "native.building.vulkan", "progress", "runtimes", "targets",
+        "errors", "launcher", "native.building.gpus", "native.building.licenses",
+        "native.building.seams", "native.building.shaders", "native.building.source",
+        "native.building.tools", "progress", "runtimes", "targets",
     },
     "native.building.debian": {"errors"},
+    "native.building.gpus": {
+        "native.building.metal", "native.building.shaders", "native.building.vulkan", "progress",
+    },
     "native.building.metal": {
-        "errors", "native.building.driver", "native.building.tools", "progress", "targets",
+        "errors", "native.building.shaders", "native.building.source", "native.building.tools",
+        "progress",
     },
     "native.building.shaders": {
         "errors", "native.building.source", "native.building.tools", "progress",

@@ -17,18 +17,20 @@ import threading
 import time
 import zipfile
 from pathlib import Path
+from types import ModuleType
 
 import pytest
-from running import needs
+from running import needs, package
 
 from pyllamafile import native
-from pyllamafile.errors import PyllamafileError, RefusedError, UnavailableError
+from pyllamafile.errors import PyllamafileError, UnavailableError
 from pyllamafile.launcher import pack
-from pyllamafile.native.building import driver, gui, metal, source, tools
+from pyllamafile.native.building import driver, gui, metal, shaders, source, tools, vulkan
 from pyllamafile.progress import Step
-from pyllamafile.targets import TARGETS, groups, select
+from pyllamafile.targets import TARGETS, WITH_GPU, Target, groups, select
 
 TARGET = TARGETS["linux-amd64"]
+SECOND = WITH_GPU["linux-amd64-gnu"]
 
 
 @pytest.fixture(autouse=True)
@@ -145,25 +147,37 @@ def test_the_key_follows_the_target_and_not_what_is_installed(
     assert driver.key(TARGET) == before
 
 
-def test_a_runtime_with_metal_follows_its_declarations_and_no_other_does(
-    home: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("part", "changed", "name"),
+    [
+        (metal, "sdk/libobjc.tbd", "macos-arm64-gpu"),
+        (metal, "project.cmake", "macos-arm64-gpu"),
+        (vulkan, "loader.cpp", "linux-amd64-gnu"),
+    ],
+)
+def test_a_program_with_gpus_follows_its_own_files_and_no_other_does(
+    home: Path, monkeypatch: pytest.MonkeyPatch, part: ModuleType, changed: str, name: str
 ) -> None:
-    mac = TARGETS["macos-arm64"]
-    before, key = metal.path(mac), driver.key(mac)
-    copy = home / "metal"
-    shutil.copytree(metal.FOLDER, copy)
-    monkeypatch.setattr(metal, "FOLDER", copy)
-    assert metal.path(mac) == before
-    with (copy / "sdk" / "libobjc.tbd").open("a") as file:
+    every = {**TARGETS, **WITH_GPU}
+    before = {name: driver.key(target) for name, target in every.items()}
+    copy = home / "copy"
+    shutil.copytree(part.FOLDER, copy)
+    monkeypatch.setattr(part, "FOLDER", copy)
+    assert {name: driver.key(target) for name, target in every.items()} == before
+    with (copy / changed).open("a") as file:
         file.write("\n")
-    assert metal.path(mac) != before
-    assert driver.key(mac) == key
-    assert driver.build_folder(mac, metal.VARIANT) != driver.build_folder(mac)
+    after = {name: driver.key(target) for name, target in every.items()}
+    gpu = WITH_GPU[name].gpu
+    assert {name for name in every if after[name] != before[name]} == {
+        target.name for target in WITH_GPU.values() if target.gpu == gpu
+    }
 
 
-def test_metal_is_for_macs_alone() -> None:
-    with pytest.raises(RefusedError, match="linux-amd64 has no Metal"):
-        metal.build(TARGETS["linux-amd64"], Path("nowhere"), None, lambda step: None)
+@needs("ziglang")
+def test_a_second_program_is_compiled_beside_the_plain_one() -> None:
+    every = (*TARGETS.values(), *WITH_GPU.values())
+    assert len({driver.build_folder(target) for target in every}) == len(every)
+    assert len({driver.key(target) for target in every}) == len(every)
 
 
 @pytest.mark.parametrize("changed", ["gui.py", "vite.config.mjs"])
@@ -283,6 +297,53 @@ def test_the_notices_stay_with_the_runtime() -> None:
     assert native.find(TARGET).licenses == {"llama.cpp": "MIT"}
 
 
+@pytest.fixture
+def fake_programs(home: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+    """What compiling gives, by target; it takes no time."""
+    programs = {TARGET.name: b"plain" * 999, SECOND.name: b"plain" * 999 + b"GPU"}
+
+    def compile_(target: Target, *arguments: object) -> tuple[bytes, dict[str, str]]:
+        header = driver.build_folder(target) / "out" / "llama" / "src" / "llama-version.h"
+        header.parent.mkdir(parents=True, exist_ok=True)
+        header.write_text('#define LLAMA_VERSION "7.8.9-dev"\n')
+        return programs[target.name], {"llama.cpp": "MIT"}
+
+    monkeypatch.setattr(native, "prepare", lambda **options: home)
+    monkeypatch.setattr(driver, "compile_runtime", compile_)
+    return programs
+
+
+@needs("ziglang")
+def test_a_second_program_is_made_of_the_plain_one(fake_programs: dict[str, bytes]) -> None:
+    package("zstandard", "runtimes")
+    second = native.build(SECOND)
+    plain = native.find(TARGET)
+    assert plain.program() == fake_programs[TARGET.name]
+    assert second.program() == fake_programs[SECOND.name]
+    assert second.path.suffix == ".zst"
+    assert second.packed_size < 40
+    assert native.build(SECOND) == native.find(SECOND) == second
+    assert plain.gpu is None  # without shaders it is of no use
+    shaders.path().parent.mkdir(parents=True)
+    shaders.path().touch()
+    assert native.find(TARGET).gpu == second
+    assert native.build(SECOND).plain == plain
+
+
+@needs("ziglang")
+def test_a_second_program_follows_the_plain_one(
+    fake_programs: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package("zstandard", "runtimes")
+    before = native.build(SECOND)
+    fake_programs[TARGET.name] += b"changed"
+    monkeypatch.setattr(driver, "OPTIMIZE", "-O3")
+    assert native.find(SECOND) is None
+    after = native.build(SECOND)
+    assert after.path != before.path
+    assert after.program() == before.program()
+
+
 @needs("ziglang")
 @pytest.mark.usefixtures("fake_compiler")
 def test_runtimes_that_nobody_asks_for_are_removed(home: Path) -> None:
@@ -294,12 +355,16 @@ def test_runtimes_that_nobody_asks_for_are_removed(home: Path) -> None:
         f"{TARGET.name}-old.json": month + 60,
         f"{TARGET.name}-new.gz": month - 60,
         "other-amd64-old.gz": month + 60,
+        f"{TARGET.name}-gnu-old.gz": month + 60,
     }.items():
         (folder / name).touch()
         os.utime(folder / name, (time.time() - age,) * 2)
     built = native.build(TARGET).path.stem
     assert sorted(path.name for path in folder.iterdir()) == sorted(
-        [f"{built}.gz", f"{built}.json", f"{TARGET.name}-new.gz", "other-amd64-old.gz"]
+        [
+            *(f"{built}.gz", f"{built}.json", f"{TARGET.name}-new.gz"),
+            *("other-amd64-old.gz", f"{TARGET.name}-gnu-old.gz"),
+        ]
     )
 
 

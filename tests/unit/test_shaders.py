@@ -14,6 +14,7 @@ import pytest
 
 from pyllamafile.errors import DamagedError, PyllamafileError, UnavailableError
 from pyllamafile.native.building import debian, shaders, source, tools, vulkan
+from pyllamafile.native.building.gpus import GPUS
 from pyllamafile.native.building.shaders import Tables, pack, strip, unpack
 from pyllamafile.targets import TARGETS, WITH_GPU, groups
 
@@ -227,10 +228,10 @@ def test_without_apt_the_headers_name_what_is_missing(
 
 def test_programs_with_gpus_are_no_targets_of_their_own() -> None:
     assert not WITH_GPU.keys() & (TARGETS.keys() | groups().keys())
-    assert not any(target.vulkan for target in TARGETS.values())
+    assert not any(target.gpu for target in TARGETS.values())
     for target in WITH_GPU.values():
-        assert target.vulkan
-        assert f"{target.os}-{target.arch}" in TARGETS
+        assert target.gpu in GPUS
+        assert TARGETS[target.plain].levels == target.levels
 
 
 def test_what_determines_the_shaders_is_in_their_key(monkeypatch: pytest.MonkeyPatch) -> None:

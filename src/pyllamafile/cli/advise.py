@@ -10,7 +10,7 @@ import click
 
 import pyllamafile
 from pyllamafile.cli.options import PATH, complete_files
-from pyllamafile.cli.screen import amount, bold, say, shown
+from pyllamafile.cli.screen import amount, bold, print_table, say, shown
 
 if TYPE_CHECKING:
     from pyllamafile import Advice, Reading
@@ -81,21 +81,21 @@ def _print_advice(advice: Advice) -> None:
     own = f" of {advice.own_context:,}" if advice.own_context else ""
     machine = f"{amount(advice.usable)} of {amount(advice.machine)}"
     say(f"  context {advice.context:,}{own} tokens; the machine has {machine} for it")
-    from rich.table import Table
-
-    header = ("format", "file", "memory", "fits", "good for", "Windows")
-    table = Table(*header, box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for row in advice.rows:
-        table.add_row(
-            row.format,
-            amount(row.size),
-            amount(row.memory.total),
-            "yes" if row.fits else "no",
-            row.good_for,
-            "one file" if row.windows else "two files",
-            style="bold" if row.format == advice.recommended else None,
-        )
-    say(table)
+    print_table(
+        ("format", "file", "memory", "fits", "good for", "Windows"),
+        [
+            (
+                row.format,
+                amount(row.size),
+                amount(row.memory.total),
+                "yes" if row.fits else "no",
+                row.good_for,
+                "one file" if row.windows else "two files",
+            )
+            for row in advice.rows
+        ],
+        next((i for i, row in enumerate(advice.rows) if row.format == advice.recommended), None),
+    )
     if advice.reading:
         _print_reading(advice.reading)
     say(shown(f"{advice.recommended or 'none'}: {advice.reason}"))

@@ -57,14 +57,14 @@ class Bar:
 
     def __init__(self, console: Console) -> None:
         self._columns = (TextColumn("{task.description}", markup=False), BarColumn())
-        self._bar = RichBar(*self._columns, console=console, transient=True)
+        # Standard output stays what it is.
+        self._bar = RichBar(*self._columns, console=console, transient=True, redirect_stdout=False)
         self._task: TaskID | None = None
         self._last = Step("waiting", "")
 
-    @property
-    def shows(self) -> bool:
-        """Whether there is a bar already."""
-        return self._bar.live.is_started
+    def note(self, line: str) -> None:
+        """Print a line above it."""
+        self._bar.console.print(line)
 
     def show(self, step: Step) -> None:
         """Show how far it is."""

@@ -151,6 +151,11 @@ class _Build(click.Command):
 )
 @click.option("--gui/--no-gui", default=True, help="Put the web GUI in, or leave it out.")
 @click.option(
+    "--gpu/--no-gpu",
+    default=None,
+    help="Put in what uses GPUs, or leave it out.  [default: put in what is at hand]",
+)
+@click.option(
     "--prove/--no-prove",
     default=True,
     help="Put the small model in by which the file proves itself, or leave it out.",
@@ -198,6 +203,7 @@ def build(
     add: tuple[str, ...],
     targets: tuple[str, ...],
     gui: bool,
+    gpu: bool | None,
     prove: bool,
     format: Literal["portable", "elf"],
     companion: bool,
@@ -302,6 +308,7 @@ def build(
             args_file=args_file,
             add=[named_file(option) for option in add],
             gui=gui,
+            gpu=gpu,
             prove=prove,
             format=format,
             companion=companion,
@@ -316,6 +323,8 @@ def build(
     for option, partner in built.partners:
         say(f"  {option:<8}  {shown(partner)}")
     say(f"  runs on   {', '.join(built.targets)}")
+    if built.gpus:
+        say(f"  GPUs on   {', '.join(built.gpus)}")
     if note := _on_windows(built):
         say(f"  Windows   {shown(note)}")
     if built.template:

@@ -32,8 +32,20 @@ from pyllamafile.ops import edit
 @target_option(
     "A system that the file runs on, or a group. Repeat it for several.  [default: those of FILE]"
 )
+@click.option(
+    "--gpu/--no-gpu",
+    default=None,
+    help="Put in what uses GPUs, or take it out.  [default: what the engine has, unless FILE was "
+    "built without]",
+)
 @click.option("--drop-unknown", is_flag=True, help="Drop entries that belong to no engine.")
-def upgrade(file: Path, engine: Path | None, targets: tuple[str, ...], drop_unknown: bool) -> None:
+def upgrade(
+    file: Path,
+    engine: Path | None,
+    targets: tuple[str, ...],
+    gpu: bool | None,
+    drop_unknown: bool,
+) -> None:
     """Put a new engine under the same weights.
 
     The programs, the launch script, the web GUI and the notices are replaced. The weights, .args
@@ -52,11 +64,18 @@ def upgrade(file: Path, engine: Path | None, targets: tuple[str, ...], drop_unkn
     """
     with screen.progress() as tell:
         done = pyllamafile.upgrade(
-            file, engine=engine, targets=targets, drop_unknown=drop_unknown, progress=tell
+            file,
+            engine=engine,
+            targets=targets,
+            gpu=gpu,
+            drop_unknown=drop_unknown,
+            progress=tell,
         )
     say(bold(str(done.path)), f" {amount(done.size)}")
     say(f"  weights   {shown(', '.join(done.models) or 'none: give some with -m FILE')}")
     say(f"  runs on   {', '.join(done.targets)}")
+    if done.gpus:
+        say(f"  GPUs on   {', '.join(done.gpus)}")
     say(f"  engine    {shown(', '.join(done.llama_cpp))}")
     if done.state:
         say(f"  has read  {done.state.tokens:,} tokens, state of {amount(done.state.size)}")

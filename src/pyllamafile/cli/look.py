@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -13,12 +12,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import pyllamafile
-from pyllamafile import llamafile
 from pyllamafile.cli import screen
 from pyllamafile.cli.options import PATH, complete_entries
 from pyllamafile.cli.screen import amount, bold, fail, print_table, say, shown, styled
 from pyllamafile.errors import PyllamafileError
-from pyllamafile.models.fit import KINDS
+from pyllamafile.models.gguf import KINDS
 
 if TYPE_CHECKING:
     from pyllamafile import (
@@ -44,13 +42,19 @@ def inspect(file: Path, everything: bool, as_json: bool) -> None:
     """Say what is in a llamafile, a GGUF, or any zip."""
     report = pyllamafile.inspect(file)
     if as_json:
+        import json
+
         click.echo(json.dumps(report.as_dict(), indent=2))
+    elif everything or not report.entries:
+        _print_report(report)
     else:
-        _print_report(report if everything else replace(report, entries=_folded(report.entries)))
+        _print_report(replace(report, entries=_folded(report.entries)))
 
 
 def _folded(entries: Sequence[EntryFacts]) -> tuple[EntryFacts, ...]:
     """The same, with the dozens of files of the web GUI as one, and so the notices."""
+    from pyllamafile import llamafile
+
     for folder in (llamafile.GUI, llamafile.LICENSES):
         entries = _with_one_row(entries, folder)
     return tuple(entries)
@@ -101,6 +105,8 @@ def _print_report(report: Report) -> None:
                 for runtime in report.runtimes
             ],
         )
+    for target, size in report.gpus.items():
+        say(f"  {'GPUs':<12}  {shown(target)}, {amount(size)}")
     if report.state_problem:
         say(f"  {'state':<12}  {shown(report.state_problem)}")
     if report.state:
@@ -184,12 +190,17 @@ def _problems(report: Report) -> dict[str, str]:
 
 def _shares(report: Report) -> Iterator[tuple[str, int]]:
     """What takes how many bytes of the file, down to the last one."""
+    from pyllamafile import llamafile
+
     shares: dict[str, list[Any]] = {
         "runtimes": [runtime.get("packed_size") for runtime in report.runtimes],
         "weights": [e.stored_size for e in report.entries if e.name.endswith(".gguf")],
         "web GUI": [e.stored_size for e in report.entries if e.name.startswith(llamafile.GUI)],
+        "GPUs": [e.stored_size for e in report.entries if e.name.startswith(llamafile.GPU)],
     }
     left = report.size
+    if not report.gpus:
+        del shares["GPUs"]
     for what, sizes in shares.items():
         size = sum(size for size in sizes if isinstance(size, int))
         left -= size
@@ -276,6 +287,8 @@ _VERDICTS = {
 
 def _ending(file: Path) -> str | None:
     """What ends an upgrade that was interrupted."""
+    from pyllamafile import llamafile
+
     with contextlib.suppress(PyllamafileError):  # no archive: then it is something else
         llamafile.read(file).check_whole()
         return None
@@ -307,7 +320,7 @@ def doctor(file: Path | None, hosts: tuple[str, ...]) -> None:
         return
     findings = pyllamafile.examine(file)
     for finding in findings:
-        word = styled("problem:", "bold red") if finding.fatal else bold("note:")
+        word = styled("problem:", "red") if finding.fatal else bold("note:")
         say(word, shown(finding.what))
         say(bold("remedy:"), shown(finding.remedy))
     if any(finding.fatal for finding in findings):
@@ -317,7 +330,7 @@ def doctor(file: Path | None, hosts: tuple[str, ...]) -> None:
 
 def _print_host(host: Host) -> None:
     for finding in host.findings:
-        word = styled("problem:", "bold red") if finding.fatal else bold("note:")
+        word = styled("problem:", "red") if finding.fatal else bold("note:")
         say(shown(f"{host.name}:"), word, shown(f"{finding.what}; {finding.remedy}"))
     if not any(finding.fatal for finding in host.findings):
         amounts = {"memory": host.memory, "disk": host.disk}

@@ -9,13 +9,14 @@ import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import click
-from click.shell_completion import CompletionItem
 
 from pyllamafile.errors import PyllamafileError
-from pyllamafile.targets import TARGETS, groups
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 Command = TypeVar("Command", bound=Callable[..., object])
 
@@ -44,6 +45,8 @@ def complete_files(
     context: click.Context, parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
     """Leave it to the shell to find files."""
+    from click.shell_completion import CompletionItem
+
     return [CompletionItem(incomplete, type="file")]
 
 
@@ -62,4 +65,6 @@ def complete_entries(
 def _complete_targets(
     context: click.Context, parameter: click.Parameter, incomplete: str
 ) -> list[str]:
+    from pyllamafile.targets import TARGETS, groups
+
     return [name for name in (*groups(), *TARGETS) if name.startswith(incomplete)]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from click.shell_completion import CompletionItem
 
 import pyllamafile
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 
 class Lazy(click.Group):
@@ -48,6 +50,8 @@ class Lazy(click.Group):
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """What a shell offers here: names of commands, and the options."""
+        from click.shell_completion import CompletionItem
+
         names = [name for name in sorted(self.table) if name.startswith(incomplete)]
         items = [CompletionItem(name, help=self.table[name][1]) for name in names]
         return [*items, *click.Command.shell_complete(self, ctx, incomplete)]

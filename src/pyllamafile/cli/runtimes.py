@@ -20,10 +20,11 @@ from pyllamafile.targets import TARGETS, WITH_GPU, host, select
 def list_runtimes() -> None:
     """Say which runtimes are at hand.
 
-    They are in the package or in the cache.
+    They are in the package or in the cache. Second programs, which can use a GPU, stand below the
+    others. They are packed as what they have beside the first.
     """
     rows = []
-    for target in TARGETS.values():
+    for target in (*TARGETS.values(), *WITH_GPU.values()):
         found = native.find(target)
         facts = ["not built", *[""] * 5]
         if found:
@@ -31,6 +32,9 @@ def list_runtimes() -> None:
             levels = " ".join(found.levels)
             facts = [found.origin, found.llama_cpp, levels, size, packed, found.sha256[:16]]
         rows.append([target.name, *facts])
+    if blob := native.find_shaders():
+        where = "package" if blob.parent == native.PREBUILT else "cache"
+        rows.append(["shaders", where, "", "", "", amount(blob.stat().st_size), ""])
     print_table(("target", "where", "llama.cpp", "levels", "size", "packed", "sha256"), rows)
 
 
@@ -51,8 +55,9 @@ def build_runtimes(targets: tuple[str, ...], everything: bool, gpu: bool, jobs: 
     any system for any target. The web GUI is built at the same time. What is finished stays if
     something else fails. The same command then goes on from there.
 
-    With --gpu it also compiles the second program of linux-amd64, which can use a GPU by Vulkan,
-    and the shaders. That takes some ten minutes more. `build` puts neither into a file yet.
+    With --gpu it also compiles the second programs of these targets, which can use a GPU, and the
+    shaders for those that do so by Vulkan. Each takes as long as a runtime, and the shaders take
+    seven minutes. `build` puts into a file what is at hand.
     """
     here = host()
     if everything:
@@ -65,16 +70,17 @@ def build_runtimes(targets: tuple[str, ...], everything: bool, gpu: bool, jobs: 
         raise PyllamafileError("this system is no target", hint="name one with --target, or --all")
     if gpu:
         names = {target.name for target in wanted}
-        wanted += tuple(each for each in WITH_GPU.values() if f"{each.os}-{each.arch}" in names)
+        wanted += tuple(each for each in WITH_GPU.values() if each.plain in names)
     there = {target.name: native.find(target) for target in wanted}
     for found in filter(None, there.values()):
         say(_line(found))
     if gui := native.find_gui():
         say(_line(gui))
-    if gpu and (found_shaders := native.find_shaders()):
+    vulkan = any(target.gpu == "vulkan" for target in wanted)
+    if vulkan and (found_shaders := native.find_shaders()):
         say(_line(found_shaders))
     missing = [target for target in wanted if not there[target.name]]
-    shaders = gpu and not found_shaders
+    shaders = vulkan and not found_shaders
     if not missing and gui and not shaders:
         return
     failed = []

@@ -153,7 +153,8 @@ lf_try() {
 lf_clean() { command rm -f "$lf_dir/$lf_name.$$."*; }
 
 # Calls $1 with one place after the other until it succeeds. Who says PYLLAMAFILE_CACHE means
-# it. A HOME that is not ours is the user's that sudo came from: not to be littered.
+# it. A HOME that is not ours is the user's that sudo came from: not to be littered. Where
+# everybody may write, somebody else's link could lead to what we trust.
 lf_each() {
     if [ "${PYLLAMAFILE_CACHE:+x}" ]; then
         case $PYLLAMAFILE_CACHE in
@@ -167,8 +168,11 @@ lf_each() {
     else
         lf_uid=${lf_uid:-$(command id -u)}
         for lf_base in "${TMPDIR:-/var/tmp}" /var/tmp /tmp; do
-            [ -d "$lf_base" ] && [ ! -h "$lf_base/pyllamafile-$lf_uid" ] &&
-                lf_at "$1" "$lf_base/pyllamafile-$lf_uid" && break
+            lf_real=$(command cd -P "$lf_base" 2>/dev/null && command pwd -P) &&
+                [ ! -h "$lf_base/pyllamafile-$lf_uid" ] &&
+                [ ! -h "$lf_base/pyllamafile-$lf_uid/run" ] &&
+                lf_at "$1" "$lf_base/pyllamafile-$lf_uid" &&
+                [ "$lf_dir" = "$lf_real/pyllamafile-$lf_uid/run" ] && break
         done
     fi
 }

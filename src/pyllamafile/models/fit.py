@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from pyllamafile import arguments
-from pyllamafile.models.gguf import Array, Kind, Weights
+from pyllamafile.models.gguf import KINDS, Array, Kind, Weights
 
 # How families talk whose weights may not say it, by architecture and tokenizer, in Jinja.
 TEMPLATES = {
@@ -92,13 +92,6 @@ CHAT_FORMATS = (
     ChatFormat("openchat", ("<|end_of_turn|>",), tokenizer="llama"),
     ChatFormat("rwkv-world", tokenizer="rwkv"),
 )
-
-# What weights are, for people.
-KINDS: Mapping[Kind, str] = {
-    "model": "a model",
-    "adapter": "a LoRA adapter",
-    "projector": "a projector",
-}
 
 
 @dataclass(frozen=True)

@@ -15,18 +15,20 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from pyllamafile.errors import PyllamafileError
-from pyllamafile.launcher import pack
-from pyllamafile.native.building import driver, gui, metal, shaders, tools
+from pyllamafile import difference
+from pyllamafile.errors import PyllamafileError, RefusedError
+from pyllamafile.launcher import pack, pe
+from pyllamafile.native.building import driver, gui, shaders, tools
 from pyllamafile.native.building.aside import Aside
 from pyllamafile.native.building.driver import build_folder
 from pyllamafile.native.building.source import LLAMA_COMMIT, SDIST_SHA256, llama_source
 from pyllamafile.native.building.tools import cache
 from pyllamafile.progress import Progress, Shares, Step, silent
-from pyllamafile.runtimes import Runtime
-from pyllamafile.targets import TARGETS, Target
+from pyllamafile.runtimes import Runtime, Second
+from pyllamafile.targets import TARGETS, WITH_GPU, Target, with_gpu
 
 __all__ = [
     "LLAMA_COMMIT",
@@ -37,7 +39,6 @@ __all__ = [
     "build_all",
     "build_folder",
     "build_gui",
-    "build_metal",
     "build_shaders",
     "cache",
     "check_tools",
@@ -63,13 +64,32 @@ def available() -> list[Runtime]:
 
 
 def find(target: Target) -> Runtime | None:
-    """The runtime for a target: the packaged one, else the cached one, else None."""
-    if packaged := _load(PREBUILT, target.name, "package"):
+    """The runtime for a target: the packaged one, else the cached one, else None.
+
+    It brings its second program, if that and all that it takes are at hand.
+
+    Args:
+        target: One of `TARGETS`, or one of `WITH_GPU`, which is found beside the plain one.
+    """
+    if target.name in WITH_GPU:
+        plain = _find(TARGETS[target.plain])
+        return _find(target, plain) if plain else None
+    runtime = _find(target)
+    second = with_gpu(target)
+    if runtime and second and (second.gpu != "vulkan" or find_shaders()):
+        found = _find(second, runtime)
+        return replace(runtime, gpu=found) if isinstance(found, Second) else runtime
+    return runtime
+
+
+def _find(target: Target, plain: Runtime | None = None) -> Runtime | None:
+    """One program; of a second one `plain` is the first."""
+    if packaged := _load(PREBUILT, target.name, "package", plain):
         return packaged
     built = cache() / "runtimes"
     if not any(built.glob(f"{target.name}-*")):
         return None  # a key takes reading all that a runtime is made of
-    return _load(built, f"{target.name}-{driver.key(target)}", "cache")
+    return _load(built, _name(target, plain), "cache", plain)
 
 
 def find_gui() -> Path | None:
@@ -81,15 +101,21 @@ def find_gui() -> Path | None:
 
 
 def find_shaders() -> Path | None:
-    """The shaders for GPUs, packed: the cached ones, else None."""
-    return path if (path := shaders.path()).is_file() else None
+    """The shaders for GPUs, packed: the packaged ones, else the cached ones, else None."""
+    for path in (PREBUILT / "shaders.zst", shaders.path()):
+        if path.is_file():
+            return path
+    return None
 
 
 def build(target: Target, *, jobs: int | None = None, progress: Progress | None = None) -> Runtime:
     """Compile the runtime of a target into the cache, unless it is there already.
 
+    A second program is packed as what it has beside the plain one, which is compiled before it if
+    it isn't at hand.
+
     Args:
-        target: Which one.
+        target: One of `TARGETS` or of `WITH_GPU`.
         jobs: How many compilers run at once; by default as many as there are processors.
         progress: Told about every step.
 
@@ -97,18 +123,22 @@ def build(target: Target, *, jobs: int | None = None, progress: Progress | None 
         PyllamafileError: A tool is missing, or a step failed; the message names the log.
     """
     tell = progress or silent
+    plain = None
+    if target.name in WITH_GPU:
+        first = TARGETS[target.plain]
+        plain = _find(first) or build(first, jobs=jobs, progress=progress)
     folder = cache() / "runtimes"
-    name = f"{target.name}-{driver.key(target)}"
-    if found := _load(folder, name, "cache"):
+    name = _name(target, plain)
+    if found := _load(folder, name, "cache", plain):
         return found  # without waiting for whoever builds another one
     with tools.lock(f"runtime-{target.name}", f"builds {target.name}", tell):
-        if found := _load(folder, name, "cache"):
+        if found := _load(folder, name, "cache", plain):
             return found
         source = prepare(progress=tell)
         shares = Shares(tell, {"compile": COMPILE, "pack": PACK}, numbered=False)
         program, notices = driver.compile_runtime(target, source, jobs, shares.of("compile"))
         shares.of("pack")(Step("waiting", f"packing the runtime for {target.name}"))
-        packed = pack(program, _squeezed(program))
+        packed = _beside(program, plain) if plain else pack(program, _squeezed(program))
         facts = {
             "target": target.name,
             "packed_size": len(packed),
@@ -120,10 +150,10 @@ def build(target: Target, *, jobs: int | None = None, progress: Progress | None 
             "licenses": notices,
         }
         folder.mkdir(parents=True, exist_ok=True)
-        tools.write(folder / f"{name}.gz", packed)
+        tools.write(folder / f"{name}{_ending(plain)}", packed)
         tools.write(folder / f"{name}.json", json.dumps(facts, indent=1).encode())
         _forget(target, name)
-    found = _load(folder, name, "cache")
+    found = _load(folder, name, "cache", plain)
     assert found is not None
     return found
 
@@ -135,25 +165,6 @@ def build_gui(*, progress: Progress | None = None) -> Path:
         PyllamafileError: A tool is missing, or a step failed; the message names the log.
     """
     return gui.build(progress or silent)
-
-
-def build_metal(
-    target: Target, *, jobs: int | None = None, progress: Progress | None = None
-) -> Path:
-    """Compile a runtime with Metal into the cache, unless it is there already.
-
-    It is there to be looked at: no file has it in it. It takes as long as a runtime.
-
-    Args:
-        target: One of macOS.
-        jobs: How many compilers run at once; by default as many as there are processors.
-        progress: Told about every step.
-
-    Raises:
-        PyllamafileError: The target has no Metal, a tool is missing, or a step failed.
-    """
-    tell = progress or silent
-    return metal.build(target, prepare(progress=tell), jobs, tell)
 
 
 def build_shaders(*, jobs: int | None = None, progress: Progress | None = None) -> Path:
@@ -248,6 +259,7 @@ def check_tools() -> None:
     """
     driver.programs()
     tools.package("deflate")
+    tools.package("zstandard")
 
 
 def prepare(*, progress: Progress | None = None) -> Path:
@@ -260,13 +272,30 @@ def prepare(*, progress: Progress | None = None) -> Path:
     return llama_source(progress=progress)
 
 
-def _load(folder: Path, name: str, origin: str) -> Runtime | None:
-    path = folder / f"{name}.gz"
+def _name(target: Target, plain: Runtime | None) -> str:
+    """What a program in the cache is called: its key covers the one that it is made of, too."""
+    key = driver.key(target)
+    if plain:
+        parts = (key, plain.sha256, *difference.WAY, tools.version("zstandard"))
+        key = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+    return f"{target.name}-{key}"
+
+
+def _ending(plain: Runtime | None) -> str:
+    """What a program's file ends in: a second one is no gzip member."""
+    return ".zst" if plain else ".gz"
+
+
+def _load(folder: Path, name: str, origin: str, plain: Runtime | None) -> Runtime | None:
+    path = folder / f"{name}{_ending(plain)}"
     try:
         facts = json.loads((folder / f"{name}.json").read_bytes())
         if path.stat().st_size != facts["packed_size"]:
             return None
-        return Runtime(path=path, origin=origin, **{**facts, "levels": tuple(facts["levels"])})
+        facts["levels"] = tuple(facts["levels"])
+        if plain:
+            return Second(path=path, origin=origin, plain=plain, **facts)
+        return Runtime(path=path, origin=origin, **facts)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -274,8 +303,20 @@ def _load(folder: Path, name: str, origin: str) -> Runtime | None:
 def _forget(target: Target, name: str) -> None:
     """Remove a target's runtimes of other keys, unless somebody may still switch back."""
     for path in (cache() / "runtimes").glob(f"{target.name}-*"):
-        if path.stem != name and time.time() - path.stat().st_mtime > FORGOTTEN:
+        # linux-amd64-gnu, which begins like linux-amd64, is a target of its own
+        own = path.stem.rpartition("-")[0] == target.name
+        if own and path.stem != name and time.time() - path.stat().st_mtime > FORGOTTEN:
             path.unlink()
+
+
+def _beside(program: bytes, plain: Runtime) -> bytes:
+    """A second program as what it has beside the plain one, which may become the head of a file."""
+    first = plain.program()
+    if TARGETS[plain.target].os == "windows":
+        head = pe.graft(first, b"")
+        if difference.common(head) != difference.common(first):
+            raise RefusedError(f"{plain.path}: becomes another program as the head of a file")
+    return difference.made(program, first)
 
 
 def _squeezed(program: bytes) -> bytes:

@@ -24,38 +24,37 @@ def unpacked(program: bytes) -> Iterator[Path]:
         path = Path(folder) / "runtime"
         path.write_bytes(program)
         path.chmod(0o700)
+        del program  # a dozen megabytes, while it runs
         yield path
 
 
-def refusal(program: bytes, text: bytes) -> str | None:
+def refusal(program: Path, text: bytes) -> str | None:
     """Why a file with these default arguments would not start, in one line.
 
     Args:
-        program: A runtime that runs here.
+        program: A runtime that runs here, unpacked.
         text: The text of `.args`.
 
     Returns:
         The runtime's own words; None if it would start, or if no program may be started here.
     """
-    with unpacked(program) as path:
-        file = path.with_name("args")
-        file.write_bytes(text)
-        said = _said(path, "--check-args", file)
+    file = program.with_name("args")
+    file.write_bytes(text)
+    said = _said(program, "--check-args", file)
     return said.removeprefix(".args of this file: ") if said is not None else None
 
 
-def weights_refusal(program: bytes, weights: Sequence[Path]) -> str | None:
+def weights_refusal(program: Path, weights: Sequence[Path]) -> str | None:
     """Why weights could not be loaded, in one line; their tensors are not read.
 
     Args:
-        program: A runtime that runs here.
+        program: A runtime that runs here, unpacked.
         weights: A GGUF; of a split model all parts in order, in one folder.
 
     Returns:
         The runtime's own words; None if they could be, or if no program may be started here.
     """
-    with unpacked(program) as path:
-        return _said(path, "--check-weights", *weights)
+    return _said(program, "--check-weights", *weights)
 
 
 def embedded(
@@ -102,22 +101,21 @@ def embedded(
             raise RefusedError(said if str(model) in said else f"{model}: {said}", path=model)
 
 
-def tokens(program: bytes, weights: Path, text: bytes) -> int | None:
+def tokens(program: Path, weights: Path, text: bytes) -> int | None:
     """How many tokens a text has for a model.
 
     Args:
-        program: A runtime that runs here.
+        program: A runtime that runs here, unpacked.
         weights: A GGUF.
         text: In UTF-8.
 
     Returns:
         None if no program may be started here, or the weights can't be loaded.
     """
-    with unpacked(program) as path:
-        file = path.with_name("text")
-        file.write_bytes(text)
-        words = ("--tokenize", "-m", weights, "-f", file, "--ids", "--no-bos", "--show-count")
-        done = _run(path, *words)
+    file = program.with_name("text")
+    file.write_bytes(text)
+    words = ("--tokenize", "-m", weights, "-f", file, "--ids", "--no-bos", "--show-count")
+    done = _run(program, *words)
     found = re.search(rb"Total number of tokens: (\d+)", done.stdout) if done else None
     return int(found[1]) if found else None
 

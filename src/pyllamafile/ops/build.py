@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import math
 import os
@@ -23,6 +24,7 @@ from pyllamafile.errors import AccessError, NotFoundError, RefusedError
 from pyllamafile.llamafile import (
     ARGS,
     EMBEDDER,
+    GPU,
     GUI,
     MANIFEST,
     PROOF,
@@ -43,6 +45,7 @@ from pyllamafile.models.fit import (
 from pyllamafile.models.gguf import Weights, part_of, read, shards
 from pyllamafile.models.source import PathLike, Source, gguf_name
 from pyllamafile.native import trial
+from pyllamafile.native.building.aside import Aside
 from pyllamafile.ops import in_place as conversion
 from pyllamafile.ops.state import put_in, renew
 from pyllamafile.output import check_written, companion_path, write, write_companion
@@ -77,6 +80,7 @@ class Built:
             base models, which are none for chats, as far as can be known.
         broken: Names of weights whose chat template can't be parsed, each with the reason;
             nothing is looked for where the package jinja2 is missing.
+        gpus: Names of the systems on which it can use a GPU.
         persona: What of a persona went in, such as "name, greeting"; None without one.
         read: Bytes of text that it has read.
         documents: How many documents it can look things up in.
@@ -101,6 +105,7 @@ class Built:
     untemplated: tuple[str, ...]
     base: tuple[str, ...] = ()
     broken: tuple[tuple[str, str], ...] = ()
+    gpus: tuple[str, ...] = ()
     persona: str | None = None
     read: int = 0
     documents: int = 0
@@ -144,6 +149,7 @@ def build(
     args_file: PathLike | None = None,
     add: PathLike | Sequence[PathLike | tuple[PathLike, str]] = (),
     gui: bool = True,
+    gpu: bool | None = None,
     prove: bool = True,
     format: Format = "portable",
     companion: bool = True,
@@ -183,6 +189,8 @@ def build(
         args_file: A file with the text of ``.args``, in front of `args`.
         add: More files, each by itself or with the name of its entry.
         gui: Whether the web GUI goes in.
+        gpu: Whether what uses GPUs goes in, a second program for each target that can have one;
+            then it is built if it isn't at hand. By default it goes in where it is at hand.
         prove: Whether the small model goes in by which the file proves itself (`--prove`).
         format: ``portable``, or ``elf`` for a file that is a program of one Linux target.
         companion: Whether a file that is too large for Windows to start gets a small
@@ -228,12 +236,16 @@ def build(
             asked, add, args, args_file, persona.system, quantize_to, gui, prove, folder, tell
         )
         _check_output(destination, given.paths, force)
+        checked = scratch.enter_context(Aside(given.check, nice=False))
+        if quantize_to or in_place:  # else it is written meanwhile, and has no name yet
+            checked.result()
         quantized = _Quantized(quantize_to, requantize, folder) if quantize_to else None
         if quantized:
             quantized.check(given)
+        tell = _stopping(tell, checked)
 
         # From here on it may take minutes.
-        runtimes = engine.runtimes_for(systems, gui, tell)
+        runtimes = engine.runtimes_for(systems, gui, tell, gpu)
         program = engine.head_program(runtimes, format, pyllamafile.__version__, persona)
         models = quantized.made(given, tell) if quantized else given.models
         looked_up = _looked_up(found, given, asked, tell) if found else None
@@ -249,6 +261,8 @@ def build(
             persona=persona.text,
             documents=looked_up,
             gui=engine.gui_entries(tell) if gui else (),
+            gpu=gpu is not False,
+            shaders=engine.shaders_entry(runtimes),
             proof=engine.proof_entry() if prove else None,
             state=state,
         )
@@ -276,7 +290,7 @@ def build(
             _convert(decided, given, destination, beside(decided.size), force, tell)
             kept = renew(destination, tell) if reads else None
         else:
-            kept = _write(decided, given, destination, beside, force, reads, tell)
+            kept = _write(decided, given, checked, destination, beside, force, reads, tell)
         size = destination.stat().st_size
         too_large = for_windows and size >= TOO_LARGE
 
@@ -303,6 +317,7 @@ def build(
             for name, facts in given.facts.items()
             if facts.chat_template and (problem := broken_template(facts.chat_template))
         ),
+        gpus=tuple(runtime.target for runtime in runtimes if runtime.gpu),
         persona=persona.summary or None,
         read=len(read_text or b""),
         documents=len(found.sources) if found else 0,
@@ -473,6 +488,7 @@ class _Given:
         template: The chat template that is in there, or the names of weights that have none.
         headers: What was read of the files.
         facts: Of all weights but the partners, by their names, what their headers say.
+        checks: Raise what llama.cpp says against weights: half a second for a large vocabulary.
     """
 
     models: Sequence[Sequence[File]]
@@ -484,6 +500,12 @@ class _Given:
     template: str | tuple[str, ...]
     headers: _Headers
     facts: Mapping[str, Weights]
+    checks: Sequence[Callable[[], None]]
+
+    def check(self) -> None:
+        """Make the checks."""
+        for check in self.checks:
+            check()
 
     @property
     def paths(self) -> list[Path]:
@@ -536,10 +558,12 @@ def _gathered(
     for each in (*itertools.chain(*models), *weights):
         if problem := unmappable(facts[each.name]):
             raise RefusedError(f"{each.path}: {problem}", path=each.path)
+    checks: list[Callable[[], None]] = []
     for whole in (*models, *([extra] for extra in weights)):
         header = facts[whole[0].name]
         if header.kind == "model" and (whole in models or not header.split):
-            engine.check_weights([file.path for file in whole], unsound(header))
+            paths = [file.path for file in whole]
+            checks.append(functools.partial(engine.check_weights, paths, unsound(header)))
     lines = [list(pair) for pair in asked.args if not (system and pair[0] == SYSTEM)]
     if system:
         lines.append([SYSTEM, system])
@@ -563,6 +587,7 @@ def _gathered(
         template=template,
         headers=headers,
         facts=facts,
+        checks=checks,
     )
 
 
@@ -735,7 +760,7 @@ def _check_names(extras: Sequence[File], gui: bool, prove: bool) -> None:
     """Leave to us what we write ourselves."""
     own = {ARGS, MANIFEST, SIGNATURE, STATE, *([PROOF] if prove else [])}
     for file in extras:
-        if file.name in own or (gui and file.name.startswith(GUI)):
+        if file.name in own or file.name.startswith((GPU, *([GUI] if gui else []))):
             raise RefusedError(
                 f"cannot add {file.name!r}: pyllamafile itself writes what has such a name",
                 hint="--args-file FILE gives the text of .args" if file.name == ARGS else None,
@@ -778,6 +803,17 @@ def _args_text(args: Sequence[str], args_file: Path | None) -> str | None:
     return "\n".join(lines) + "\n" if lines else None
 
 
+def _stopping(tell: Progress, checked: Aside[None]) -> Progress:
+    """The same, until what is done aside fails."""
+
+    def told(step: Step) -> None:
+        if checked.error:
+            raise checked.error
+        tell(step)
+
+    return told
+
+
 # Where it goes
 
 
@@ -804,6 +840,7 @@ def _check_output(path: Path, inputs: Sequence[Path], force: bool) -> None:
 def _write(
     decided: Plan,
     given: _Given,
+    checked: Aside[None],
     destination: Path,
     beside: Callable[[int], tuple[Path, bytes] | None],
     force: bool,
@@ -816,6 +853,7 @@ def _write(
         mode = permitted(0o777)
         with appearing(destination, decided.size, force=force, mode=mode) as (file, path):
             write(file, decided, tell)
+            checked.result()
             check_written(path, destination)
             given.headers.check_unchanged()
             if state:

@@ -12,10 +12,11 @@ import ctypes
 import hashlib
 import os
 import platform
+import re
 import shutil
 import stat
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -119,6 +120,7 @@ def examine(
         *_programs(found, here),
         *(_size(found) if of_windows else ()),
         *_memory(found, here),
+        *_gpus(found, here),
         *(_cache(here, _unpacked_size(found, here)) if not elf else ()),
     ]
 
@@ -410,6 +412,117 @@ def _memory(found: Llamafile, here: Machine) -> Iterator[Finding]:
             )
 
 
+# GPUs
+
+GPU_MAKERS = {"0x1002": "AMD", "0x10de": "NVIDIA", "0x8086": "Intel"}
+"""Whose GPUs compute, by the number that a PCI device has of its maker."""
+
+_LIBRARIES = (
+    *("usr/lib/*", "usr/lib64", "usr/lib", "lib/*", "lib64", "usr/local/lib"),
+    *("run/opengl-driver/lib", "usr/lib/wsl/lib"),
+)
+_MANIFESTS = (
+    *("usr/share", "usr/local/share", "etc", "usr/local/etc", "etc/xdg"),
+    *("run/opengl-driver/share", "usr/lib/wsl"),
+)
+# Variables that say where else libraries, or the manifests of drivers, may be. What isn't seen may
+# be there. Desktops set those of XDG, whose folders are looked into.
+_LIBRARIES_ELSEWHERE = ("LD_LIBRARY_PATH",)
+_DRIVERS_ELSEWHERE = ("VK_DRIVER_FILES", "VK_ICD_FILENAMES", "VK_ADD_DRIVER_FILES")
+_XDG = ("XDG_DATA_HOME", "XDG_DATA_DIRS", "XDG_CONFIG_HOME", "XDG_CONFIG_DIRS")
+
+
+def _gpus(found: Llamafile, here: Machine) -> Iterator[Finding]:
+    """Why a GPU would not be used; gpu/devices.cpp and vulkan/drivers.cpp look for the same."""
+    if not here.target or here.target.os != "linux" or here.target.name not in found.gpus:
+        return
+    devices = here.root / "dev"
+    nodes = [*devices.glob("dri/renderD*"), *devices.glob("nvidiactl"), *devices.glob("dxg")]
+    if not nodes:
+        if cards := _cards(here):
+            yield Finding(
+                f"GPU: the machine has one of {cards}, and there is no device for it in /dev",
+                "in a container, pass it on: --device /dev/dri, or --gpus all for NVIDIA's; "
+                "elsewhere install its driver",
+                fatal=False,
+            )
+        return
+    closed = [f"/{node.relative_to(here.root)}" for node in nodes if not os.access(node, _BOTH)]
+    if len(closed) == len(nodes):
+        yield Finding(
+            f"GPU: {closed[0]} can't be used by you",
+            "sudo usermod -aG render,video $USER, and log in again",
+            fatal=False,
+        )
+    told = {variable for variable, value in here.environment.items() if value}
+    if told.isdisjoint(_LIBRARIES_ELSEWHERE) and not _any(here, _LIBRARIES, "libvulkan.so.1"):
+        yield Finding(
+            "GPU: there is no Vulkan loader (libvulkan.so.1)",
+            "apt install libvulkan1, or what your system calls it",
+            fatal=False,
+        )
+    elif told.isdisjoint(_DRIVERS_ELSEWHERE) and not _any(
+        here, (*_MANIFESTS, *_own_folders(here)), "vulkan/icd.d/*.json"
+    ):
+        yield Finding(
+            "GPU: there is no driver for Vulkan",
+            "apt install mesa-vulkan-drivers for AMD's and Intel's; NVIDIA's driver brings its own",
+            fatal=False,
+        )
+    yield from _tried(here)
+
+
+def _own_folders(here: Machine) -> Iterator[str]:
+    """Where a user's own manifests are, as paths below the root."""
+    home = here.environment.get("HOME", "")
+    own = [f"{home}/.local/share", f"{home}/.config"]
+    for path in (*own, *(":".join(here.environment.get(name, "") for name in _XDG)).split(":")):
+        if path.startswith("/"):
+            yield path.lstrip("/")
+
+
+_BOTH = os.R_OK | os.W_OK
+
+
+def _cards(here: Machine) -> str:
+    """The makers of the GPUs on PCI."""
+    makers = set()
+    for device in (here.root / "sys/bus/pci/devices").glob("*"):
+        with contextlib.suppress(OSError):
+            if (device / "class").read_text().startswith("0x03"):
+                makers.add(GPU_MAKERS.get((device / "vendor").read_text().strip(), ""))
+    return " and ".join(sorted(makers - {""}))
+
+
+def _any(here: Machine, folders: Iterable[str], pattern: str) -> bool:
+    return any(any(here.root.glob(f"{folder}/{pattern}")) for folder in folders)
+
+
+def _tried(here: Machine) -> Iterator[Finding]:
+    """What the last trial found wrong: gpu/findings.cpp keeps it."""
+    records: list[tuple[float, Path]] = []
+    for base in _places(here.environment):
+        with contextlib.suppress(OSError):
+            records += [(path.stat().st_mtime, path) for path in base.glob("gpus/*.gpu")]
+    if not records:
+        return
+    try:
+        text = max(records)[1].read_text(errors="replace")
+    except OSError:
+        return
+    names = dict(re.findall(r"^gpu: device (\d+) (.*)$", text, re.M))
+    wrong = [
+        (names.get(n, n), why) for n, why in re.findall(r"^gpu: wrong (\d+) (.*)$", text, re.M)
+    ]
+    wrong += [("", why) for why in re.findall(r"^gpu: problem (.*)$", text, re.M)]
+    for name, why in wrong:
+        yield Finding(
+            f"GPU: {name}: {why}" if name else f"GPU: {why}",
+            "a newer driver may do better; it is tried again after a day, or after --clean-cache",
+            fatal=False,
+        )
+
+
 # The cache
 
 
@@ -448,7 +561,8 @@ def _places(environment: Mapping[str, str]) -> Iterator[Path]:
         yield Path(home) / ".cache/pyllamafile"
     for base in (environment.get("TMPDIR") or "/var/tmp", "/var/tmp", "/tmp"):
         place = Path(base) / f"pyllamafile-{os.geteuid()}"
-        if base.startswith("/") and _owner(Path(base)) is not None and not _is_link(place):
+        linked = _is_link(place) or _is_link(place / "run")
+        if base.startswith("/") and _owner(Path(base)) is not None and not linked:
             yield place
 
 

@@ -9,6 +9,7 @@ from pyllamafile import arguments, engine, plan, zipalign
 from pyllamafile.errors import AccessError, NotFoundError, RefusedError
 from pyllamafile.llamafile import (
     ARGS,
+    GPU,
     GUI,
     MANIFEST,
     PROOF,
@@ -54,7 +55,7 @@ def add(
     pairs = [named(each) for each in several(files)]
     for given, name in pairs:
         own = {MANIFEST, SIGNATURE, STATE, *([PROOF] if found.has_proof else [])}
-        if name in own or (found.has_gui and name.startswith(GUI)):
+        if name in own or name.startswith(GPU) or (found.has_gui and name.startswith(GUI)):
             raise RefusedError(
                 f"{path}: cannot add {name!r}: pyllamafile itself writes what has such a name",
                 path=path,
@@ -104,6 +105,12 @@ def remove(path: PathLike, names: str | Sequence[str], *, progress: Progress | N
         if name == MANIFEST:
             raise RefusedError(
                 f"{path}: {name} can't be removed: it says what is in the file", path=path
+            )
+        if name.startswith(GPU) and found.is_engine(name):
+            raise RefusedError(
+                f"{path}: {name} can't be removed: it belongs to the engine",
+                hint=f"pyllamafile upgrade {path} --no-gpu takes all of that out",
+                path=path,
             )
     _check_unnamed(found, names)
     if set(names) == {SIGNATURE}:

@@ -202,6 +202,8 @@ def _check_place(oci: Path, force: bool) -> None:
 def _write_rest(found: Llamafile, path: Path) -> None:
     """The zip without its weights, with `.args` for a container."""
     gone = {MANIFEST, SIGNATURE, ARGS, *(member.name for member in found.weights)}
+    # What uses GPUs takes a C library and drivers, and such an image has neither.
+    gone |= found.of_gpus
     kept = [m for m in found.members.values() if m.name not in gone]
     kept = [m for m in kept if not (m.name.endswith("/") and not m.size)]
     entries = [Entry(ARGS, _args(found)), *(plan.entry(found.path, member) for member in kept)]

@@ -1,23 +1,29 @@
-"""What is in a llamafile, a GGUF, or any zip."""
+"""What is in a llamafile, a GGUF, or any zip.
+
+What reads a part of a file is imported when there is such a part. For a bare GGUF that is little.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from pyllamafile import documents, llamafile, passages, persona, zipalign
 from pyllamafile.errors import AccessError, PyllamafileError, RefusedError
-from pyllamafile.llamafile import DOCUMENTS, PERSONA, READ, STATE, Llamafile, Maker
 from pyllamafile.models import gguf
 from pyllamafile.models.gguf import Kind, Weights
-from pyllamafile.passages import Documents
 from pyllamafile.paths import path_of
-from pyllamafile.persona import Persona
-from pyllamafile.state import State
-from pyllamafile.zipalign import BLOCK, DEFLATED, STORED, Member
+
+if TYPE_CHECKING:
+    from pyllamafile.llamafile import Llamafile, Maker
+    from pyllamafile.passages import Documents
+    from pyllamafile.persona import Persona
+    from pyllamafile.state import State
+    from pyllamafile.zipalign import Member
+
+Said = TypeVar("Said")
 
 
 @dataclass(frozen=True)
@@ -87,6 +93,8 @@ class Report:
         built_by: The version of pyllamafile that built it.
         models: The GGUFs.
         runtimes: As in the manifest: target, offset, sizes, digests.
+        gpus: The targets on which it can use a GPU, each with the bytes in this file of the second
+            program that does.
         entries: Everything in the zip, in the order of the file.
         persona: Who it says it is; its system prompt is in `args`.
         persona_problem: Why that can't be shown, if it can't.
@@ -111,6 +119,7 @@ class Report:
     built_by: str | None = None
     models: tuple[ModelFacts, ...] = ()
     runtimes: tuple[dict[str, Any], ...] = ()
+    gpus: Mapping[str, int] = field(default_factory=dict)
     entries: tuple[EntryFacts, ...] = ()
     persona: Persona | None = None
     persona_problem: str | None = None
@@ -140,13 +149,20 @@ def inspect(path: str | os.PathLike[str]) -> Report:
     if _starts_with_gguf(path):
         models = (_facts(path.name, gguf.read(path)),)
         return Report(path, path.stat().st_size, "none", models=models)
+    return _archive(path)
+
+
+def _archive(path: Path) -> Report:
+    from pyllamafile import llamafile
+    from pyllamafile.llamafile import DOCUMENTS, PERSONA, READ, STATE
+
     found = llamafile.read(path)
-    args, args_problem = _args(found)
-    signed_with, signature_problem = _signature(found)
-    who, persona_problem = _persona(found)
-    read, read_problem = _read(found)
-    looked_up, documents_problem = _documents(found)
-    state, state_problem = _state(found)
+    args, args_problem = _tried(found, found.args)
+    signature, signature_problem = _tried(found, found.signature)
+    who, persona_problem = _part(found, PERSONA, _persona)
+    read, read_problem = _part(found, READ, _read)
+    looked_up, documents_problem = _part(found, DOCUMENTS, _documents)
+    state, state_problem = _part(found, STATE, _state)
     return Report(
         path=path,
         size=found.archive.size,
@@ -154,12 +170,13 @@ def inspect(path: str | os.PathLike[str]) -> Report:
         problem=found.problem,
         args_problem=args_problem,
         interrupted=found.interrupted,
-        signed_with=signed_with,
+        signed_with=str(signature) if signature else None,
         signature_problem=signature_problem,
         name=found.name,
         built_by=found.built_by,
         models=tuple(_models(found)),
         runtimes=tuple(dict(runtime) for runtime in found.runtimes),
+        gpus=_gpus(found),
         entries=tuple(_entry(member) for member in found.archive.members),
         persona=who,
         persona_problem=persona_problem,
@@ -173,65 +190,57 @@ def inspect(path: str | os.PathLike[str]) -> Report:
     )
 
 
-def _args(found: Llamafile) -> tuple[str | None, str | None]:
-    """The text of `.args`, or why there is none."""
+def _gpus(found: Llamafile) -> dict[str, int]:
+    """What each second program takes in the file; nothing of one that is not there."""
+    from pyllamafile.llamafile import second_name
+
+    there = {target: found.members.get(second_name(target)) for target in found.gpus}
+    return {target: member.stored_size for target, member in there.items() if member}
+
+
+def _tried(found: Llamafile, read: Callable[[], Said]) -> tuple[Said | None, str | None]:
+    """What is in a file, or why that can't be known."""
     try:
-        return found.args(), None
+        return read(), None
     except PyllamafileError as error:
         return None, error.message.removeprefix(f"{found.path}: ")
 
 
-def _signature(found: Llamafile) -> tuple[str | None, str | None]:
-    """The key of the signature, or why there is none."""
-    try:
-        made = found.signature()
-    except PyllamafileError as error:
-        return None, error.message.removeprefix(f"{found.path}: ")
-    return str(made) if made else None, None
-
-
-def _persona(found: Llamafile) -> tuple[Persona | None, str | None]:
-    """Who it says it is, or why that can't be known."""
-    if not found.ours or PERSONA not in found.members:
+def _part(
+    found: Llamafile, name: str, read: Callable[[Llamafile, str], Said]
+) -> tuple[Said | None, str | None]:
+    """What an entry of ours says, or why that can't be known; nothing where there is none."""
+    if not found.ours or name not in found.members:
         return None, None
-    try:
-        return persona.said_in(found.content(PERSONA, persona.MOST)), None
-    except PyllamafileError as error:
-        return None, error.message.removeprefix(f"{found.path}: ")
+    return _tried(found, lambda: read(found, name))
 
 
-def _read(found: Llamafile) -> tuple[int | None, str | None]:
-    """How much it has read, or why that can't be known."""
-    if not found.ours or READ not in found.members:
-        return None, None
-    try:
-        text = found.content(READ, documents.MOST)
-        documents.check(text)
-        return len(text), None
-    except PyllamafileError as error:
-        return None, error.message.removeprefix(f"{found.path}: ")
+def _persona(found: Llamafile, name: str) -> Persona:
+    from pyllamafile import persona
+
+    return persona.said_in(found.content(name, persona.MOST))
 
 
-def _documents(found: Llamafile) -> tuple[Documents | None, str | None]:
-    """What it can look things up in, or why that can't be known."""
-    if not found.ours or DOCUMENTS not in found.members:
-        return None, None
-    try:
-        return passages.facts(found.content(DOCUMENTS, passages.MOST_ENTRY)), None
-    except PyllamafileError as error:
-        return None, error.message.removeprefix(f"{found.path}: ")
+def _read(found: Llamafile, name: str) -> int:
+    from pyllamafile import documents
+
+    text = found.content(name, documents.MOST)
+    documents.check(text)
+    return len(text)
 
 
-def _state(found: Llamafile) -> tuple[State | None, str | None]:
-    """What a state says of itself, or why that can't be known."""
-    member = found.members.get(STATE) if found.ours else None
-    if member is None:
-        return None, None
-    try:
-        front = next(zipalign.chunks(found.path, member), b"")
-        return State.of(front, member.size), None
-    except PyllamafileError as error:
-        return None, error.message.removeprefix(f"{found.path}: ")
+def _documents(found: Llamafile, name: str) -> Documents:
+    from pyllamafile import passages
+
+    return passages.facts(found.content(name, passages.MOST_ENTRY))
+
+
+def _state(found: Llamafile, name: str) -> State:
+    from pyllamafile import zipalign
+    from pyllamafile.state import State
+
+    member = found.members[name]
+    return State.of(next(zipalign.chunks(found.path, member), b""), member.size)
 
 
 def _starts_with_gguf(path: Path) -> bool:
@@ -245,6 +254,8 @@ def _starts_with_gguf(path: Path) -> bool:
 
 
 def _models(found: Llamafile) -> Iterator[ModelFacts]:
+    from pyllamafile.zipalign import STORED
+
     for member in found.weights:
         try:
             if member.method != STORED:
@@ -271,6 +282,8 @@ def _facts(file: str, weights: Weights) -> ModelFacts:
 
 
 def _entry(member: Member) -> EntryFacts:
+    from pyllamafile.zipalign import BLOCK, DEFLATED, STORED
+
     at = member.data_offset
     return EntryFacts(
         name=member.name,

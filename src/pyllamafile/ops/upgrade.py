@@ -18,10 +18,11 @@ from pyllamafile import engine as engines
 from pyllamafile.appearing import appearing, scratch_folder
 from pyllamafile.copying import failed
 from pyllamafile.engine import Format
-from pyllamafile.errors import AccessError, PyllamafileError, RefusedError
+from pyllamafile.errors import AccessError, NotFoundError, PyllamafileError, RefusedError
 from pyllamafile.launcher import BLOCK, HeadProgram, is_head_of
 from pyllamafile.llamafile import (
     ARGS,
+    GPU,
     MANIFEST,
     PERSONA,
     PROOF,
@@ -37,13 +38,13 @@ from pyllamafile.output import check_written, companion_path, write, write_compa
 from pyllamafile.paths import path_of, strings
 from pyllamafile.persona import Persona
 from pyllamafile.plan import Engine, Plan
-from pyllamafile.progress import Progress, silent
+from pyllamafile.progress import Progress, Step, silent
 from pyllamafile.runtimes import Runtime
 from pyllamafile.state import State
 from pyllamafile.targets import TARGETS, TOO_LARGE, select
 from pyllamafile.zipalign import Archive, Entry, Member
 
-Step = Callable[[], None]
+Action = Callable[[], None]
 
 SMALL = 64 << 20
 """Bytes of a file that is rather copied than shifted: it costs little, and is over at once."""
@@ -65,6 +66,7 @@ class Upgraded:
         shifted: Whether the weights stayed where they were on the disk.
         companion: The program beside it that starts it on Windows, if it is too large for that.
         state: What it remembers of what it has read, made by the new engine; None if nothing.
+        gpus: Names of the systems on which it can use a GPU.
     """
 
     path: Path
@@ -76,6 +78,7 @@ class Upgraded:
     shifted: bool
     companion: Path | None
     state: State | None = None
+    gpus: tuple[str, ...] = ()
 
 
 def upgrade(
@@ -83,6 +86,7 @@ def upgrade(
     *,
     engine: PathLike | None = None,
     targets: str | Sequence[str] = (),
+    gpu: bool | None = None,
     drop_unknown: bool = False,
     progress: Progress | None = None,
 ) -> Upgraded:
@@ -99,6 +103,8 @@ def upgrade(
             default it is the runtimes at hand.
         targets: Systems to run on, or groups of them; by default those that the file has, or, if
             it isn't ours, all that the engine has.
+        gpu: Whether it has what uses GPUs then, as `build` has it. By default it has what of that
+            the engine brings, unless it was built without.
         drop_unknown: Whether entries may be lost that no maker of llamafiles has put in: those
             that people added to a file that isn't ours, and their own in the place of an engine's.
             Without it, such entries are an error that names them.
@@ -119,11 +125,14 @@ def upgrade(
     gui = not found.ours or found.has_gui
     with contextlib.ExitStack() as scratch:
         if engine is None:
-            parts = engines.at_hand(wanted, bool(targets), gui, tell)
+            parts = engines.at_hand(wanted, bool(targets), gui, tell, gpu)
         else:
             folder = scratch.enter_context(scratch_folder(path.parent))
             parts = engines.taken(path_of(engine), folder, gui)
-        runtimes = parts.chosen(wanted)
+        gpus = found.wants_gpu if gpu is None else gpu
+        runtimes = parts.chosen(wanted) if gpus else engines.without_gpus(parts.chosen(wanted))
+        if gpu and not any(runtime.gpu for runtime in runtimes):
+            raise NotFoundError(f"{parts.label}: has nothing that uses GPUs")
         program = engines.head_program(
             runtimes, _format(found, runtimes), pyllamafile.__version__, _persona(found)
         )
@@ -133,6 +142,8 @@ def upgrade(
             runtimes=runtimes,
             head_program=program,
             gui=parts.gui,
+            gpu=gpus,
+            shaders=parts.shaders if engines.take_shaders(runtimes) else None,
             proof=parts.proof if found.wants_proof else None,
             state=found.manifest.get("state") is not False,
         )
@@ -149,7 +160,7 @@ def upgrade(
             if companion and not exe:  # dead bytes may make it larger than the copy is
                 exe = companion.write(size, undo)
                 undo.pop_all()
-    for step in lost:
+    for step in (*lost, *(_without_gpus(found, runtimes) if gpu is None else ())):
         tell(step)
     state = renew(path, tell) if found.wants_state else None
     if state:
@@ -164,6 +175,7 @@ def upgrade(
         shifted=shifted,
         companion=exe,
         state=state,
+        gpus=tuple(runtime.target for runtime in runtimes if runtime.gpu),
     )
 
 
@@ -185,6 +197,15 @@ def _ready(found: Llamafile) -> Llamafile:
         )
     found.args()  # refuses what no runtime can read
     return found
+
+
+def _without_gpus(found: Llamafile, runtimes: Sequence[Runtime]) -> Iterator[Step]:
+    """What it could use GPUs by and the engine lacks, where nobody said that it is to go."""
+    gone = set(found.gpus) - {runtime.target for runtime in runtimes if runtime.gpu}
+    if gone and found.wants_gpu:
+        how = "upgrade --gpu brings that back, from an engine that has it"
+        what = f"uses no GPU any more on {', '.join(sorted(gone))}"
+        yield Step("notice", f"{found.path}: {what}: {how}")
 
 
 def _format(found: Llamafile, runtimes: Sequence[Runtime]) -> Format:
@@ -230,6 +251,8 @@ def _kept(found: Llamafile, new: Engine, drop_unknown: bool) -> list[Member]:
         kept = [m for m in members if m.name not in replaced and not found.is_engine(m.name)]
         engines = {MANIFEST, *found.digests} - (set() if found.has_proof else {PROOF})
         lost = [m.name for m in members if m.name in replaced and m.name not in engines]
+        if not found.gpus:  # then people have added what is called so
+            lost += [n for n in found.digests if n in replaced and n.startswith(GPU)]
     else:
         kept = [m for m in members if m.name.endswith(WEIGHTS) or m.name == ARGS]
         theirs = {ARGS, *(m.name for m in kept)}
@@ -402,7 +425,7 @@ class Exchange:
     old: int
     new: int
 
-    def steps(self) -> tuple[Step, ...]:
+    def steps(self) -> tuple[Action, ...]:
         """What is to be done, in order. Killed within one or behind it, the file still starts."""
         return (
             lambda: self._change([], (), self.new),

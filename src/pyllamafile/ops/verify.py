@@ -6,8 +6,8 @@ every byte that counts is the one that was put in. To be worth anything as a che
 it shares no code with it.
 
 Where a fact about the format comes from: "APPNOTE" is PKWARE's .ZIP File Format Specification
-6.3.10; RFC 1951 and RFC 1952 are deflate and gzip. The manifest, ``llamafile.json``, and the
-layout are this project's own.
+6.3.10; RFC 1951 and RFC 1952 are deflate and gzip, RFC 8878 is Zstandard. The manifest,
+``llamafile.json``, and the layout are this project's own.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ READ: Final = ".read"
 STATE: Final = ".state"
 DOCUMENTS: Final = ".documents"
 EMBEDDER: Final = "embedder.model"
+SHADERS: Final = "gpu/shaders.zst"
 FORMAT: Final = 1
 BLOCK: Final = 65536  # what weights and runtimes are aligned to, in bytes
 
@@ -55,6 +56,7 @@ _MOST_ARGS: Final = 1 << 20
 _MOST_READ: Final = 16 << 20
 _MOST_SIGNATURE: Final = 1 << 16
 _MOST_STATE: Final = 2 << 30
+_MOST_PROGRAM: Final = 256 << 20  # bytes of a program, or of a packed one; they have some MiB
 _MOST_MISFITS: Final = 20  # are enough to see what is wrong with a manifest
 
 _PASSAGES: Final = struct.Struct("<8s4I3Q16s")  # FORMAT.md, section 11
@@ -85,6 +87,7 @@ _ELF_MAGIC: Final = b"\x7fELF"
 _FIRST_LINE: Final = b'MZ=;eval "$(dd<"$0" bs=8k skip=1 count=1 2<&0)";exit 1     \n'
 _PE_SCRIPT: Final = 8192  # where that line finds the script, in bytes
 _PE_BODY: Final = 16384  # where it ends, and the program goes on
+_FRAME: Final = b"\x28\xb5\x2f\xfd"  # RFC 8878, 3.1.1
 _PE_MACHINES: Final = {0x8664: "windows-amd64", 0xAA64: "windows-arm64"}
 _ELF_MACHINES: Final = {62: "linux-amd64", 183: "linux-arm64"}
 
@@ -394,6 +397,89 @@ def _check_runtime(
     yield from whats
 
 
+def _check_second(
+    entry: _Entry,
+    listed: Mapping[str, Any] | None,
+    runtime: Mapping[str, Any],
+    file: BinaryIO,
+    chunks: Iterator[bytes],
+    pool: ThreadPoolExecutor,
+) -> Iterator[str]:
+    """The second program of a runtime: its entry, and what comes of it.
+
+    Without the package zstandard nothing comes of it, and the digest of the entry has to do.
+    """
+    frame = bytearray()
+
+    def watched() -> Iterator[bytes]:
+        for chunk in chunks:
+            frame.extend(chunk)
+            yield chunk
+
+    faults = list(_check_entry(entry, listed, watched(), pool))
+    yield from faults
+    try:
+        import zstandard  # of the extra `runtimes`
+    except ImportError:
+        return
+    if faults or runtime["gpu"]["size"] != _frame_size(bytes(frame[:18])):
+        return  # which has been said
+    try:
+        prefix = zstandard.ZstdCompressionDict(
+            _prefix(_program(file, runtime)), dict_type=zstandard.DICT_TYPE_RAWCONTENT
+        )
+        program = zstandard.ZstdDecompressor(prefix).decompress(
+            bytes(frame), allow_extra_data=False
+        )
+    except (_PartError, struct.error):
+        yield "the program that it belongs to cannot be read"
+        return
+    except zstandard.ZstdError as error:
+        yield f"it cannot be unpacked with the program that it belongs to ({error})"
+        return
+    sha256 = hashlib.sha256(program).hexdigest()
+    if sha256 != runtime["gpu"]["sha256"]:
+        yield f"its program's {_differs(sha256, runtime['gpu']['sha256'])}"
+
+
+def _program(file: BinaryIO, runtime: Mapping[str, Any]) -> bytes:
+    """The plain program of a runtime."""
+    size = runtime["size"]
+    if max(size, runtime["packed_size"]) > _MOST_PROGRAM:
+        raise _PartError(f"it has {size} bytes, which no program has")
+    chunks = _chunks(file, runtime["offset"], runtime["packed_size"])
+    return b"".join(_inflate(chunks, _GZIP, size) if runtime["offset"] else chunks)
+
+
+def _prefix(program: bytes) -> bytes:
+    """What the second program of a system was made with: FORMAT.md, section 13."""
+    if program[:2] != _PE_MAGIC:
+        return program
+    (coff,) = struct.unpack_from("<I", program, 60)
+    count, optional_size = struct.unpack_from("<6xH12xH", program, coff)
+    table = coff + 24 + optional_size
+    ends = []
+    for at in range(table, table + 40 * count, 40):
+        name, stored, offset = struct.unpack_from("<8s8x2I", program, at)
+        if offset and name != b".persona":
+            ends += [offset, offset + stored]
+    return program[min(ends, default=0) : max(ends, default=0)]
+
+
+def _frame_size(start: bytes) -> int | None:
+    """How much a frame of Zstandard holds, by its header; None if it is none that fits here."""
+    if start[:4] != _FRAME or len(start) < 6:
+        return None
+    descriptor = start[4]
+    single, kind = descriptor >> 5 & 1, descriptor >> 6
+    width = [single, 2, 4, 8][kind]
+    if descriptor & 0b1011 or not width:  # a dictionary has a number, or a bit is reserved
+        return None
+    at = 6 - single  # behind the size of the window, which is that of the content otherwise
+    size = int.from_bytes(start[at : at + width], "little") + (256 if width == 2 else 0)
+    return size if size <= _MOST_PROGRAM else None
+
+
 def _differs(found: str, listed: str) -> str:
     return f"SHA-256 is {found}, the manifest says {listed}"
 
@@ -508,13 +594,14 @@ def _survey(file: BinaryIO, path: Path) -> _Survey:
             _check_signature(file, located, report)
             _check_state(file, located, report)
             _check_read(file, located, report)
+            _check_seconds(file, located, manifest, report)
     except _PartError as bad:
         raise DamagedError(f"cannot read {path}: {bad}", path=path) from bad
     except OSError as error:
         raise _unread(path, error) from error
     if manifest and complete:
         _compare_names(entries, manifest["entries"], report)
-    tasks = [*_entry_tasks(located, manifest), *_prefix_tasks(manifest, report)]
+    tasks = [*_entry_tasks(file, located, manifest), *_prefix_tasks(manifest, report)]
     return _Survey(problems, _in_order(tasks, limit, report))
 
 
@@ -824,6 +911,7 @@ _TARGET: Final[_Shape] = (
     lambda value: isinstance(value, str) and bool(re.fullmatch("[a-z0-9]+-[a-z0-9]+", value)),
 )
 _EACH: Final = "*"  # stands for every key of an object
+_MAYBE: Final = "?"  # at the end of a key: it may be missing
 _SHAPE: Final[_Shape] = {
     "name": _TEXT,
     "pyllamafile": _TEXT,
@@ -838,6 +926,7 @@ _SHAPE: Final[_Shape] = {
             "sha256": _SHA256,
             "llama_cpp": _TEXT,
             "levels": [_TEXT],
+            f"gpu{_MAYBE}": {"size": _SIZE, "sha256": _SHA256},
         }
     ],
     "entries": {_EACH: {"size": _SIZE, "sha256": _SHA256}},
@@ -851,10 +940,11 @@ def _misfits(value: object, shape: _Shape, at: str) -> Iterator[str]:
             yield f"{at} is not an object"
             return
         shapes = dict.fromkeys(value, shape[_EACH]) if _EACH in shape else shape
-        for key, inner in shapes.items():
+        for name, inner in shapes.items():
+            key = name if _EACH in shape else name.removesuffix(_MAYBE)
             if key in value:
                 yield from _misfits(value[key], inner, f"{at}[{key!r}]")
-            else:
+            elif key == name:
                 yield f"{at} lacks {key!r}"
     elif isinstance(shape, list):
         if not isinstance(value, list):
@@ -978,6 +1068,32 @@ def _check_state(file: BinaryIO, entries: Sequence[_Entry], report: _Report) -> 
         magic, slot, fits = b"", b"", False
     if magic != b"llamSTA1" or slot != b"llamSLT2" or not fits:
         report(entry.where, "it is nothing that a model remembers, or is cut off")
+
+
+def _second_name(runtime: Mapping[str, Any]) -> str:
+    return f"gpu/{runtime['target']}.zst"
+
+
+def _check_seconds(
+    file: BinaryIO, entries: Sequence[_Entry], manifest: Mapping[str, Any], report: _Report
+) -> None:
+    """That a runtime finds its second program, which can use a GPU, and what that takes."""
+    there = {entry.name: entry for entry in entries}
+    having = {_second_name(r): r["gpu"]["size"] for r in manifest["runtimes"] if "gpu" in r}
+    if any(not name.startswith("gpu/macos-") for name in having):
+        having[SHADERS] = None
+    for name, size in having.items():
+        entry = there.get(name)
+        if entry is None:
+            report(name, "missing: a program in the manifest takes it to use a GPU")
+            continue
+        held = None
+        if entry.method == _STORED:
+            held = _frame_size(_exactly(file, entry.data, min(18, entry.size)))
+        if held is None:
+            report(entry.where, "it is no frame of Zstandard that says how much it holds")
+        elif size not in (None, held):
+            report(entry.where, f"it holds {held} bytes, the manifest says {size}")
 
 
 def _is_signature(raw: bytes) -> bool:
@@ -1156,12 +1272,27 @@ def _compare_names(entries: Iterable[_Entry], listed: Mapping[str, Any], report:
             report(entry.where, "the manifest does not list it")
 
 
-def _entry_tasks(entries: Iterable[_Entry], manifest: Mapping[str, Any] | None) -> Iterator[_Task]:
+def _entry_tasks(
+    file: BinaryIO, entries: Iterable[_Entry], manifest: Mapping[str, Any] | None
+) -> Iterator[_Task]:
     listed = manifest["entries"] if manifest else {}
+    runtimes = _apart(manifest["runtimes"]) if manifest else ()
+    seconds = {_second_name(runtime): runtime for runtime in runtimes if "gpu" in runtime}
     for entry in entries:
         promised = None if entry.name in (MANIFEST, SIGNATURE) else listed.get(entry.name)
-        check = partial(_check_entry, entry, promised)
+        check: _Check = partial(_check_entry, entry, promised)
+        if entry.name in seconds and max(entry.stored, entry.size) <= _MOST_PROGRAM:
+            check = partial(_check_second, entry, promised, seconds[entry.name], file)
         yield _Task(entry.where, entry.header, entry.data, entry.stored, check)
+
+
+def _apart(runtimes: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """Those that overlap none before: each is unpacked once more for its second program."""
+    reached = 0
+    for runtime in sorted(runtimes, key=lambda runtime: runtime["offset"]):
+        if runtime["offset"] >= reached:
+            yield runtime
+        reached = max(reached, runtime["offset"] + runtime["packed_size"])
 
 
 def _prefix_tasks(manifest: Mapping[str, Any] | None, report: _Report) -> Iterator[_Task]:

@@ -15,6 +15,17 @@
 
 struct counts counts;
 
+// Whether this is what is to go wrong.
+static BOOL fails(const char * what) {
+    const char * said = getenv("METAL_FAILS");
+    return said && strcmp(said, what) == 0;
+}
+
+static NSError * error(NSString * text) {
+    NSDictionary * said = [NSDictionary dictionaryWithObject:text forKey:NSLocalizedDescriptionKey];
+    return [NSError errorWithDomain:@"Metal" code:8 userInfo:said];
+}
+
 typedef struct {
     NSUInteger width, height, depth;
 } Size;
@@ -426,6 +437,12 @@ enum { NOT_ENQUEUED, ENQUEUED, COMMITTED, COMPLETED = 4, FAILED = 5 };
     pthread_mutex_unlock(&queue->mutex);
 }
 - (void)compute {
+    if (fails("crash")) {
+        abort();
+    }
+    while (fails("hang")) {
+        pause();
+    }
     for (NSValue * each in work) {
         Work block = [each pointerValue];
         block();
@@ -433,7 +450,7 @@ enum { NOT_ENQUEUED, ENQUEUED, COMMITTED, COMPLETED = 4, FAILED = 5 };
     }
     [work removeAllObjects];
     [buffers removeAllObjects];
-    status = getenv("METAL_FAILS") ? FAILED : COMPLETED;
+    status = fails("command") ? FAILED : COMPLETED;
     counts.command_buffers++;
     for (NSValue * each in handlers) {
         void (^block)(CPUCommands *) = [each pointerValue];
@@ -450,9 +467,7 @@ enum { NOT_ENQUEUED, ENQUEUED, COMMITTED, COMPLETED = 4, FAILED = 5 };
     return status;
 }
 - (NSError *)error {
-    NSDictionary * said = [NSDictionary dictionaryWithObject:@"out of memory"
-                                                      forKey:NSLocalizedDescriptionKey];
-    return status == FAILED ? [NSError errorWithDomain:@"Metal" code:8 userInfo:said] : nil;
+    return status == FAILED ? error(@"out of memory") : nil;
 }
 @end
 
@@ -520,6 +535,9 @@ enum { NOT_ENQUEUED, ENQUEUED, COMMITTED, COMPLETED = 4, FAILED = 5 };
     return [CPUEvent new];
 }
 - (CPUBuffer *)buffer:(char *)bytes size:(NSUInteger)size isOwn:(BOOL)isOwn {
+    if (fails("memory") && size > 4096) {
+        return nil;
+    }
     CPUBuffer * buffer = [CPUBuffer new];
     buffer->bytes = bytes;
     buffer->size = size;
@@ -552,9 +570,13 @@ enum { NOT_ENQUEUED, ENQUEUED, COMMITTED, COMPLETED = 4, FAILED = 5 };
 }
 - (CPULibrary *)newLibraryWithSource:(NSString *)source
                              options:(MTLCompileOptions *)options
-                               error:(NSError **)error {
+                               error:(NSError **)said {
     NSString * embedded = [options->macros objectForKey:@"GGML_METAL_EMBED_LIBRARY"];
     ASSERT([embedded isEqualToString:@"1"]);
+    if (fails("kernels")) {
+        *said = error(@"program_source:1:1: error: what is this?");
+        return nil;
+    }
     return [[CPULibrary alloc] initWithSource:source];
 }
 - (CPUPipeline *)newComputePipelineStateWithFunction:(CPUFunction *)function
@@ -640,7 +662,7 @@ static CPUDevice * device(void) {
 }
 
 CPUDevice * MTLCreateSystemDefaultDevice(void) {
-    return [device() retain];
+    return fails("device") ? nil : [device() retain];
 }
 
 NSArray * MTLCopyAllDevices(void) {

@@ -22,6 +22,9 @@ struct call {
 // Computes it, or ends the program if there is no such kernel.
 void kernel_run(const struct call * call);
 
+// Prints which were computed.
+void kernel_report(void);
+
 struct counts {
     long objects;         // of Metal, that nobody has released
     long residency_sets;  // that were made

@@ -6,6 +6,7 @@
 #include "ggml-metal.h"
 #include "ggml.h"
 #include "kernels.h"
+#include "texts.h"
 
 #include <cmath>
 #include <cstdio>
@@ -51,6 +52,9 @@ class Model {
 
 Model::Model(ggml_backend_t backend)
     : backend(backend), context(ggml_init({ 1 << 22, nullptr, true })) {
+    if (backend == nullptr) {
+        throw std::runtime_error("there is nothing to compute with");
+    }
     const int64_t n = TOKENS.size();
     tokens = ggml_new_tensor_1d(context, GGML_TYPE_I32, n);
     positions = ggml_new_tensor_1d(context, GGML_TYPE_I32, n);
@@ -204,11 +208,15 @@ int main() {
     bridge_start();
     int code = 0;
     try {
+        if (!unpack_kernel_texts()) {
+            throw std::runtime_error("the kernels' text is damaged");
+        }
         compare();
     } catch (const std::exception & error) {
         fprintf(stderr, "%s\n", error.what());
         code = 1;
     }
     bridge_report();
+    kernel_report();
     return code;
 }

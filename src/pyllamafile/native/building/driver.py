@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 
 from pyllamafile.errors import UnavailableError
-from pyllamafile.native.building import licenses, seams, tools, vulkan
+from pyllamafile.native.building import tools
+from pyllamafile.native.building.gpus import GPUS
 from pyllamafile.native.building.shaders import Programs
-from pyllamafile.native.building.source import LLAMA_COMMIT, SDIST_SHA256
+from pyllamafile.native.building.source import LLAMA_COMMIT, SDIST_SHA256, ZSTD, vendored
 from pyllamafile.progress import Progress, Step
 from pyllamafile.targets import Target
 
@@ -38,47 +39,35 @@ RUNTIME = BUILDING.parent / "runtime"
 _SCRIPTS = ("icon.py", "levels.py", "licenses.py", "seams.py")
 
 
-@dataclass(frozen=True)
-class Variant:
-    """What a runtime is compiled with beside what every runtime has.
-
-    Attributes:
-        name: Behind the target's in the name of its folder; none for the runtime itself.
-        settings: CMake's variables.
-        folder: Where the sources of it are that are ours, if there are any.
-    """
-
-    name: str = ""
-    settings: Mapping[str, str | Path] = field(default_factory=dict)
-    folder: Path = RUNTIME
-
-
-PLAIN = Variant()
-
-
 def key(target: Target) -> str:
     """A digest over everything that determines what a runtime becomes."""
     digest = hashlib.sha256()
-    for part in (SDIST_SHA256, ZIG, *_options(target), str(_settings(target))):
+    for part in (SDIST_SHA256, ZSTD.sha256, ZIG, *_options(target), str(_settings(target))):
         digest.update(part.encode() + b"\0")
     sources = {
         path.relative_to(RUNTIME).as_posix(): path for path in RUNTIME.rglob("*") if path.is_file()
     }
     scripts = {f"../{BUILDING.name}/{name}": BUILDING / name for name in _SCRIPTS}
-    gpu = vulkan.sources() if target.vulkan else {}
+    gpu = GPUS[target.gpu].sources()
     for name, path in sorted({**sources, **scripts, **gpu}.items()):
-        digest.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
+        status = path.stat()
+        content = _content(path, status.st_size, status.st_mtime_ns)
+        digest.update(name.encode() + b"\0" + content + b"\0")
     return digest.hexdigest()[:16]
 
 
-def build_folder(target: Target, variant: Variant = PLAIN) -> Path:
+@functools.cache  # a file with all targets takes a dozen keys
+def _content(path: Path, size: int, changed: int) -> bytes:
+    return path.read_bytes()
+
+
+def build_folder(target: Target) -> Path:
     """Where a target is compiled; ``out`` in it is CMake's, and stays for the next time."""
     # CMake holds on to the paths that it began with, and sees no change in the compiler's options,
     # which are in a script.
     ziglang, cache = tools.package("ziglang"), tools.cache()
     began = f"{SDIST_SHA256} {ZIG} {ziglang} {cache} {RUNTIME} {_options(target)}"
-    name = "-".join(filter(None, (target.name, variant.name)))
-    return cache / "build" / f"{name}-{hashlib.sha256(began.encode()).hexdigest()[:8]}"
+    return cache / "build" / f"{target.name}-{hashlib.sha256(began.encode()).hexdigest()[:8]}"
 
 
 def programs() -> tuple[Path, Path, Path]:
@@ -108,7 +97,6 @@ def compile_runtime(
     source: Path,
     jobs: int | None,
     tell: Progress,
-    variant: Variant = PLAIN,
 ) -> tuple[bytes, dict[str, str]]:
     """Compile the program of a target.
 
@@ -117,7 +105,6 @@ def compile_runtime(
         source: llama.cpp's folder.
         jobs: How many compilers run at once; None for as many as there are processors.
         tell: Told about every step.
-        variant: What it has beside what every runtime has.
 
     Returns:
         The program, and the notices of what is linked into it by the names of the components.
@@ -125,27 +112,30 @@ def compile_runtime(
     Raises:
         PyllamafileError: A tool is missing, or a step failed; the message names the log.
     """
+    from pyllamafile.native.building import licenses, seams  # only who compiles needs them
+
     zig, cmake, ninja = programs()
-    folder = build_folder(target, variant)
+    folder = build_folder(target)
     out = folder / "out"
     edited = folder / "edited"
     seams.meet(source, edited, target.system)
     scripts = _toolchain(folder / "tools", target, zig, source)
-    gpu = vulkan.settings(Programs(zig, cmake, ninja), tell) if target.vulkan else {}
+    more = {
+        "ZSTD": vendored(ZSTD, progress=tell),
+        **GPUS[target.gpu].settings(Programs(zig, cmake, ninja), tell),
+    }
     settings = {
         **_settings(target),
-        **variant.settings,
         **scripts,
         "CMAKE_MAKE_PROGRAM": ninja,
         "LLAMA_SOURCE": source,
         "EDITED": edited,
         "BUILDING": BUILDING,
         "PYTHON": sys.executable,
-        **gpu,
+        **more,
     }
-    name = "-".join(filter(None, (target.name, variant.name)))
-    what = f"building the runtime for {name}"
-    log = f"runtime-{name}"
+    what = f"building the runtime for {target.name}"
+    log = f"runtime-{target.name}"
     configure: list[str] = [str(cmake), "-S", str(RUNTIME), "-B", str(out), "-G", "Ninja"]
     configure += [f"-D{name}={value}" for name, value in settings.items()]
     command = [str(ninja), "-C", str(out), "runtime"]
@@ -161,18 +151,14 @@ def compile_runtime(
         tools.run(command, log=log, what=what, append=True, each_line=step)
     program = (out / "runtime").read_bytes()
     linked = licenses.linked(ninja, out)
-    files = [
-        seams.original(file, edited, source)
-        for file in linked
-        if not Path(file).is_relative_to(variant.folder)
-    ]
-    others = {name: folder for name, folder in gpu.items() if name in licenses.VULKAN}
-    return program, licenses.notices(target, files, source, zig.parent, RUNTIME, others)
+    files = [seams.original(file, edited, source) for file in linked]
+    others = {name: folder for name, folder in more.items() if name in licenses.ADDED}
+    return program, licenses.notices(target, files, source, zig.parent, RUNTIME.parent, others)
 
 
 def _options(target: Target) -> list[str]:
     """What the compiler is told about the target."""
-    return ["-target", target.triple, f"-mcpu={target.base}"]
+    return ["-target", target.triple, f"-mcpu={target.base}", *target.flags]
 
 
 def _settings(target: Target) -> dict[str, str]:

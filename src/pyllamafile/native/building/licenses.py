@@ -82,15 +82,16 @@ TOOLCHAIN: tuple[Component, ...] = (
     Component("OpenBSD (crt)", r"openbsd/\w+\.o", "libc/openbsd/lib/csu/**/*.c", COMMENT),
 )
 
-# Below the folders that a program with ggml-vulkan takes in addition, by their names.
-VULKAN: Mapping[str, tuple[Component, ...]] = {
+# Below the folders that a program takes in addition, by CMake's variables for them.
+ADDED: Mapping[str, tuple[Component, ...]] = {
+    "ZSTD": (Component("zstd", "", "LICENSE"),),
     "VULKAN_HEADERS": (
         Component("Vulkan-Headers", "(vulkan|vk_video)/", "../share/doc/libvulkan-dev/copyright"),
         Component("SPIRV-Headers", "spirv/", "../share/doc/spirv-headers/copyright"),
     ),
-    "ZSTD": (Component("zstd", "", "LICENSE"),),
     "SHADER_TABLES": (),  # made of upstream's, and of ours
     "VULKAN": (),  # ours
+    "METAL_TEXTS": (),  # upstream's
 }
 
 
@@ -150,7 +151,7 @@ def notices(
         source: llama.cpp's folder.
         zig: zig's folder.
         ours: The folder of the runtime's own sources.
-        others: The folders of `VULKAN`, for a program that has them.
+        others: The folders of `ADDED`, for a program that has them.
 
     Raises:
         PyllamafileError: A component has none.
@@ -159,9 +160,9 @@ def notices(
     system = f"{target.os}-gnu" if "-linux-gnu" in target.triple else target.os
     for file in files:
         if other := next((item for item in (others or {}).items() if _within(file, item[1])), None):
-            if VULKAN[other[0]]:
+            if ADDED[other[0]]:
                 name = Path(file).relative_to(other[1]).as_posix()
-                component = _component(VULKAN[other[0]], name)
+                component = _component(ADDED[other[0]], name)
                 found.setdefault(component.name, _notice(component, other[1]))
         elif _within(file, source):
             component = _component(UPSTREAM, Path(file).relative_to(source).as_posix())

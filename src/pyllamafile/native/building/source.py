@@ -52,7 +52,7 @@ GLSLANG = Sdist(
     "glslang",
     dated=True,
 )
-# Its decoder unpacks the shaders.
+# Its decoder unpacks the programs for GPUs, and their shaders.
 ZSTD = Sdist(
     "zstandard",
     "0.25.0",

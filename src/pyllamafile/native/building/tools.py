@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.metadata
 import importlib.util
 import os
 import re
@@ -16,20 +15,23 @@ import sysconfig
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO
-
-from filelock import FileLock, Timeout
-from platformdirs import user_cache_path
+from typing import IO, TYPE_CHECKING
 
 from pyllamafile.errors import AccessError, UnavailableError
 from pyllamafile.native.building import aside
 from pyllamafile.progress import Progress, Step
 
+if TYPE_CHECKING:  # only who compiles takes a lock
+    from filelock import FileLock
+
 
 def cache() -> Path:
     """The folder of everything that was built: ``$PYLLAMAFILE_CACHE`` or the user's cache."""
-    given = os.environ.get("PYLLAMAFILE_CACHE")
-    return Path(given).absolute() if given else user_cache_path("pyllamafile")
+    if given := os.environ.get("PYLLAMAFILE_CACHE"):
+        return Path(given).absolute()
+    from platformdirs import user_cache_path
+
+    return user_cache_path("pyllamafile")
 
 
 def folder(name: str) -> Path:
@@ -56,6 +58,8 @@ def write(path: Path, content: bytes) -> None:
 @contextlib.contextmanager
 def lock(name: str, doing: str, tell: Progress) -> Iterator[None]:
     """Let one process at a time do something; the others wait, and say so."""
+    from filelock import FileLock
+
     held = FileLock(folder("locks") / name)
     if not _acquired(held, 0):
         tell(Step("waiting", f"waiting for another pyllamafile that {doing}"))
@@ -68,6 +72,8 @@ def lock(name: str, doing: str, tell: Progress) -> Iterator[None]:
 
 
 def _acquired(held: FileLock, seconds: float) -> bool:
+    from filelock import Timeout
+
     try:
         held.acquire(timeout=seconds)
     except Timeout:
@@ -199,7 +205,9 @@ def script(path: Path, *command: str | Path, before: str = "") -> Path:
 @functools.cache  # every target's key has them
 def version(package: str) -> str:
     """The version of an installed package, or ``missing``."""
+    from importlib import metadata  # a wheel that brings the runtimes has no use for it
+
     try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
         return "missing"

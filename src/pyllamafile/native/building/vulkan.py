@@ -8,7 +8,6 @@ from pathlib import Path
 
 from pyllamafile.native.building import debian, shaders, tools
 from pyllamafile.native.building.debian import Package
-from pyllamafile.native.building.source import ZSTD, vendored
 from pyllamafile.progress import Progress, Step
 
 BUILDING = Path(__file__).parent
@@ -47,7 +46,6 @@ def settings(programs: shaders.Programs, tell: Progress) -> dict[str, Path]:
         "VULKAN": FOLDER,
         "VULKAN_HEADERS": headers(tell) / "usr" / "include",
         "SHADER_TABLES": shaders.tables(programs, tell),
-        "ZSTD": vendored(ZSTD, progress=tell),
     }
 
 

@@ -15,6 +15,7 @@ namespace {
 std::string weights; // what to call them; set before there is a second thread
 std::atomic<bool> only_the_first{ false };
 std::atomic<bool> said{ false };
+std::atomic<bool> held{ false };
 
 const char LOADING[] = "error loading model: ";
 
@@ -83,11 +84,20 @@ void say_all_errors() {
     only_the_first = false;
 }
 
+void hold_errors() {
+    held = true;
+}
+
+void forget_errors() {
+    common_log_flush(common_log_main()); // another thread has the lines
+    held = false;
+}
+
 bool error_is_said(const char * line) {
     if (!only_the_first) {
         return false;
     }
-    if (!said.exchange(true)) {
+    if (!held && !said.exchange(true)) {
         fprintf(stderr, "error: %s\n", as_ours(line).c_str());
         fflush(stderr);
     }

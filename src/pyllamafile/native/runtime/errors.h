@@ -12,6 +12,11 @@ void say_the_first_error_of(const std::string & what);
 // The weights are loaded: from here on, errors are logged as they come.
 void say_all_errors();
 
+// What is being done may fail, and is then done in another way: until they are forgotten, errors
+// are not said, unless all that happens is logged.
+void hold_errors();
+void forget_errors();
+
 // Whether this line of the log has been taken care of. For log.cpp.
 bool error_is_said(const char * line);
 

@@ -208,6 +208,16 @@ bool flag_table::has(const arguments & args, names flags, std::optional<origin> 
     return find(args, flags, from) < args.size();
 }
 
+std::string flag_table::value(const arguments & args, names flags, const char * variable,
+                              const std::string & otherwise) const {
+    const size_t at = find(args, flags);
+    if (at + 1 < args.size()) {
+        return args[at + 1];
+    }
+    const char * value = getenv(variable);
+    return value != nullptr ? value : otherwise;
+}
+
 bool flag_table::take(arguments & args, names flags, std::optional<origin> from) const {
     bool found = false;
     for (size_t at; (at = find(args, flags, from)) < args.size(); found = true) {

@@ -23,6 +23,9 @@ class flag_table {
     // counts. With an origin only those that came from there.
     size_t find(const arguments & args, names flags, std::optional<origin> from = {}) const;
     bool has(const arguments & args, names flags, std::optional<origin> from = {}) const;
+    // What is said behind the last of them, or else by a variable, or otherwise.
+    std::string value(const arguments & args, names flags, const char * variable,
+                      const std::string & otherwise = "") const;
     // Takes every occurrence of a flag out, with its values; says whether there was one.
     bool take(arguments & args, names flags, std::optional<origin> from = {}) const;
     // Takes out what only other tools know, of what `.args` say.

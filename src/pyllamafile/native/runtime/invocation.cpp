@@ -6,14 +6,16 @@
 #include "common.h"
 #include "container.h"
 #include "former.h"
-#include "gpu.h"
+#include "gpu/devices.h"
 #include "inputs.h"
 #include "llama.h"
+#include "manifest.h"
 #include "named.h"
 #include "router.h"
 #include "seams/documents.h"
 #include "seams/reading.h"
 #include "system/cpu.h"
+#include "system/system.h"
 #include "system/threads.h"
 #include "weights.h"
 
@@ -137,6 +139,7 @@ std::string in_lower_case(std::string text) {
 }
 
 const names GPU_LAYERS = { "-ngl", "--gpu-layers", "--n-gpu-layers" };
+const char GPU_LAYERS_VARIABLE[] = "LLAMA_ARG_N_GPU_LAYERS";
 
 #ifdef RUNTIME_HAS_GPU
 const names LIST = { "--list-devices" };
@@ -162,37 +165,9 @@ arguments take_for_gpus(arguments & args, const flag_table & flags) {
     return out;
 }
 
-void settle_gpu(arguments & args, const flag_table & flags) {
-    const size_t gpu = flags.find(args, { "--gpu" });
-    if (gpu < args.size()) {
-        const std::string value = gpu + 1 < args.size() ? args[gpu + 1] : "";
-        const std::string choice = in_lower_case(value);
-        if (choice == "off" || choice == "disable" || choice == "disabled") {
-            choose_gpus(gpus::OFF);
-        } else if (choice == "auto") {
-            choose_gpus(gpus::AUTO);
-        } else if (choice == "vulkan") {
-            choose_gpus(gpus::NEEDED);
-        } else {
-            refuse(args[gpu], "--gpu " + value + ": there are auto, off and vulkan");
-        }
-        flags.take(args, { "--gpu" });
-    }
-}
 #else
-void settle_gpu(arguments & args, const flag_table & flags) {
-    const size_t gpu = flags.find(args, { "--gpu" });
-    if (gpu < args.size()) {
-        const std::string value = gpu + 1 < args.size() ? args[gpu + 1] : "";
-        const std::string choice = in_lower_case(value);
-        if (choice != "disable" && choice != "disabled" && choice != "auto") {
-            refuse(args[gpu], "--gpu " + value +
-                                  ": this runtime computes on the processor only; leave it out, or "
-                                  "say --gpu disable");
-        }
-        flags.take(args, { "--gpu" });
-    }
-    // Many people give it by habit, and would wonder why nothing got faster.
+// Many people give it by habit, and would wonder why nothing got faster.
+void leave_out_gpus(arguments & args, const flag_table & flags) {
     const size_t layers = flags.find(args, GPU_LAYERS);
     if (layers + 1 < args.size() && args[layers + 1] != "0") {
         fprintf(stderr, "note: this runtime computes on the processor only; %s has no effect\n",
@@ -200,7 +175,64 @@ void settle_gpu(arguments & args, const flag_table & flags) {
     }
     flags.take(args, GPU_LAYERS);
 }
+
+// Where there is a program that can, this one has handed over to it, or said why not.
+void need_no_gpu() {
+    if (chosen_gpus() == gpus::NEEDED) {
+        const std::string missing = no_gpu_because();
+        say_no_gpu(missing.empty() ? "this file has no program for GPUs"
+                                   : "this machine has no GPU: " + missing);
+    }
+}
 #endif
+
+void take_gpu_choice(arguments & args, const flag_table & flags) {
+    const size_t gpu = flags.find(args, { "--gpu" });
+    if (gpu < args.size()) {
+        const std::string value = gpu + 1 < args.size() ? args[gpu + 1] : "";
+        const std::string choice = in_lower_case(value);
+        if (value.empty()) {
+            refuse(args[gpu],
+                   std::string("--gpu needs auto, off, ") + GPU_API + " or a part of a GPU's name");
+        } else if (choice == "off" || choice == "disable" || choice == "disabled") {
+            choose_gpus(gpus::OFF);
+        } else if (choice == "auto") {
+            choose_gpus(gpus::AUTO);
+        } else {
+            choose_gpus(gpus::NEEDED, choice == GPU_API ? "" : value);
+        }
+        flags.take(args, { "--gpu" });
+    }
+}
+
+bool leaves_out_gpus(const arguments & args, const flag_table & flags) {
+    return flags.value(args, GPU_LAYERS, GPU_LAYERS_VARIABLE) == "0" ||
+           flags.value(args, { "-dev", "--device" }, "LLAMA_ARG_DEVICE") == "none";
+}
+
+// What no GPU computes anything of, although one could; empty where one may.
+std::string without_gpus(const arguments & args, const flag_table & flags) {
+    return flags.has(args, { "--on" }, origin::user) ? "a model over several machines"
+           : flags.has(args, ELSEWHERE) && !flags.has(args, MODEL)
+               ? "models that the server finds elsewhere"
+               : "";
+}
+
+bool has_program_for_gpus() {
+#ifdef RUNTIME_HAS_GPU
+    return true;
+#else
+    return own_container.find(gpu_entry(RUNTIME_TARGET)) != nullptr;
+#endif
+}
+
+// Nobody misses one where there is none.
+void say_without_gpus(const std::string & what) {
+    const bool misses = chosen_gpus() == gpus::AUTO && no_gpu_because().empty();
+    if (chosen_gpus() == gpus::NEEDED || (misses && has_program_for_gpus())) {
+        say_no_gpu("the processor alone computes " + what);
+    }
+}
 
 // llama.cpp has some formats of chat by name, and takes the name for one only when it is told not
 // to expect a template in Jinja, which is text with braces.
@@ -268,6 +300,28 @@ choice take_mode(arguments & args, const flag_table & flags) {
                            : named == nullptr || default_server ? MODES[SERVE]
                                                                 : MODES[CHAT];
     return { fitting, named != nullptr, by_user };
+}
+
+// What all that read a command line begin with.
+choice begin(arguments & args, const flag_table & flags) {
+    complete_former(args, flags);
+    flags.spell(args);
+    return take_mode(args, flags);
+}
+
+decltype(invocation::wanted) what_is_wanted(const choice & mode, const arguments & args,
+                                            const flag_table & flags) {
+    const bool help = flags.has(args, { "-h", "--help", "--usage" });
+    return flags.has(args, { "--version" })            ? invocation::VERSION
+           : flags.has(args, { "--licenses" })         ? invocation::LICENSES
+           : help && !mode.named                       ? invocation::MANUAL
+           : help || flags.has(args, { "--help-all" }) ? invocation::OPTIONS
+                                                       : invocation::WORK;
+}
+
+bool computes(const mode & chosen, const arguments & args, const flag_table & flags) {
+    return chosen.model && chosen.tool != llama_tokenize_main &&
+           !flags.has(args, { "--server-base" });
 }
 
 // Leaves out what `.args` say and the mode can't make use of: --port is for the server alone. Of
@@ -506,18 +560,31 @@ bool lists_gpus(const invocation & asked) {
 }
 
 bool wants_gpu(const invocation & asked) {
-    const size_t layers = asked.flags.find(asked.for_gpus, GPU_LAYERS);
-    const bool none = layers + 1 < asked.for_gpus.size() && asked.for_gpus[layers + 1] == "0";
-    return lists_gpus(asked) || (asked.computes && !none);
+    return lists_gpus(asked) || asked.may_use_gpu;
 }
 #endif
+
+gpu_use use_of_gpu(const arguments & own, const arguments & user) {
+    const flag_table flags(our_flags());
+    arguments args = merge_args(own, user);
+    const choice mode = begin(args, flags);
+    leave_out_for(mode, args, flags);
+    const auto wanted = what_is_wanted(mode, args, flags);
+    if (wanted != invocation::WORK && wanted != invocation::VERSION) {
+        return gpu_use::NONE;
+    }
+    take_gpu_choice(args, flags);
+    const bool may = chosen_gpus() != gpus::OFF && computes(mode.chosen, args, flags) &&
+                     !leaves_out_gpus(args, flags) && without_gpus(args, flags).empty();
+    return !may                            ? gpu_use::NONE
+           : wanted == invocation::VERSION ? gpu_use::TELLS
+                                           : gpu_use::COMPUTES;
+}
 
 void check_own(const arguments & own) {
     const flag_table flags(our_flags());
     arguments all = merge_args(own, {});
-    complete_former(all, flags);
-    flags.spell(all);
-    if (take_mode(all, flags).chosen.flags == NO_COMMON_FLAGS) {
+    if (begin(all, flags).chosen.flags == NO_COMMON_FLAGS) {
         return;
     }
     check_keys(all, flags);
@@ -526,9 +593,11 @@ void check_own(const arguments & own) {
         if (each.flags != NO_COMMON_FLAGS) {
             arguments args = all;
             flags.leave_to_others(args, each.flags);
-            settle_gpu(args, flags);
+            take_gpu_choice(args, flags);
 #ifdef RUNTIME_HAS_GPU
             take_for_gpus(args, flags);
+#else
+            leave_out_gpus(args, flags);
 #endif
             translate_former(args, flags, each.flags);
             flags.check(args, each.flags, false);
@@ -543,9 +612,7 @@ invocation read_invocation(const arguments & own, const arguments & user) {
     out.args = merge_args(own, user);
     const flag_table & flags = out.flags;
     arguments & args = out.args;
-    complete_former(args, flags);
-    flags.spell(args);
-    const choice mode = take_mode(args, flags);
+    const choice mode = begin(args, flags);
     const auto & chosen = mode.chosen;
     out.tool = chosen.tool;
     out.serves = chosen.tool == llama_server;
@@ -558,25 +625,35 @@ invocation read_invocation(const arguments & own, const arguments & user) {
     settle_partners(args, flags);
     leave_out_for(mode, args, flags);
 
-    const bool help = flags.has(args, { "-h", "--help", "--usage" });
-    out.wanted = flags.has(args, { "--version" })            ? invocation::VERSION
-                 : flags.has(args, { "--licenses" })         ? invocation::LICENSES
-                 : help && !mode.named                       ? invocation::MANUAL
-                 : help || flags.has(args, { "--help-all" }) ? invocation::OPTIONS
-                                                             : invocation::WORK;
+    out.wanted = what_is_wanted(mode, args, flags);
+    if (out.wanted == invocation::VERSION) {
+        take_gpu_choice(args, flags);
+    }
     if (out.wanted != invocation::WORK) {
         return out;
     }
+    const std::string without = without_gpus(args, flags);
     out.machines = take_machines(args, flags);
     const bool several_machines = !out.machines.names.empty();
     if (several_machines && (!chosen.model || chosen.tool == llama_tokenize_main)) {
         fail(std::string("--on means nothing with ") + chosen.flag);
     }
-    settle_gpu(args, flags);
+    take_gpu_choice(args, flags);
+    const bool could = computes(chosen, args, flags) && !leaves_out_gpus(args, flags);
+    if (could && !without.empty()) {
+        say_without_gpus(without);
+    }
+    out.may_use_gpu = could && without.empty();
+    if (!could) {
+        unset_variable(GPU_LAYERS_VARIABLE); // llama.cpp warns of it, whatever it says
+    }
 #ifdef RUNTIME_HAS_GPU
     out.for_gpus = take_for_gpus(args, flags);
-    out.computes =
-        chosen.model && chosen.tool != llama_tokenize_main && !flags.has(args, { "--server-base" });
+#else
+    if (out.may_use_gpu) {
+        need_no_gpu();
+    }
+    leave_out_gpus(args, flags);
 #endif
     translate_former(args, flags, chosen.flags);
     if (chosen.flags != NO_COMMON_FLAGS) {

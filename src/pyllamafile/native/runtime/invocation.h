@@ -2,6 +2,7 @@
 #pragma once
 
 #include "flags.h"
+#include "gpu/choice.h"
 #include "machines/machines.h"
 #include "weights.h"
 
@@ -28,7 +29,7 @@ struct invocation {
     struct weights weights = {}; // of the one model that there is
     struct machines machines;    // that compute as well
     arguments for_gpus;          // what the tool is given as well, if there is one
-    bool computes = false;       // with a model; known where there may be a GPU
+    bool may_use_gpu = false;    // it computes, and nothing says that no GPU is to
 
     bool logs = false;      // all that happens
     bool is_quiet = false;  // logs nothing but errors
@@ -44,6 +45,9 @@ invocation read_invocation(const arguments & own, const arguments & user);
 // and whether one could do some of the work, or is to be listed.
 bool lists_gpus(const invocation & asked);
 bool wants_gpu(const invocation & asked);
+
+// What it has to do with GPUs, before anything of it is begun. Throws the same.
+gpu_use use_of_gpu(const arguments & own, const arguments & user);
 
 // Whether a file could start with these words in its `.args`, in every mode that reads them. Throws
 // the same. Weights and other files are not looked for.

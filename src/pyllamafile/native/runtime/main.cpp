@@ -7,7 +7,7 @@
 #include "container.h"
 #include "documents/embedder.h"
 #include "errors.h"
-#include "gpu.h"
+#include "gpu/gpu.h"
 #include "invocation.h"
 #include "llama.h"
 #include "log.h"
@@ -23,6 +23,7 @@
 #include "states.h"
 #include "system/cache.h"
 #include "system/cpu.h"
+#include "system/handover/handover.h"
 #include "system/sandbox.h"
 #include "system/system.h"
 #include "text.h"
@@ -35,8 +36,8 @@
 #include <cstring>
 #include <exception>
 
-#if defined(_WIN32) && defined(__x86_64__)
-#include "system/handover.h"
+#ifdef RUNTIME_HAS_GPU
+#include "gpu/report.h"
 #endif
 
 int llama_quantize(int argc, char ** argv); // upstream's
@@ -52,6 +53,7 @@ char completion_last = '\0';
 namespace {
 
 const char * const STATE = "PYLLAMAFILE_STATE"; // of the file
+const char * const GPU_TRIAL = "--gpu-trial";
 
 std::string own_program; // not the llamafile that it is in; the router starts it again
 
@@ -76,9 +78,12 @@ int call(int (*tool)(int, char **), const char * program, const arguments & args
     return code < 0 ? 1 : code;
 }
 
-int print_version() {
+int print_version(const std::string & of_gpus) {
     printf("pyllamafile %s\nllama.cpp %s (%s)\n%s, CPU level %s\n%s\n", RUNTIME_VERSION,
            llama_version(), llama_commit(), RUNTIME_TARGET, cpu_level(), sandbox_line().c_str());
+    if (!of_gpus.empty()) {
+        puts(of_gpus.c_str());
+    }
     return 0;
 }
 
@@ -106,24 +111,36 @@ int print_manual() {
 }
 
 #ifdef RUNTIME_HAS_GPU
+// What the GPU is to compute with.
+std::vector<std::string> weights_of(const invocation & asked) {
+    const auto value = [&](flag_table::names names, const char * variable) {
+        return asked.flags.value(asked.args, names, variable);
+    };
+    std::vector<std::string> out = {
+        value({ "-m", "--model" }, "LLAMA_ARG_MODEL"),
+        value({ "-md", "--model-draft", "--spec-draft-model" }, "LLAMA_ARG_SPEC_DRAFT_MODEL"),
+    };
+    if (asked.several) {
+        out.clear();
+        for (const entry * model : models_in(own_container)) {
+            out.push_back(own_container.path + "@" + model->name);
+        }
+    }
+    out.erase(std::remove(out.begin(), out.end(), ""), out.end());
+    return out;
+}
+
 // Before this process is in its sandbox, in which it starts no other.
 void settle_gpus(invocation & asked, const std::string & llamafile) {
-    const char * why_not = asked.routes || asked.several ? "several models use none yet"
-                           : !asked.machines.names.empty()
-                               ? "a model over several machines uses none"
-                               : nullptr;
-    if (!wants_gpu(asked) || why_not != nullptr) {
-        if (why_not != nullptr && chosen_gpus() == gpus::NEEDED) {
-            throw std::runtime_error(std::string("--gpu vulkan: ") + why_not);
-        }
+    if (!wants_gpu(asked)) {
         return;
     }
-    const size_t at = asked.flags.find(asked.args, { "-m", "--model" });
-    const char * variable = getenv("LLAMA_ARG_MODEL");
-    const std::string weights = at + 1 < asked.args.size() ? std::string(asked.args[at + 1])
-                                : variable != nullptr      ? variable
-                                                           : "";
-    if (try_gpus(own_program, llamafile, weights)) {
+    if (!try_gpus(own_program, llamafile, weights_of(asked), lists_gpus(asked))) {
+        return;
+    }
+    if (asked.routes) {
+        hand_down_gpus(asked.for_gpus);
+    } else {
         asked.args.insert(asked.args.end(), asked.for_gpus.begin(), asked.for_gpus.end());
     }
 }
@@ -139,7 +156,7 @@ void allow_what_is_named(const invocation & asked) {
         name_output_of_quantize(asked.args, names);
     }
     names.program = own_program;
-    allow_drivers(names);
+    allow_drivers(names, asked.routes);
     sandbox_names(names, asked.logs);
 }
 
@@ -157,9 +174,18 @@ void confine_routers_child(const arguments & args) {
         return;
     }
     const flag_table flags{ {} };
-    sandbox_names(files_named(args, flags, false), false);
+    named names = files_named(args, flags, false);
+    allow_drivers(names, false);
+    sandbox_names(names, false);
     const size_t port = flags.find(args, { "--port" });
     enter_sandbox(duty::SERVES, { port + 1 < args.size() ? atoi(args[port + 1].c_str()) : 0 });
+}
+
+gpu_use use_of_gpu(const arguments & user) {
+    const std::string mode = user.empty() ? "" : user[0];
+    return mode == GPU_TRIAL ? gpu_use::COMPUTES
+           : mode == PROVE   ? gpu_use::NONE
+                             : ::use_of_gpu(arguments_in(own_container), user);
 }
 
 int run(const char * program, const arguments & user) {
@@ -179,6 +205,8 @@ int run(const char * program, const arguments & user) {
         }
     }
 #endif
+    const bool tells = asked.wanted == invocation::VERSION;
+    const std::string of_gpus = tells ? last_trial_of_gpus(own_program) : "";
     allow_what_is_named(asked);
     if (asked.wanted != invocation::WORK) {
         enter_sandbox(duty::PRINTS);
@@ -187,7 +215,7 @@ int run(const char * program, const arguments & user) {
     }
     switch (asked.wanted) {
     case invocation::VERSION:
-        return print_version();
+        return print_version(of_gpus);
     case invocation::LICENSES:
         return print_licenses();
     case invocation::MANUAL:
@@ -215,8 +243,8 @@ int run(const char * program, const arguments & user) {
         say_the_first_error_of(model.empty() ? "the model" : model);
     }
     const auto start = [&](const arguments & args) {
-        if (!asked.converses) {
-            use_workers(); // there another process has the model
+        if (!asked.converses && !asked.routes) {
+            use_workers(); // there other processes have the model
             use_gpus();
         }
         return call(asked.tool, asked.several ? own_program.c_str() : program, args);
@@ -317,7 +345,9 @@ int main(int argc, char ** argv) {
     if (is_routers_child(user)) {
         web_take_over_policy();
         open_own_state_of_router();
+        take_over_gpus(user);
         confine_routers_child(user);
+        use_gpus();
         return call(llama_server, argv[0], user);
     }
     // The launch script says which file this is the runtime of.
@@ -330,25 +360,34 @@ int main(int argc, char ** argv) {
     if (!file.empty() && !read_container(file, own_container)) {
         return fail(file + ": damaged or cut off: its zip directory can't be read");
     }
-#if defined(_WIN32) && defined(__x86_64__)
-    if (!told && is_emulated()) {
-        if (const auto code = hand_over(own_container, "windows-arm64")) {
+#ifdef RUNTIME_HAS_GPU
+    if (!user.empty() && user[0] == TRY_GPUS) {
+        return trial_of_gpus(user);
+    }
+    if (!user.empty() && user[0] == GPU_PRODUCTS) {
+        return print_products_of_gpus();
+    }
+#endif
+    try {
+        const started here = { own_container, own_program, user, told,
+                               [&] { return use_of_gpu(user); } };
+        if (const auto code = hand_over(here)) {
             if (*code == 0) {
                 window_may_close(); // the other program has had its own
             }
             return *code;
         }
-    }
-#endif
-#ifdef RUNTIME_HAS_GPU
-    if (!user.empty() && user[0] == TRY_GPUS) {
-        return trial_of_gpus(user);
-    }
-#endif
-    try {
         if (!user.empty() && user[0] == PROVE) {
+            choose_gpus(gpus::OFF); // in what it starts
             const int code = prove(own_container, own_program, user);
             return flushed() ? code : 1;
+        }
+        if (!user.empty() && user[0] == GPU_TRIAL) {
+#ifdef RUNTIME_HAS_GPU
+            return report_gpus(own_container, own_program, user);
+#else
+            return fail("no GPU is tried: this program computes on the processor alone");
+#endif
         }
         const int code = run(file.empty() ? argv[0] : file.c_str(), user);
         return flushed() ? code : std::max(code, 1);

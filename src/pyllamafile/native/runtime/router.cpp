@@ -43,9 +43,7 @@ std::string without_gguf(const std::string & name) {
 
 // The model that was chosen, as a name for find_weights; empty if none was.
 std::string chosen_model(const arguments & args, const flag_table & flags) {
-    const size_t at = flags.find(args, MODEL);
-    const char * variable = getenv("LLAMA_ARG_MODEL");
-    return at + 1 < args.size() ? args[at + 1] : variable != nullptr ? variable : "";
+    return flags.value(args, MODEL, "LLAMA_ARG_MODEL");
 }
 
 bool is_first_model(const std::string & name) {

@@ -1,6 +1,7 @@
 #include "serve.h"
 
 #include "errors.h"
+#include "gpu/room.h"
 #include "machines/supervisor.h"
 #include "own.h"
 #include "seams/ready.h"
@@ -129,17 +130,6 @@ int socket_error(const std::string & path) {
 int refuse(const std::string & where, const char * why, const char * hint = "") {
     fprintf(stderr, "error: can't listen on %s: %s%s\n", where.c_str(), why, hint);
     return 1;
-}
-
-std::string value_of(const arguments & args, const flag_table & flags,
-                     std::initializer_list<const char *> names, const char * variable,
-                     const std::string & otherwise) {
-    const size_t at = flags.find(args, names);
-    if (at + 1 < args.size()) {
-        return args[at + 1];
-    }
-    const char * value = getenv(variable);
-    return value != nullptr ? value : otherwise;
 }
 
 bool has_desktop() {
@@ -419,6 +409,17 @@ class companion {
         }
     }
 
+    void print_share_of_gpus() const {
+        const gpu_share share = share_of_gpus();
+        std::string names;
+        for (const std::string & each : share.devices) {
+            names += (names.empty() ? "" : ", ") + each;
+        }
+        if (share.layers > 0) {
+            printf("  on %s: %d of %d layers\n", names.c_str(), share.layers, share.of);
+        }
+    }
+
     void run() {
         wait_until_ready();
         if (ended) {
@@ -430,6 +431,7 @@ class companion {
         helper.ready();
         tighten_sandbox();
         printf("%s is ready: %s (Ctrl-C ends it)\n", model.c_str(), at.url().c_str());
+        print_share_of_gpus();
         if (at.everywhere) {
             for (const std::string & address : at.others) {
                 printf("  from other machines: %s\n", at.url_at(address).c_str());
@@ -541,17 +543,16 @@ void take_over_ctrl_c(PHANDLER_ROUTINE upstreams) {
 int serve(const invocation & asked, const std::function<int(const arguments &)> & run) {
     arguments args = asked.args;
     const flag_table & flags = asked.flags;
-    const std::string hosts =
-        value_of(args, flags, { "--host" }, "LLAMA_ARG_HOST", "127.0.0.1") + ",";
+    const std::string hosts = flags.value(args, { "--host" }, "LLAMA_ARG_HOST", "127.0.0.1") + ",";
     std::vector<std::string> listens;
     for (size_t start = 0, end; (end = hosts.find(',', start)) != std::string::npos;
          start = end + 1) {
         listens.push_back(hosts.substr(start, end - start));
     }
     address at = { listens.front(), FIRST_PORT,
-                   value_of(args, flags, { "--api-prefix" }, "LLAMA_ARG_API_PREFIX", ""),
+                   flags.value(args, { "--api-prefix" }, "LLAMA_ARG_API_PREFIX"),
                    web_settle(args, flags, listens), false };
-    const std::string port = value_of(args, flags, { "--port" }, "LLAMA_ARG_PORT", "");
+    const std::string port = flags.value(args, { "--port" }, "LLAMA_ARG_PORT");
     while (!at.prefix.empty() && at.prefix.back() == '/') {
         at.prefix.pop_back();
     }

@@ -382,7 +382,7 @@ std::string check_header(range_reader & in, weights & out, std::vector<tensor_pl
         }
         data = std::max(data, offset + row * rows);
         if (places != nullptr) {
-            places->push_back({ name, type, offset, row * rows });
+            places->push_back({ name, type, offset, row * rows, shape[0], shape[1] });
         }
     }
     const uint64_t header = size - in.remaining();

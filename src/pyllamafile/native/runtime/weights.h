@@ -52,9 +52,10 @@ std::vector<const entry *> models_in(const container & zip);
 // One of the tensors of weights, as their header has them.
 struct tensor_place {
     std::string name;
-    uint32_t type;   // enum ggml_type
-    uint64_t offset; // in the file
-    uint64_t size;   // bytes
+    uint32_t type;          // enum ggml_type
+    uint64_t offset;        // in the file
+    uint64_t size;          // bytes
+    uint64_t columns, rows; // of each of its matrices; of a vector there is one row
 };
 
 // Finds the weights that a name means and walks through their header. Returns what is wrong,

@@ -48,7 +48,7 @@ std::string opened() {
         library = library != nullptr ? library : open_library(name);
     }
     if (library == nullptr) {
-        return std::string("there is no Vulkan loader (") + LIBRARIES[0] + ")";
+        return std::string("there is no Vulkan loader (") + VULKAN_LOADER + ")";
     }
     const bool complete = find(library, "vkGetInstanceProcAddr", loader.of_instance) &&
                           find(library, "vkGetDeviceProcAddr", loader.of_device) &&
@@ -58,6 +58,8 @@ std::string opened() {
 }
 
 } // namespace
+
+const char * const VULKAN_LOADER = LIBRARIES[0];
 
 const std::string & open_vulkan_loader() {
     static const std::string problem = opened();

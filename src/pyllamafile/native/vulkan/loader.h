@@ -3,5 +3,8 @@
 
 #include <string>
 
+// The library's name.
+extern const char * const VULKAN_LOADER;
+
 // Opens it, once. Says why not, in a few words; empty when it is open.
 const std::string & open_vulkan_loader();

@@ -6,7 +6,7 @@
 #include <vector>
 #include <zstd.h>
 
-const char * const SHADERS = "shaders/vulkan.zst";
+const char * const SHADERS = "gpu/shaders.zst";
 
 namespace {
 

@@ -6,7 +6,7 @@
 #include "cli-client.h"
 #include "common.h"
 #include "console.h"
-#include "gpu.h"
+#include "gpu/gpu.h"
 #include "llama.h"
 #include "log.h"
 #include "machines/machines.h"

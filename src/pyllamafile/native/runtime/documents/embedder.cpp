@@ -30,6 +30,10 @@ embedder::embedder(const std::string & name, int threads) : name(name) {
     if (!found.mappable()) {
         how.load_mode = LLAMA_LOAD_MODE_NONE;
     }
+    // The processor made the vectors of the passages, and nobody has tried a GPU with these
+    // weights.
+    ggml_backend_dev_t no_gpu = nullptr; // of upstream's, the end of a list
+    how.devices = &no_gpu;
     model.reset(llama_model_load_from_file(found.name().c_str(), how));
     if (!model) {
         throw std::runtime_error(name + ": can't be loaded");

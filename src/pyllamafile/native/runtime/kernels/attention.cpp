@@ -18,7 +18,7 @@
 #include "ggml-cpu-impl.h"
 #include "ops.h"
 
-#ifdef __SSE4_1__
+#if defined(__SSE4_1__) || defined(__ARM_NEON)
 
 #include "lanes.h"
 
@@ -201,7 +201,7 @@ void fetch(const ggml_tensor * tensor, int64_t head, int64_t sequence, const int
     for (int i = 0; i < count; i++) {
         const char * const row = row_of<char>(tensor, positions[i], head, sequence);
         for (int64_t at = 0; at < bytes; at += 64) {
-            _mm_prefetch(row + at, _MM_HINT_T0);
+            __builtin_prefetch(row + at);
         }
     }
 }
@@ -230,6 +230,22 @@ void turn(const number * const (&rows)[8], int64_t depth, float * panel) {
         transpose(eight);
         for (int i = 0; i < 8; i++) {
             _mm256_store_si256((__m256i *)(panel + (d + i) * BLOCK), eight[i]);
+        }
+    }
+#elif defined(__ARM_NEON)
+    for (; d + 4 <= depth; d += 4) {
+        for (int first = 0; first < 8; first += 4) {
+            floats four[4];
+            for (int i = 0; i < 4; i++) {
+                four[i] = widen(rows[first + i] + d);
+            }
+            const float32x4x2_t low = vzipq_f32(four[0], four[2]);
+            const float32x4x2_t high = vzipq_f32(four[1], four[3]);
+            for (int half = 0; half < 2; half++) {
+                const float32x4x2_t two = vzipq_f32(low.val[half], high.val[half]);
+                store(panel + (d + 2 * half) * BLOCK + first, two.val[0]);
+                store(panel + (d + 2 * half + 1) * BLOCK + first, two.val[1]);
+            }
         }
     }
 #endif
@@ -274,7 +290,7 @@ const int MOST_AT_ONCE = 6;
 
 constexpr int registers_of_each(int rows) {
     int out = 8;
-    while (out * rows > (LANES == 16 ? 24 : 12)) {
+    while (out * rows > SUMS_AT_ONCE) {
         out /= 2;
     }
     return out;
@@ -479,9 +495,13 @@ void add_weights(const float * weights, range rows, int count, float * sums) {
         std::copy_n(eight, left, sums + row);
     }
 #else
-    for (int64_t row = rows.first; row < rows.end; row++) {
+    const int64_t AT_ONCE = 8; // sums that don't wait for each other
+    for (int64_t row = rows.first; row < rows.end; row += AT_ONCE) {
+        const int64_t end = std::min(row + AT_ONCE, rows.end);
         for (int c = 0; c < count; c++) {
-            sums[row] += weights[row * BLOCK + c];
+            for (int64_t r = row; r < end; r++) {
+                sums[r] += weights[r * BLOCK + c];
+            }
         }
     }
 #endif

@@ -21,6 +21,15 @@
 #include "tiled/tiled.h"
 #include "vec.h"
 
+#include "arm-products.h"
+
+// Upstream's kernel of repacked weights, under the name that repack.cpp calls.
+#define UPSTREAMS(name, upstream)                                                                  \
+    extern "C" void name(int n, float * out, size_t ldc, const void * a, const void * b,           \
+                         int columns, int rows) {                                                  \
+        upstream(n, out, ldc, a, b, columns, rows);                                                \
+    }
+
 #if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 
 #include "k-products.h"
@@ -31,19 +40,7 @@ namespace {
 const int64_t FEW_COLUMNS = 8; // below, a panel doesn't pay
 
 using product_of = decltype(&product<block_q8_0>);
-
-// Where a product with an expert's column goes: each comes from a token, and is one of its experts.
-struct place_of {
-    const ggml_tensor * dst;
-    const int32_t (*places)[2];
-
-    float * operator()(int64_t column) const {
-        const int32_t * place = places[column];
-        return (float *)((char *)dst->data + place[0] * dst->nb[1] + place[1] * dst->nb[2]);
-    }
-};
-
-using expert_product = decltype(&k_product_of_expert<block_q4_K, place_of>);
+using expert_product = decltype(&product_of_expert<block_q8_0>);
 
 struct row {
     ggml_type weights;
@@ -51,20 +48,29 @@ struct row {
     product_of many;
     product_of few; // null where upstream's is as good
     int64_t few_columns = FEW_COLUMNS;
-    expert_product of_expert = nullptr; // null where upstream makes them column by column anyway
+    expert_product of_expert = nullptr;          // null where upstream makes them column by column
+    expert_product of_repacked_expert = nullptr; // the same for the form of repack.cpp
 };
 
-template <typename block> row quants(ggml_type weights, ggml_type columns) {
-    return { weights, columns, product<block>, product_of_few<block>, FEW_COLUMNS_OF_QUANTS };
+template <typename block>
+row quants(ggml_type weights, ggml_type columns, expert_product repacked = nullptr) {
+    return { weights,
+             columns,
+             product<block>,
+             product_of_few<block>,
+             FEW_COLUMNS_OF_QUANTS,
+             product_of_expert<block>,
+             repacked };
 }
 
-template <typename block> row k_quants(ggml_type weights) {
+template <typename block> row k_quants(ggml_type weights, expert_product repacked = nullptr) {
     return { weights,
              GGML_TYPE_Q8_K,
              k_product<block>,
              k_product_of_few<block>,
              FEW_COLUMNS_OF_QUANTS,
-             k_product_of_expert<block, place_of> };
+             k_product_of_expert<block>,
+             repacked };
 }
 
 template <typename number> row numbers(ggml_type weights) {
@@ -83,18 +89,33 @@ const row PRODUCTS[] = {
 #else
 
 const row PRODUCTS[] = {
-    quants<block_q4_0>(GGML_TYPE_Q4_0, GGML_TYPE_Q8_0),
+    quants<block_q4_0>(GGML_TYPE_Q4_0, GGML_TYPE_Q8_0,
+                       product_of_repacked_expert<block_q4_0x8, ggml_gemv_q4_0_8x8_q8_0>),
     quants<block_q4_1>(GGML_TYPE_Q4_1, GGML_TYPE_Q8_1),
     quants<block_q5_0>(GGML_TYPE_Q5_0, GGML_TYPE_Q8_0),
     quants<block_q5_1>(GGML_TYPE_Q5_1, GGML_TYPE_Q8_1),
     quants<block_q8_0>(GGML_TYPE_Q8_0, GGML_TYPE_Q8_0),
-    quants<block_iq4_nl>(GGML_TYPE_IQ4_NL, GGML_TYPE_Q8_0),
-    k_quants<block_q2_K>(GGML_TYPE_Q2_K),
+    quants<block_iq4_nl>(GGML_TYPE_IQ4_NL, GGML_TYPE_Q8_0,
+                         product_of_repacked_expert<block_iq4_nlx8, ggml_gemv_iq4_nl_8x8_q8_0>),
+    quants<block_mxfp4>(GGML_TYPE_MXFP4, GGML_TYPE_Q8_0,
+                        product_of_repacked_expert<block_mxfp4x8, ggml_gemv_mxfp4_8x8_q8_0>),
+    k_quants<block_q2_K>(
+        GGML_TYPE_Q2_K,
+        k_product_of_repacked_expert<block_q2_K, block_q2_Kx8, ggml_gemv_q2_K_8x8_q8_K>),
     k_quants<block_q3_K>(GGML_TYPE_Q3_K),
-    k_quants<block_q4_K>(GGML_TYPE_Q4_K),
+    k_quants<block_q4_K>(
+        GGML_TYPE_Q4_K,
+        k_product_of_repacked_expert<block_q4_K, block_q4_Kx8, ggml_gemv_q4_K_8x8_q8_K>),
     k_quants<block_q5_K>(GGML_TYPE_Q5_K),
     k_quants<block_q6_K>(GGML_TYPE_Q6_K),
     k_quants<block_iq4_xs>(GGML_TYPE_IQ4_XS),
+    k_quants<block_iq3_s>(GGML_TYPE_IQ3_S),
+    k_quants<block_iq3_xxs>(GGML_TYPE_IQ3_XXS),
+    k_quants<block_iq2_s>(GGML_TYPE_IQ2_S),
+    k_quants<block_iq2_xs>(GGML_TYPE_IQ2_XS),
+    k_quants<block_iq2_xxs>(GGML_TYPE_IQ2_XXS),
+    k_quants<block_iq1_m>(GGML_TYPE_IQ1_M),
+    k_quants<block_iq1_s>(GGML_TYPE_IQ1_S),
     numbers<float>(GGML_TYPE_F32),
     numbers<ggml_fp16_t>(GGML_TYPE_F16),
     numbers<ggml_bf16_t>(GGML_TYPE_BF16),
@@ -145,7 +166,7 @@ extern "C" bool our_sgemm(const ggml_compute_params * params, int64_t m, int64_t
             return true;
         }
     }
-#ifdef WITH_VNNI
+#ifdef WITH_AVX512
     return false; // nothing is left that upstream's would take, which so need not be in the program
 #else
     return llamafile_sgemm(params, m, n, k, a, lda, b, ldb, c, ldc, a_type, b_type, c_type);
@@ -158,44 +179,85 @@ extern "C" void our_gemm_q4_0(int n, float * out, size_t ldc, const void * a, co
                      out, (int64_t)ldc);
 }
 
-extern "C" bool our_tiled_product(const ggml_compute_params * params, ggml_tensor * dst) {
+extern "C" void our_gemm_iq4_nl(int n, float * out, size_t ldc, const void * a, const void * b,
+                                int columns, int rows) {
+    repacked_product(rows, columns, n / QUANTS, (const block_iq4_nlx8 *)a, (const block_q8_0x4 *)b,
+                     out, (int64_t)ldc);
+}
+
+extern "C" void our_gemm_mxfp4(int n, float * out, size_t ldc, const void * a, const void * b,
+                               int columns, int rows) {
+    repacked_product(rows, columns, n / QUANTS, (const block_mxfp4x8 *)a, (const block_q8_0x4 *)b,
+                     out, (int64_t)ldc);
+}
+
+// Upstream's tiled products of types in blocks of 256 have other sums for few columns than for
+// many.
+extern "C" bool our_tiled_product(const ggml_compute_params *, ggml_tensor *) {
+    return false;
+}
+
+// The kernels for experts of these weights, or null.
+static const row * row_of_experts(const ggml_compute_params * params, const ggml_tensor * dst) {
     for (const row & known : PRODUCTS) {
-        if (dst->src[0]->type == known.weights && known.columns == GGML_TYPE_Q8_K) {
-            return false;
+        if (known.weights == dst->src[0]->type && dst->src[1]->type == GGML_TYPE_F32 &&
+            !params->use_ref) {
+            return &known;
         }
     }
-    return ggml_compute_forward_mul_mat_tiled(params, dst);
+    return nullptr;
 }
 
 thread_local std::vector<line> values_memory;
 
-extern "C" bool our_tiled_expert(const ggml_compute_params * params, ggml_tensor * dst,
-                                 int64_t expert, int64_t columns, const int32_t * places,
-                                 char * memory) {
+// Some rows of an expert, and the columns that come to it, one after the other; in memory there are
+// others between them.
+static expert expert_of(const ggml_compute_params * params, const ggml_tensor * dst,
+                        const row & known, int64_t number, int64_t first, int64_t end,
+                        int64_t columns, const int32_t * places) {
     const ggml_tensor * const weights = dst->src[0];
-    const ggml_tensor * const src1 = dst->src[1];
     const auto of_columns = (const int32_t(*)[2])places;
-    for (const row & known : PRODUCTS) {
-        if (known.weights != weights->type || known.of_expert == nullptr ||
-            src1->type != GGML_TYPE_F32 || params->use_ref) {
-            continue;
-        }
-        const int64_t rows = weights->ne[1], blocks = weights->ne[0] / QK_K;
-        auto * values = scratch<block_q8_K>(values_memory, columns * blocks);
-        for (int64_t c = 0; c < columns; c++) {
-            const int64_t from = of_columns[c][0] % src1->ne[1] + of_columns[c][1] * src1->ne[1];
-            memcpy(values + c * blocks, (const block_q8_K *)params->wdata + from * blocks,
-                   (size_t)blocks * sizeof(block_q8_K));
-        }
-        const int64_t panels = (rows + ROWS_OF_K - 1) / ROWS_OF_K;
-        const int64_t first = panels * params->ith / params->nth * ROWS_OF_K;
-        const int64_t end = panels * (params->ith + 1) / params->nth * ROWS_OF_K;
-        known.of_expert((const char *)weights->data + expert * weights->nb[2],
-                        weights->nb[1] / ggml_type_size(weights->type), first, std::min(rows, end),
-                        values, columns, blocks, place_of{ dst, of_columns });
-        return true;
+    const int64_t at_once = dst->src[1]->ne[1];
+    const size_t bytes = ggml_row_size(known.columns, weights->ne[0]);
+    auto * values = scratch<char>(values_memory, columns * bytes);
+    for (int64_t c = 0; c < columns; c++) {
+        const int64_t from = of_columns[c][0] % at_once + of_columns[c][1] * at_once;
+        memcpy(values + c * bytes, (const char *)params->wdata + from * bytes, bytes);
     }
-    return ggml_compute_forward_mul_mat_id_tiled(params, dst, expert, columns, places, memory);
+    return { (const char *)weights->data + number * weights->nb[2],
+             (int64_t)(weights->nb[1] / ggml_type_size(weights->type)),
+             first,
+             end,
+             values,
+             columns,
+             weights->ne[0] / ggml_blck_size(known.columns),
+             dst,
+             of_columns };
+}
+
+extern "C" bool our_tiled_expert(const ggml_compute_params * params, ggml_tensor * dst,
+                                 int64_t number, int64_t columns, const int32_t * places, char *) {
+    const row * const known = row_of_experts(params, dst);
+    if (known == nullptr || known->of_expert == nullptr) {
+        return false;
+    }
+    const int64_t rows = dst->src[0]->ne[1], panels = (rows + ROWS_OF_K - 1) / ROWS_OF_K;
+    const int64_t first = panels * params->ith / params->nth * ROWS_OF_K;
+    const int64_t end = panels * (params->ith + 1) / params->nth * ROWS_OF_K;
+    known->of_expert(
+        expert_of(params, dst, *known, number, first, std::min(rows, end), columns, places));
+    return true;
+}
+
+extern "C" bool our_repacked_expert(const ggml_compute_params * params, ggml_tensor * dst,
+                                    int64_t number, int64_t first, int64_t end, int64_t columns,
+                                    const int32_t * places) {
+    const row * const known = row_of_experts(params, dst);
+    if (known == nullptr || known->of_repacked_expert == nullptr) {
+        return false;
+    }
+    known->of_repacked_expert(expert_of(params, dst, *known, number, first, end, columns, places));
+    return true;
 }
 
 extern "C" void our_gemm_q4_K(int n, float * out, size_t ldc, const void * a, const void * b,
@@ -223,36 +285,34 @@ extern "C" void our_quantize_mat_q8_K(const float * x, void * out, int64_t depth
 
 #else
 
-extern "C" bool our_tiled_product(const ggml_compute_params * params, ggml_tensor * dst) {
-    return ggml_compute_forward_mul_mat_tiled(params, dst);
+// Upstream's, column by column. What gemm.h asks for at the other levels alone is here for
+// levels.py to see the names.
+
+extern "C" bool our_repacked_expert(const ggml_compute_params *, ggml_tensor *, int64_t, int64_t,
+                                    int64_t, int64_t, const int32_t *) {
+    return false;
 }
 
-extern "C" bool our_tiled_expert(const ggml_compute_params * params, ggml_tensor * dst,
-                                 int64_t expert, int64_t columns, const int32_t * places,
-                                 char * memory) {
-    return ggml_compute_forward_mul_mat_id_tiled(params, dst, expert, columns, places, memory);
+extern "C" bool our_tiled_product(const ggml_compute_params *, ggml_tensor *) {
+    return false;
 }
 
-extern "C" bool our_sgemm(const ggml_compute_params * params, int64_t m, int64_t n, int64_t k,
-                          const void * a, int64_t lda, const void * b, int64_t ldb, void * c,
-                          int64_t ldc, int a_type, int b_type, int c_type) {
-    return llamafile_sgemm(params, m, n, k, a, lda, b, ldb, c, ldc, a_type, b_type, c_type);
+extern "C" bool our_tiled_expert(const ggml_compute_params *, ggml_tensor *, int64_t, int64_t,
+                                 const int32_t *, char *) {
+    return false;
 }
 
-extern "C" void our_gemm_q4_0(int n, float * out, size_t ldc, const void * a, const void * b,
-                              int columns, int rows) {
-    ggml_gemm_q4_0_8x8_q8_0(n, out, ldc, a, b, columns, rows);
+// Upstream's sgemm adds up in another order than its kernels for one column do.
+extern "C" bool our_sgemm(const ggml_compute_params *, int64_t, int64_t, int64_t, const void *,
+                          int64_t, const void *, int64_t, void *, int64_t, int, int, int) {
+    return false;
 }
 
-extern "C" void our_gemm_q4_K(int n, float * out, size_t ldc, const void * a, const void * b,
-                              int columns, int rows) {
-    ggml_gemm_q4_K_8x8_q8_K(n, out, ldc, a, b, columns, rows);
-}
-
-extern "C" void our_gemm_q2_K(int n, float * out, size_t ldc, const void * a, const void * b,
-                              int columns, int rows) {
-    ggml_gemm_q2_K_8x8_q8_K(n, out, ldc, a, b, columns, rows);
-}
+UPSTREAMS(our_gemm_q4_0, ggml_gemm_q4_0_8x8_q8_0)
+UPSTREAMS(our_gemm_iq4_nl, ggml_gemm_iq4_nl_8x8_q8_0)
+UPSTREAMS(our_gemm_mxfp4, ggml_gemm_mxfp4_8x8_q8_0)
+UPSTREAMS(our_gemm_q4_K, ggml_gemm_q4_K_8x8_q8_K)
+UPSTREAMS(our_gemm_q2_K, ggml_gemm_q2_K_8x8_q8_K)
 
 extern "C" void our_quantize_row_q8_K(const float * x, void * out, int64_t depth) {
     quantize_row_q8_K(x, out, depth);
@@ -263,3 +323,16 @@ extern "C" void our_quantize_mat_q8_K(const float * x, void * out, int64_t depth
 }
 
 #endif
+
+#ifdef __ARM_FEATURE_MATMUL_INT8
+#define OF_ONE_COLUMN(name, block, upstream)                                                       \
+    extern "C" void name(int n, float * out, size_t, const void * a, const void * b, int,          \
+                         int rows) {                                                               \
+        product_of_one_column<block>(n, out, a, b, rows);                                          \
+    }
+#else
+#define OF_ONE_COLUMN(name, block, upstream) UPSTREAMS(name, upstream)
+#endif
+
+OF_ONE_COLUMN(our_gemv_q4_K, block_q4_Kx8, ggml_gemv_q4_K_8x8_q8_K)
+OF_ONE_COLUMN(our_gemv_q5_K, block_q5_Kx8, ggml_gemv_q5_K_8x8_q8_K)

@@ -1,7 +1,8 @@
-// Products of quants in blocks of 256, whose scales are small whole numbers: the K types and
-// IQ4_XS. The products of a block add up to one whole number, scales and offsets included, and
-// only then meet the block's own scale and the column's. So it doesn't matter in which order a
-// block is gone through, and the blocks follow each other in one order everywhere.
+// Products of quants in blocks of 256, whose scales are small whole numbers: the K types, and those
+// whose quants stand for values in a table, alone or eight together. The products of a block add up
+// to one whole number, scales and offsets included, and only then meet the block's own scale and
+// the column's. So it doesn't matter in which order a block is gone through, and the blocks follow
+// each other in one order everywhere.
 #pragma once
 
 #include "quant-products.h"
@@ -12,8 +13,10 @@ const int EIGHTS = QK_K / 32; // registers of AVX2 that hold a block's quants, a
 const int STRIP_OF_K = 2;
 const int ROWS_OF_K = STRIP_OF_K * LANES;
 
-#ifdef WITH_VNNI
+#if defined(WITH_AVX512)
 const int MOST_OF_K = 6; // columns of a tile
+#elif defined(WITH_VNNI)
+const int MOST_OF_K = 4;
 #else
 const int MOST_OF_K = 3;
 #endif
@@ -21,27 +24,40 @@ const int MOST_OF_K = 3;
 // What the types have in common: a weight is (quant - OFFSET) * scale * d, or the same with OFFSET
 // 0 and - min * dmin; a part of PART quants has one scale and one min. The quants of some, times
 // their scale, plus BIAS, still fit eight bits (FOLDED), if the processor adds up their products
-// with 32 bits at once. For others, so many STEPS fit 16 bits.
+// with 32 bits at once. For others, so many STEPS fit 16 bits. WIDE quants have a sign, or an
+// offset of 128.
 template <int part, int offset, bool min, int bias, int steps> struct k_kind {
     static constexpr int PART = part;
     static constexpr int PARTS = QK_K / part;
     static constexpr bool MIN = min;
     static constexpr bool FOLDED = !SIGNED && bias >= 0;
     static constexpr int BIAS = FOLDED ? bias : 0;
-    static constexpr bool WIDE = steps == 1;
+    static constexpr bool WIDE = offset == 128;
     static constexpr int OFFSET = WIDE && SIGNED ? 0 : offset;
     // Of each part's sum in 32 bits, which so can begin with what undoes the offset.
     static constexpr bool STARTS = !SIGNED && OFFSET != 0 && !FOLDED;
     static constexpr int TOGETHER = steps;
 };
 
-template <typename block> struct k_traits;
-template <> struct k_traits<block_q2_K> : k_kind<16, 0, true, 0, 4> {};
-template <> struct k_traits<block_q3_K> : k_kind<16, 4, false, 124, 4> {};
-template <> struct k_traits<block_q4_K> : k_kind<32, 0, true, -1, 8> {};
-template <> struct k_traits<block_q5_K> : k_kind<32, 0, true, -1, 4> {};
-template <> struct k_traits<block_q6_K> : k_kind<16, 32, false, -1, 2> {};
-template <> struct k_traits<block_iq4_xs> : k_kind<32, 128, false, -1, 1> {};
+// So that types of which the same is to be said have the same code.
+template <int part, int offset, bool min, int bias, int steps>
+using kind_with = k_kind<part, offset, min, bias, SIGNED ? steps : 1>;
+
+kind_with<16, 0, true, 0, 4> kind_of(const block_q2_K &);
+kind_with<16, 4, false, 124, 4> kind_of(const block_q3_K &);
+kind_with<32, 0, true, -1, 8> kind_of(const block_q4_K &);
+kind_with<32, 0, true, -1, 4> kind_of(const block_q5_K &);
+kind_with<16, 32, false, -1, 2> kind_of(const block_q6_K &);
+kind_with<32, 128, false, -1, 1> kind_of(const block_iq4_xs &);
+kind_with<32, 128, false, -1, 2> kind_of(const block_iq2_xxs &); // up to 43
+kind_with<16, 128, false, -1, 2> kind_of(const block_iq2_xs &);
+kind_with<16, 128, false, -1, 2> kind_of(const block_iq2_s &);
+kind_with<32, 128, false, -1, 2> kind_of(const block_iq3_xxs &); // up to 62
+kind_with<32, 128, false, -1, 8> kind_of(const block_iq3_s &);   // up to 15
+kind_with<32, 128, false, -1, 8> kind_of(const block_iq1_s &);   // up to 9
+kind_with<16, 128, false, -1, 4> kind_of(const block_iq1_m &);
+
+template <typename block> using k_traits = decltype(kind_of(std::declval<const block &>()));
 
 // The scales and mins of a block, as bytes, and what they are multiplied by.
 struct k_scales {
@@ -51,6 +67,9 @@ struct k_scales {
     float dmin;
 };
 
+inline __m128i eight_bytes(const void * p) {
+    return _mm_loadl_epi64((const __m128i *)p);
+}
 inline __m256i load_32(const uint8_t * p) {
     return _mm256_loadu_si256((const __m256i *)p);
 }
@@ -116,10 +135,107 @@ inline void unpack(const block_q6_K & x, __m256i (&out)[EIGHTS]) {
 }
 
 inline void unpack(const block_iq4_xs & x, __m256i (&out)[EIGHTS]) {
-    const __m128i values = _mm_loadu_si128((const __m128i *)kvalues_iq4nl);
     for (int i = 0; i < EIGHTS; i++) {
-        const __m256i quants = nibbles(x.qs + 16 * i);
-        out[i] = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(values), quants);
+        out[i] = look_up(kvalues_iq4nl, nibbles(x.qs + 16 * i));
+    }
+}
+
+// Values out of a table, eight together or four, and what has a sign of its own.
+
+template <typename place> inline __m256i eights_of(const uint64_t * table, const place & at) {
+    return _mm256_setr_epi64x((int64_t)table[at(0)], (int64_t)table[at(1)], (int64_t)table[at(2)],
+                              (int64_t)table[at(3)]);
+}
+template <typename place> inline __m256i fours_of(const uint32_t * table, const place & at) {
+    return _mm256_setr_epi32((int)table[at(0)], (int)table[at(1)], (int)table[at(2)],
+                             (int)table[at(3)], (int)table[at(4)], (int)table[at(5)],
+                             (int)table[at(6)], (int)table[at(7)]);
+}
+
+inline __m256i negated(__m256i values, __m256i where) {
+    return _mm256_sub_epi8(_mm256_xor_si256(values, where), where);
+}
+// Where a bit is set, of 32.
+inline __m256i with_signs(__m256i values, const void * bits) {
+    return negated(values, where_set(bits));
+}
+// Seven bits for eight values: an even number of them has the sign.
+inline __m256i with_even_signs(__m256i values, uint32_t bits) {
+    return negated(values, eights_of(ksigns64, [&](int i) { return bits >> 7 * i & 127; }));
+}
+
+inline void unpack(const block_iq2_xxs & x, __m256i (&out)[EIGHTS]) {
+    for (int i = 0; i < EIGHTS; i++) {
+        uint32_t own[2];
+        memcpy(own, x.qs + 4 * i, sizeof(own));
+        const __m256i sizes = eights_of(iq2xxs_grid, [&](int j) { return own[0] >> 8 * j & 255; });
+        out[i] = with_even_signs(sizes, own[1]);
+    }
+}
+
+inline void unpack(const block_iq2_xs & x, __m256i (&out)[EIGHTS]) {
+    for (int i = 0; i < EIGHTS; i++) {
+        const uint16_t * const own = x.qs + 4 * i;
+        const __m256i sizes = eights_of(iq2xs_grid, [&](int j) { return own[j] & 511; });
+        out[i] = negated(sizes, eights_of(ksigns64, [&](int j) { return own[j] >> 9; }));
+    }
+}
+
+inline void unpack(const block_iq2_s & x, __m256i (&out)[EIGHTS]) {
+    for (int i = 0; i < EIGHTS; i++) {
+        const uint8_t * const own = x.qs + 4 * i;
+        const __m256i sizes =
+            eights_of(iq2s_grid, [&](int j) { return own[j] | (x.qh[i] << (8 - 2 * j) & 0x300); });
+        out[i] = with_signs(sizes, own + QK_K / 8);
+    }
+}
+
+inline void unpack(const block_iq3_xxs & x, __m256i (&out)[EIGHTS]) {
+    for (int i = 0; i < EIGHTS; i++) {
+        uint32_t signs;
+        memcpy(&signs, x.qs + QK_K / 4 + 4 * i, sizeof(signs));
+        const uint8_t * const own = x.qs + 8 * i;
+        out[i] = with_even_signs(fours_of(iq3xxs_grid, [&](int j) { return own[j]; }), signs);
+    }
+}
+
+inline void unpack(const block_iq3_s & x, __m256i (&out)[EIGHTS]) {
+    for (int i = 0; i < EIGHTS; i++) {
+        const uint8_t * const own = x.qs + 8 * i;
+        const __m256i sizes =
+            fours_of(iq3s_grid, [&](int j) { return own[j] | (x.qh[i] << (8 - j) & 256); });
+        out[i] = with_signs(sizes, x.signs + 4 * i);
+    }
+}
+
+// Eight times -1, 0 or 1, and one more or less: d is an eighth.
+
+inline __m256i eight_times(__m256i values) {
+    return _mm256_and_si256(_mm256_slli_epi16(values, 3), _mm256_set1_epi8((char)0xf8));
+}
+inline int64_t one_more_or_less(bool less) {
+    return less ? -1 : 0x0101010101010101;
+}
+
+inline void unpack(const block_iq1_s & x, __m256i (&out)[EIGHTS]) {
+    for (int i = 0; i < EIGHTS; i++) {
+        const uint32_t high = x.qh[i];
+        const __m256i values =
+            eights_of(iq1s_grid, [&](int j) { return x.qs[4 * i + j] | (high >> 3 * j & 7) << 8; });
+        const __m256i more = _mm256_set1_epi64x(one_more_or_less(high & 0x8000));
+        out[i] = _mm256_add_epi8(eight_times(values), more);
+    }
+}
+
+inline void unpack(const block_iq1_m & x, __m256i (&out)[EIGHTS]) {
+    for (int i = 0; i < EIGHTS; i++) {
+        uint16_t high;
+        memcpy(&high, x.qh + 2 * i, sizeof(high));
+        const auto more = [&](int j) { return one_more_or_less(high >> 4 * j & 8); };
+        const __m256i values =
+            eights_of(iq1s_grid, [&](int j) { return x.qs[4 * i + j] | (high >> 4 * j & 7) << 8; });
+        out[i] = _mm256_add_epi8(eight_times(values),
+                                 _mm256_setr_epi64x(more(0), more(1), more(2), more(3)));
     }
 }
 
@@ -173,6 +289,64 @@ inline k_scales scales_of(const block_iq4_xs & x) {
     return { _mm_sub_epi8(six, _mm_set1_epi8(32)), {}, GGML_CPU_FP16_TO_FP32(x.d), 0 };
 }
 
+// Odd scales, of which a half is in the file.
+inline k_scales odd_scales(__m128i halves, float d) {
+    const __m128i twice = _mm_add_epi8(halves, halves);
+    return { _mm_add_epi8(twice, _mm_set1_epi8(1)), {}, d, 0 };
+}
+// Of four bits, two in a byte.
+inline k_scales odd_scales_of_nibbles(__m128i bytes, float d) {
+    const __m128i low = _mm_set1_epi8(15);
+    const __m128i both = _mm_unpacklo_epi8(bytes, _mm_srli_epi16(bytes, 4));
+    return odd_scales(_mm_and_si128(both, low), d);
+}
+// The last four bits of eight words.
+inline k_scales odd_scales_of_words(__m256i words, float d) {
+    const __m256i fours = _mm256_srli_epi32(words, 28);
+    const __m128i pairs =
+        _mm_packs_epi32(_mm256_castsi256_si128(fours), _mm256_extracti128_si256(fours, 1));
+    return odd_scales(_mm_packs_epi16(pairs, pairs), d);
+}
+
+inline k_scales scales_of(const block_iq2_xxs & x) {
+    const __m256i first = load_32((const uint8_t *)x.qs),
+                  second = load_32((const uint8_t *)x.qs + 32);
+    const __m256 odd =
+        _mm256_shuffle_ps(_mm256_castsi256_ps(first), _mm256_castsi256_ps(second), 0xDD);
+    const __m256i words = _mm256_permute4x64_epi64(_mm256_castps_si256(odd), 0xD8);
+    return odd_scales_of_words(words, GGML_CPU_FP16_TO_FP32(x.d) / 8);
+}
+inline k_scales scales_of(const block_iq3_xxs & x) {
+    return odd_scales_of_words(load_32(x.qs + QK_K / 4), GGML_CPU_FP16_TO_FP32(x.d) / 4);
+}
+inline k_scales scales_of(const block_iq2_xs & x) {
+    return odd_scales_of_nibbles(eight_bytes(x.scales), GGML_CPU_FP16_TO_FP32(x.d) / 8);
+}
+inline k_scales scales_of(const block_iq2_s & x) {
+    return odd_scales_of_nibbles(eight_bytes(x.scales), GGML_CPU_FP16_TO_FP32(x.d) / 8);
+}
+inline k_scales scales_of(const block_iq3_s & x) {
+    return odd_scales_of_nibbles(_mm_cvtsi32_si128(four((const int8_t *)x.scales)),
+                                 GGML_CPU_FP16_TO_FP32(x.d));
+}
+inline k_scales scales_of(const block_iq1_s & x) {
+    const __m128i halves = _mm_srli_epi16(_mm_loadu_si128((const __m128i *)x.qh), 12);
+    const __m128i three = _mm_and_si128(halves, _mm_set1_epi16(7));
+    return odd_scales(_mm_packs_epi16(three, three), GGML_CPU_FP16_TO_FP32(x.d) / 8);
+}
+inline k_scales scales_of(const block_iq1_m & x) { // of three bits, and d in what is left of them
+    uint64_t words;
+    memcpy(&words, x.scales, sizeof(words));
+    int8_t halves[16];
+    for (int i = 0; i < 16; i++) {
+        halves[i] = (int8_t)(words >> (i / 4 * 16 + i % 4 * 3) & 7);
+    }
+    const uint64_t d =
+        (words >> 12 & 0xf) | (words >> 24 & 0xf0) | (words >> 36 & 0xf00) | (words >> 48 & 0xf000);
+    return odd_scales(_mm_loadu_si128((const __m128i *)halves),
+                      GGML_CPU_FP16_TO_FP32((ggml_half)d) / 8);
+}
+
 // A block of every row of a panel, as panel_block. Beside each four quants of all rows stand the
 // scales of each part, and in pairs of 16 bits what the sums of the column's parts are multiplied
 // by: the mins, or the scales times the offset.
@@ -192,10 +366,6 @@ struct scales_of_eight {
     float d[8];
     float dmin[8];
 };
-
-inline __m128i eight_bytes(const int8_t * p) {
-    return _mm_loadl_epi64((const __m128i *)p);
-}
 
 template <typename T>
 void put_scales(k_panel_block<T> & out, int first, const scales_of_eight & x) {
@@ -242,8 +412,13 @@ template <typename T> void fold(k_panel_block<T> & out, int first, const scales_
             __m256i * const at = (__m256i *)out.quants[step][first];
             const __m256i quants = _mm256_load_si256(at);
             const auto times = [&](__m256i sum, int bit, __m256i by) {
-                const __mmask32 has = _mm256_test_epi8_mask(quants, _mm256_set1_epi8((char)bit));
-                return _mm256_mask_add_epi8(sum, has, sum, by);
+                const __m256i set = _mm256_set1_epi8((char)bit);
+#ifdef WITH_AVX512
+                return _mm256_mask_add_epi8(sum, _mm256_test_epi8_mask(quants, set), sum, by);
+#else
+                const __m256i has = _mm256_cmpeq_epi8(_mm256_and_si256(quants, set), set);
+                return _mm256_add_epi8(sum, _mm256_and_si256(by, has));
+#endif
             };
             __m256i sum = times(times(start, 1, scale), 2, twice);
             if (T::OFFSET != 0) {
@@ -401,12 +576,12 @@ template <typename T> k_column_block<T> describe_k(const block_q8_K & x) {
     return out;
 }
 
-// Adds the products of 16 bits.
-inline ints add_pairs(ints sum, ints a, ints b) {
-#ifdef WITH_VNNI
-    return _mm512_dpwssd_epi32(sum, a, b);
+// Adds what products of four bytes came to, times their scale.
+inline ints add_scaled(ints sum, ints products, ints scale) {
+#ifdef WITH_AVX512
+    return _mm512_add_epi32(sum, _mm512_mullo_epi32(products, scale));
 #else
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
+    return _mm256_add_epi32(sum, _mm256_mullo_epi32(products, scale));
 #endif
 }
 
@@ -434,16 +609,14 @@ inline void dot_k(ints (&sums)[STRIP_OF_K][N], const k_panel_block<T> & panel,
             for (int c = 0; c < N; c++) {
                 const ints column = all(four(columns[c] + 4 * step));
                 for (int r = 0; r < STRIP_OF_K; r++) {
-                    own[r][c] = _mm512_dpbusd_epi32(own[r][c], weights[r], column);
+                    own[r][c] = add_fours(own[r][c], weights[r], column);
                 }
             }
         }
         for (int r = 0; r < STRIP_OF_K; r++) {
             const ints scale = T::FOLDED ? all(0) : load_ints(panel.scales[part] + r * LANES);
             for (int c = 0; c < N; c++) {
-                sums[r][c] =
-                    T::FOLDED ? own[r][c]
-                              : _mm512_add_epi32(sums[r][c], _mm512_mullo_epi32(own[r][c], scale));
+                sums[r][c] = T::FOLDED ? own[r][c] : add_scaled(sums[r][c], own[r][c], scale);
             }
         }
     }
@@ -606,7 +779,7 @@ bool k_product(const ggml_compute_params * params, int64_t rows, int64_t columns
 template <typename block, typename eight_rows>
 void repacked_k_product(int64_t rows, int64_t columns, int64_t blocks, const eight_rows * weights,
                         const block_q8_K * values, float * out, int64_t ldc,
-                        decltype(ggml_gemv_q4_K_8x8_q8_K) of_one) {
+                        product_of_one of_one) {
     using T = k_traits<block>;
     if (columns < FEW_COLUMNS_OF_QUANTS) {
         for (int64_t row = 0; row < rows; row += 8) {
@@ -626,14 +799,6 @@ void repacked_k_product(int64_t rows, int64_t columns, int64_t blocks, const eig
 
 // Few columns: a block of weights after the other, as they stand in memory, with its quants in
 // registers of AVX2. Sums and roundings are those of a tile.
-
-inline __m256i add_pairs_of_8(__m256i sum, __m256i a, __m256i b) {
-#ifdef WITH_VNNI
-    return _mm256_dpwssd_epi32(sum, a, b);
-#else
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
-#endif
-}
 
 // A row of weights times N columns.
 template <typename block, int N>
@@ -714,36 +879,36 @@ bool k_product_of_few(const ggml_compute_params * params, int64_t rows, int64_t 
     return true;
 }
 
-thread_local std::vector<line> expert_memory;
-
-// Some rows of an expert times the columns that come to it, by one thread; `to` is where a column
-// of the result begins.
-template <typename block, typename place>
-void k_product_of_expert(const void * a, int64_t lda, int64_t first, int64_t end,
-                         const block_q8_K * values, int64_t columns, int64_t blocks,
-                         const place & to) {
+template <typename block> void k_product_of_expert(const expert & x) {
     using T = k_traits<block>;
-    const auto * weights = (const block *)a;
-    if (columns < FEW_COLUMNS_OF_QUANTS) {
-        const auto run = run_of_few<block>(columns);
-        for (int64_t row = first; row < end; row++) {
-            float out[FEW_COLUMNS_OF_QUANTS];
-            run(weights + row * lda, blocks, values, blocks, out, 1);
-            for (int64_t c = 0; c < columns; c++) {
-                to(c)[row] = out[c];
-            }
-        }
+    const auto * weights = (const block *)x.weights;
+    const auto * values = (const block_q8_K *)x.columns;
+    if (x.count < FEW_COLUMNS_OF_QUANTS) {
+        const auto run = run_of_few<block>(x.count);
+        in_rows(x, [&](int64_t row, float * products) {
+            run(weights + row * x.stride, x.blocks, values, x.blocks, products, 1);
+        });
         return;
     }
-    const auto all_columns = describe_columns<T>(values, blocks, columns, blocks);
-    auto * out = scratch<float>(expert_memory, columns * ROWS_OF_K);
-    for (int64_t row = first; row < end; row += ROWS_OF_K) {
-        const int count = (int)std::min<int64_t>(ROWS_OF_K, end - row);
-        multiply_k_panel<T>(weights + row * lda, lda, count, all_columns, out, ROWS_OF_K);
-        for (int64_t c = 0; c < columns; c++) {
-            memcpy(to(c) + row, out + c * ROWS_OF_K, (size_t)count * sizeof(float));
-        }
+    const auto all_columns = describe_columns<T>(values, x.blocks, x.count, x.blocks);
+    in_panels<ROWS_OF_K>(x, [&](int64_t row, int count, float * products) {
+        multiply_k_panel<T>(weights + row * x.stride, x.stride, count, all_columns, products,
+                            ROWS_OF_K);
+    });
+}
+
+template <typename block, typename eight_rows, product_of_one of_one>
+void k_product_of_repacked_expert(const expert & x) {
+    using T = k_traits<block>;
+    if (x.count < FEW_COLUMNS_OF_QUANTS) {
+        return one_after_the_other<block_q8_K>(x, of_one);
     }
+    const auto all_columns =
+        describe_columns<T>((const block_q8_K *)x.columns, x.blocks, x.count, x.blocks);
+    in_panels<ROWS_OF_K>(x, [&](int64_t row, int count, float * products) {
+        multiply_k_panel<T>((const eight_rows *)x.weights + row / 8 * x.stride, x.stride, count,
+                            all_columns, products, ROWS_OF_K);
+    });
 }
 
 // Rounds a column as quantize_row_q8_K_ref does, bit for bit, which the compiler can't do eight

@@ -1,5 +1,5 @@
 // The registers that products and attention are made in, AVX-512's, AVX2's or, for attention, those
-// of SSE; and what the threads that make them share: their memory, and the work.
+// of SSE and NEON; and what the threads that make them share: their memory, and the work.
 #pragma once
 
 #include "ggml-cpu-impl.h"
@@ -9,15 +9,20 @@
 #include <vector>
 
 #if defined(__AVX512F__) && defined(__AVX512VNNI__)
+#define WITH_AVX512
+#endif
+// An instruction that adds up products of eight bits with 32 bits at once: of AVX-512, or AVX2's.
+#if defined(WITH_AVX512) || defined(__AVXVNNI__)
 #define WITH_VNNI
 #endif
 
 namespace {
 
-#ifdef WITH_VNNI
+#ifdef WITH_AVX512
 
 const int LANES = 16;
-const int COLUMNS = 8; // of a tile: accumulators in registers
+const int COLUMNS = 8;       // of a tile: accumulators in registers
+const int SUMS_AT_ONCE = 24; // in registers, beside what they are made of
 using floats = __m512;
 using ints = __m512i;
 
@@ -73,6 +78,7 @@ inline floats power_of_two(floats whole) { // 0 below 2^-126, and for minus infi
 
 const int LANES = 8;
 const int COLUMNS = 6;
+const int SUMS_AT_ONCE = 12;
 using floats = __m256;
 using ints = __m256i;
 
@@ -126,9 +132,54 @@ inline floats power_of_two(floats whole) { // 0 below 2^-126, and for minus infi
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_max_epi32(biased, all((int32_t)0)), 23));
 }
 
+#elif defined(__ARM_NEON)
+
+const int LANES = 4;
+const int SUMS_AT_ONCE = 24;
+using floats = float32x4_t;
+
+inline floats zero() {
+    return vdupq_n_f32(0);
+}
+inline floats load(const float * p) {
+    return vld1q_f32(p);
+}
+inline floats all(float x) {
+    return vdupq_n_f32(x);
+}
+inline floats multiply(floats a, floats b) {
+    return vmulq_f32(a, b);
+}
+inline floats multiply_add(floats a, floats b, floats sum) {
+    return vfmaq_f32(sum, a, b);
+}
+inline void store(float * p, floats x) {
+    vst1q_f32(p, x);
+}
+inline floats widen(const float * x) {
+    return vld1q_f32(x);
+}
+inline floats widen(const ggml_fp16_t * x) {
+    return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(x)));
+}
+inline floats largest(floats a, floats b) { // the other, where one of them is no number
+    return vmaxnmq_f32(a, b);
+}
+inline float largest_of(floats x) {
+    return vmaxnmvq_f32(x);
+}
+inline floats nearest(floats x) {
+    return vrndnq_f32(x);
+}
+inline floats power_of_two(floats whole) { // 0 below 2^-126, and for minus infinity
+    const int32x4_t biased = vaddq_s32(vcvtnq_s32_f32(whole), vdupq_n_s32(127));
+    return vreinterpretq_f32_s32(vshlq_n_s32(vmaxq_s32(biased, vdupq_n_s32(0)), 23));
+}
+
 #else
 
 const int LANES = 4;
+const int SUMS_AT_ONCE = 12;
 using floats = __m128;
 
 inline floats zero() {
@@ -192,10 +243,52 @@ thread_local std::vector<line> column_memory;
 #ifdef __AVX2__
 
 inline ints load_ints(const void * p) {
-#ifdef WITH_VNNI
+#ifdef WITH_AVX512
     return _mm512_load_si512(p);
 #else
     return _mm256_load_si256((const __m256i *)p);
+#endif
+}
+
+#ifdef WITH_VNNI
+
+// Adds up the products of four bytes that have no sign, and four that have one.
+
+inline __m256i add_fours_of_8(__m256i sum, __m256i sizes, __m256i values) {
+#ifdef WITH_AVX512
+    return _mm256_dpbusd_epi32(sum, sizes, values);
+#else
+    return _mm256_dpbusd_avx_epi32(sum, sizes, values);
+#endif
+}
+
+inline ints add_fours(ints sum, ints sizes, ints values) {
+#ifdef WITH_AVX512
+    return _mm512_dpbusd_epi32(sum, sizes, values);
+#else
+    return add_fours_of_8(sum, sizes, values);
+#endif
+}
+
+#endif
+
+// Adds up the products of two words of 16 bits.
+
+inline __m256i add_pairs_of_8(__m256i sum, __m256i a, __m256i b) {
+#if defined(WITH_AVX512)
+    return _mm256_dpwssd_epi32(sum, a, b);
+#elif defined(WITH_VNNI)
+    return _mm256_dpwssd_avx_epi32(sum, a, b);
+#else
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
+#endif
+}
+
+inline ints add_pairs(ints sum, ints a, ints b) {
+#ifdef WITH_AVX512
+    return _mm512_dpwssd_epi32(sum, a, b);
+#else
+    return add_pairs_of_8(sum, a, b);
 #endif
 }
 

@@ -14,7 +14,7 @@
 
 namespace {
 
-#ifdef WITH_VNNI
+#ifdef WITH_AVX512
 const int REGISTERS = 3; // of rows, for one load of a column's word
 #else
 const int REGISTERS = 2;

@@ -17,9 +17,12 @@ namespace {
 const int QUANTS = 32;        // in a block of the types here
 const int STEPS = QUANTS / 4; // four at a time
 
-#ifdef WITH_VNNI
+#if defined(WITH_AVX512)
 const int STRIP = 2; // registers of rows in a panel: each load of a column serves both
 const int MOST = 6;  // columns of a tile: their sums and totals stay in registers
+#elif defined(WITH_VNNI)
+const int STRIP = 1;
+const int MOST = 6;
 #else
 const int STRIP = 1;
 const int MOST = 4;
@@ -28,9 +31,10 @@ const int ROWS_OF_PANEL = STRIP * LANES;
 const int64_t FEW_COLUMNS_OF_QUANTS = 4; // below, a panel doesn't pay
 
 // Where the columns' quants are: one column after the other, each four quants after the other, or
-// as repack.cpp has them: four columns in a block, eight quants of one, eight of the next.
-template <typename block> struct one_by_one {
-    static constexpr int CHAINS = 4;
+// as repack.cpp has them: four columns in a block, eight quants of one, eight of the next. And in
+// how many sums their blocks are added up.
+template <typename block, int chains> struct one_by_one {
+    static constexpr int CHAINS = chains;
     const block * columns;
     int64_t stride;
 
@@ -78,7 +82,7 @@ inline void dot(ints (&sums)[STRIP][N], const uint8_t (&q)[STEPS][ROWS_OF_PANEL]
         for (int c = 0; c < N; c++) {
             const ints column = all(four(columns[c] + order::place(step)));
             for (int r = 0; r < STRIP; r++) {
-                sums[r][c] = _mm512_dpbusd_epi32(sums[r][c], weights[r], column);
+                sums[r][c] = add_fours(sums[r][c], weights[r], column);
             }
         }
     }
@@ -133,6 +137,13 @@ template <> struct traits<block_q5_0> : kind<false, 16, block_q8_0> {};
 template <> struct traits<block_q5_1> : kind<false, 0, block_q8_1> {};
 template <> struct traits<block_q8_0> : kind<true, 128, block_q8_0> {};
 template <> struct traits<block_iq4_nl> : kind<true, 128, block_q8_0> {};
+template <> struct traits<block_mxfp4> : kind<false, 12, block_q8_0> {};
+
+// Quants that stand for one of sixteen values.
+inline __m256i look_up(const int8_t * values, __m256i quants) {
+    const __m128i sixteen = _mm_loadu_si128((const __m128i *)values);
+    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(sixteen), quants);
+}
 
 inline __m256i nibbles(const uint8_t * qs) {
     const __m128i packed = _mm_loadu_si128((const __m128i *)qs);
@@ -140,22 +151,24 @@ inline __m256i nibbles(const uint8_t * qs) {
     return _mm256_and_si256(both, _mm256_set1_epi8(15));
 }
 
-// Bit i of a word, as 16, in byte i as well.
-inline __m256i with_fifth_bits(__m256i quants, const uint8_t * qh) {
+// All bits of byte i where bit i of 32 is set.
+inline __m256i where_set(const void * bits) {
     uint32_t word;
-    memcpy(&word, qh, sizeof(word));
-    const __m256i sixteen = _mm256_set1_epi8(16);
-#ifdef WITH_VNNI
-    return _mm256_mask_add_epi8(quants, word, quants, sixteen);
+    memcpy(&word, bits, sizeof(word));
+#ifdef WITH_AVX512
+    return _mm256_movm_epi8(word);
 #else
     const __m256i spread =
         _mm256_shuffle_epi8(_mm256_set1_epi32((int32_t)word),
                             _mm256_set_epi64x(0x0303030303030303, 0x0202020202020202,
                                               0x0101010101010101, 0x0000000000000000));
     const __m256i bit = _mm256_set1_epi64x((int64_t)0x8040201008040201);
-    const __m256i set = _mm256_cmpeq_epi8(_mm256_and_si256(spread, bit), bit);
-    return _mm256_or_si256(quants, _mm256_and_si256(set, sixteen));
+    return _mm256_cmpeq_epi8(_mm256_and_si256(spread, bit), bit);
 #endif
+}
+
+inline __m256i with_fifth_bits(__m256i quants, const uint8_t * qh) {
+    return _mm256_or_si256(quants, _mm256_and_si256(where_set(qh), _mm256_set1_epi8(16)));
 }
 
 inline __m256i unpack(const block_q4_0 & x) {
@@ -176,9 +189,25 @@ inline __m256i biased(__m256i quants) {
 inline __m256i unpack(const block_q8_0 & x) {
     return biased(_mm256_loadu_si256((const __m256i *)x.qs));
 }
+inline __m256i values_of_iq4(__m256i nibbles) {
+    return biased(look_up(kvalues_iq4nl, nibbles));
+}
+inline __m256i values_of_mxfp4(__m256i nibbles) {
+    const __m256i offset = _mm256_set1_epi8(traits<block_mxfp4>::OFFSET);
+    return _mm256_add_epi8(look_up(kvalues_fp4, nibbles), offset);
+}
 inline __m256i unpack(const block_iq4_nl & x) {
-    const __m128i values = _mm_loadu_si128((const __m128i *)kvalues_iq4nl);
-    return biased(_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(values), nibbles(x.qs)));
+    return values_of_iq4(nibbles(x.qs));
+}
+inline __m256i unpack(const block_mxfp4 & x) {
+    return values_of_mxfp4(nibbles(x.qs));
+}
+
+template <typename block> inline float scale(const block & x) {
+    return GGML_CPU_FP16_TO_FP32(x.d);
+}
+inline float scale(const block_mxfp4 & x) {
+    return GGML_CPU_E8M0_TO_FP32_HALF(x.e);
 }
 
 template <typename block> inline float minimum(const block & x) {
@@ -209,7 +238,7 @@ void unpack_panel(panel_block * panel, const block * rows, int64_t stride, int c
                 const int r = first + i;
                 const block & x = rows[std::min(r, count - 1) * stride + b];
                 eight[i] = unpack(x);
-                out.scales[r] = GGML_CPU_FP16_TO_FP32(x.d);
+                out.scales[r] = scale(x);
                 out.minima[r] = minimum(x);
             }
             transpose(eight);
@@ -221,17 +250,39 @@ void unpack_panel(panel_block * panel, const block * rows, int64_t stride, int c
 }
 
 // The same from repack.cpp's form, in which eight rows stand together: eight bytes of one, eight of
-// the next, then the other eight of each. The lower halves of the bytes are the first 16 quants,
-// and each half is a number with a sign, which here gets its offset back.
-void unpack_panel(panel_block * panel, const block_q4_0x8 * rows, int64_t stride, int count,
-                  int64_t blocks) {
-    const __m256i half = _mm256_set1_epi8(15), offset = _mm256_set1_epi8(8);
+// the next, then the other eight of each. The lower halves of the bytes are the first 16 quants.
+
+template <> struct traits<block_q4_0x8> : traits<block_q4_0> {};
+template <> struct traits<block_iq4_nlx8> : traits<block_iq4_nl> {};
+template <> struct traits<block_mxfp4x8> : traits<block_mxfp4> {};
+
+inline __m256i quants_of(const block_q4_0x8 &, __m256i halves) { // with a sign, here an offset
+    return _mm256_xor_si256(halves, _mm256_set1_epi8(8));
+}
+inline __m256i quants_of(const block_iq4_nlx8 &, __m256i halves) {
+    return values_of_iq4(halves);
+}
+inline __m256i quants_of(const block_mxfp4x8 &, __m256i halves) {
+    return values_of_mxfp4(halves);
+}
+
+template <typename eight_rows> inline float scale(const eight_rows & x, int row) {
+    return GGML_CPU_FP16_TO_FP32(x.d[row]);
+}
+inline float scale(const block_mxfp4x8 & x, int row) {
+    return GGML_CPU_E8M0_TO_FP32_HALF(x.e[row]);
+}
+
+template <typename eight_rows>
+void unpack_repacked(panel_block * panel, const eight_rows * rows, int64_t stride, int count,
+                     int64_t blocks) {
+    const __m256i half = _mm256_set1_epi8(15);
     for (int64_t b = 0; b < blocks; b++) {
         panel_block & out = panel[b];
         for (int first = 0; first < ROWS_OF_PANEL; first += 8) {
-            const block_q4_0x8 & x = rows[(first < count ? first / 8 : 0) * stride + b];
+            const eight_rows & x = rows[(first < count ? first / 8 : 0) * stride + b];
             for (int i = 0; i < 8; i++) {
-                out.scales[first + i] = GGML_CPU_FP16_TO_FP32(x.d[i]);
+                out.scales[first + i] = scale(x, i);
             }
             for (int part = 0; part < 2; part++) {
                 const __m256i * packed = (const __m256i *)x.qs + 2 * part;
@@ -244,8 +295,7 @@ void unpack_panel(panel_block * panel, const block_q4_0x8 * rows, int64_t stride
                     for (int i = 0; i < 2; i++) {
                         const __m256i ordered =
                             _mm256_permute4x64_epi64(_mm256_castps_si256(words[i]), 0xD8);
-                        const __m256i quants =
-                            _mm256_xor_si256(_mm256_and_si256(ordered, half), offset);
+                        const __m256i quants = quants_of(x, _mm256_and_si256(ordered, half));
                         _mm256_store_si256((__m256i *)out.quants[step + i][first], quants);
                     }
                     low = _mm256_srli_epi16(low, 4);
@@ -254,6 +304,19 @@ void unpack_panel(panel_block * panel, const block_q4_0x8 * rows, int64_t stride
             }
         }
     }
+}
+
+inline void unpack_panel(panel_block * panel, const block_q4_0x8 * rows, int64_t stride, int count,
+                         int64_t blocks) {
+    unpack_repacked(panel, rows, stride, count, blocks);
+}
+inline void unpack_panel(panel_block * panel, const block_iq4_nlx8 * rows, int64_t stride,
+                         int count, int64_t blocks) {
+    unpack_repacked(panel, rows, stride, count, blocks);
+}
+inline void unpack_panel(panel_block * panel, const block_mxfp4x8 * rows, int64_t stride, int count,
+                         int64_t blocks) {
+    unpack_repacked(panel, rows, stride, count, blocks);
 }
 
 // What a block of a column adds besides its quants: its scale, and the sum of its quants, which
@@ -285,7 +348,7 @@ template <int OFFSET> column_block describe(const block_q8_1 & x) {
     return out;
 }
 
-void write(float * to, floats x, int count) {
+inline void write(float * to, floats x, int count) {
     if (count == LANES) {
         return store(to, x);
     }
@@ -357,6 +420,18 @@ void tiles(const panel_block * panel, int64_t blocks, const order & columns, int
     });
 }
 
+template <int OFFSET, typename column>
+const column_block * describe_all(const column * columns, int64_t stride, int64_t count,
+                                  int64_t blocks) {
+    auto * facts = scratch<column_block>(column_memory, count * blocks);
+    for (int64_t c = 0; c < count; c++) {
+        for (int64_t i = 0; i < blocks; i++) {
+            facts[c * blocks + i] = describe<OFFSET>(columns[c * stride + i]);
+        }
+    }
+    return facts;
+}
+
 template <typename block>
 bool product(const ggml_compute_params * params, int64_t rows, int64_t columns, int64_t blocks,
              const void * a, int64_t lda, const void * b, int64_t ldb, float * out, int64_t ldc) {
@@ -365,26 +440,22 @@ bool product(const ggml_compute_params * params, int64_t rows, int64_t columns, 
     const auto * values = (const typename T::column *)b;
 
     auto * panel = scratch<panel_block>(panel_memory, blocks);
-    auto * facts = scratch<column_block>(column_memory, columns * blocks);
-    for (int64_t c = 0; c < columns; c++) {
-        for (int64_t i = 0; i < blocks; i++) {
-            facts[c * blocks + i] = describe<T::OFFSET>(values[c * ldb + i]);
-        }
-    }
+    const column_block * facts = describe_all<T::OFFSET>(values, ldb, columns, blocks);
     share(params, (rows + ROWS_OF_PANEL - 1) / ROWS_OF_PANEL, [&](int64_t job) {
         const int64_t row = job * ROWS_OF_PANEL;
         const int count = (int)std::min<int64_t>(ROWS_OF_PANEL, rows - row);
         unpack_panel(panel, weights + row * lda, lda, count, blocks);
-        tiles<T>(panel, blocks, one_by_one<typename T::column>{ values, ldb }, columns, facts,
+        tiles<T>(panel, blocks, one_by_one<typename T::column, 4>{ values, ldb }, columns, facts,
                  out + row, ldc, count);
     });
     return true;
 }
 
 // The same for rows and columns as repack.cpp has them, by one thread.
-void repacked_product(int64_t rows, int64_t columns, int64_t blocks, const block_q4_0x8 * weights,
+template <typename eight_rows>
+void repacked_product(int64_t rows, int64_t columns, int64_t blocks, const eight_rows * weights,
                       const block_q8_0x4 * values, float * out, int64_t ldc) {
-    using T = traits<block_q4_0>;
+    using T = traits<eight_rows>;
     auto * panel = scratch<panel_block>(panel_memory, blocks);
     auto * facts = scratch<column_block>(column_memory, columns * blocks);
     const by_fours order = { values, blocks };
@@ -434,7 +505,7 @@ void describe_fours(column_of_four * out, const typename T::column * column, int
 template <bool WIDE> inline __m256i multiply_quants(__m256i weights, const int8_t * column) {
     const __m256i values = _mm256_loadu_si256((const __m256i *)column);
 #ifdef WITH_VNNI
-    return _mm256_dpbusd_epi32(_mm256_setzero_si256(), weights, values);
+    return add_fours_of_8(_mm256_setzero_si256(), weights, values);
 #else
     const __m256i size = WIDE ? _mm256_abs_epi8(weights) : weights;
     const __m256i sign = WIDE ? _mm256_sign_epi8(values, weights) : values;
@@ -455,6 +526,14 @@ inline __m128i sums_of(const __m256i (&x)[4]) {
 inline __m128 widen_four(ggml_half a, ggml_half b, ggml_half c, ggml_half d) {
     return _mm_cvtph_ps(_mm_setr_epi16((short)a, (short)b, (short)c, (short)d, 0, 0, 0, 0));
 }
+template <typename block>
+inline __m128 four_scales(const block & a, const block & b, const block & c, const block & d) {
+    return widen_four(a.d, b.d, c.d, d.d);
+}
+inline __m128 four_scales(const block_mxfp4 & a, const block_mxfp4 & b, const block_mxfp4 & c,
+                          const block_mxfp4 & d) {
+    return _mm_setr_ps(scale(a), scale(b), scale(c), scale(d));
+}
 
 // A row of weights times N columns.
 template <typename block, int N>
@@ -468,7 +547,7 @@ void dot_row(const block * row, int64_t blocks, const typename traits<block>::co
         for (int i = 0; i < 4; i++) {
             quants[i] = unpack(row[at[i]]);
         }
-        const __m128 d = widen_four(row[at[0]].d, row[at[1]].d, row[at[2]].d, row[at[3]].d);
+        const __m128 d = four_scales(row[at[0]], row[at[1]], row[at[2]], row[at[3]]);
         for (int c = 0; c < N; c++) {
             const column_of_four & fact = facts[c * fours + g];
             __m256i products[4];
@@ -514,24 +593,128 @@ void share_rows(const ggml_compute_params * params, int64_t rows, const work & r
     }
 }
 
+template <typename block> struct few_columns {
+    using column = typename traits<block>::column;
+    const column * values;
+    int64_t stride, blocks;
+    const column_of_four * facts;
+    decltype(&dot_row<block, 1>) run;
+
+    few_columns(const column * values, int64_t stride, int64_t count, int64_t blocks)
+        : values(values), stride(stride), blocks(blocks) {
+        const int64_t fours = (blocks + 3) / 4;
+        auto * out = scratch<column_of_four>(column_memory, count * fours);
+        for (int64_t c = 0; c < count; c++) {
+            describe_fours<traits<block>>(out + c * fours, values + c * stride, blocks);
+        }
+        facts = out;
+        run = count == 1 ? dot_row<block, 1> : count == 2 ? dot_row<block, 2> : dot_row<block, 3>;
+    }
+    void multiply(const block * row, float * out, int64_t ldc) const {
+        run(row, blocks, values, stride, facts, out, ldc);
+    }
+};
+
 template <typename block>
 bool product_of_few(const ggml_compute_params * params, int64_t rows, int64_t columns,
                     int64_t blocks, const void * a, int64_t lda, const void * b, int64_t ldb,
                     float * out, int64_t ldc) {
-    using T = traits<block>;
-    const auto * values = (const typename T::column *)b;
-    const int64_t fours = (blocks + 3) / 4;
-    auto * facts = scratch<column_of_four>(column_memory, columns * fours);
-    for (int64_t c = 0; c < columns; c++) {
-        describe_fours<T>(facts + c * fours, values + c * ldb, blocks);
-    }
-    const auto run = columns == 1   ? dot_row<block, 1>
-                     : columns == 2 ? dot_row<block, 2>
-                                    : dot_row<block, 3>;
-    share_rows(params, rows, [&](int64_t row) {
-        run((const block *)a + row * lda, blocks, values, ldb, facts, out + row, ldc);
-    });
+    const few_columns<block> all((const typename traits<block>::column *)b, ldb, columns, blocks);
+    share_rows(params, rows,
+               [&](int64_t row) { all.multiply((const block *)a + row * lda, out + row, ldc); });
     return true;
+}
+
+// The experts of a mixture: the rows of one that a thread has, and the columns that come to it.
+struct expert {
+    const void * weights; // from its first row on
+    int64_t stride;       // from row to row, or eight to eight, in blocks
+    int64_t first, end;   // rows
+    const void * columns; // one after the other
+    int64_t count, blocks;
+    const ggml_tensor * dst;
+    const int32_t (*places)[2]; // the token of each column, and which of its experts this is
+
+    // Where the product with a column goes.
+    float * out(int64_t column) const {
+        const int32_t * place = places[column];
+        return (float *)((char *)dst->data + place[0] * dst->nb[1] + place[1] * dst->nb[2]);
+    }
+};
+
+thread_local std::vector<line> expert_memory;
+
+// Calls `multiply` with some rows at a time and where their products may stand, column by column.
+template <int AT_ONCE, typename work> void in_panels(const expert & x, const work & multiply) {
+    auto * products = scratch<float>(expert_memory, x.count * AT_ONCE);
+    for (int64_t row = x.first; row < x.end; row += AT_ONCE) {
+        const int count = (int)std::min<int64_t>(AT_ONCE, x.end - row);
+        multiply(row, count, products);
+        for (int64_t c = 0; c < x.count; c++) {
+            memcpy(x.out(c) + row, products + c * AT_ONCE, (size_t)count * sizeof(float));
+        }
+    }
+}
+
+// The same row by row, for few columns.
+template <typename work> void in_rows(const expert & x, const work & multiply) {
+    for (int64_t row = x.first; row < x.end; row++) {
+        float products[FEW_COLUMNS_OF_QUANTS];
+        multiply(row, products);
+        for (int64_t c = 0; c < x.count; c++) {
+            x.out(c)[row] = products[c];
+        }
+    }
+}
+
+template <typename block> void product_of_expert(const expert & x) {
+    using T = traits<block>;
+    const auto * weights = (const block *)x.weights;
+    const auto * values = (const typename T::column *)x.columns;
+    if (x.count < FEW_COLUMNS_OF_QUANTS) {
+        const few_columns<block> all(values, x.blocks, x.count, x.blocks);
+        in_rows(x, [&](int64_t row, float * products) {
+            all.multiply(weights + row * x.stride, products, 1);
+        });
+        return;
+    }
+    auto * panel = scratch<panel_block>(panel_memory, x.blocks);
+    const column_block * facts = describe_all<T::OFFSET>(values, x.blocks, x.count, x.blocks);
+    const one_by_one<typename T::column, 4> order = { values, x.blocks };
+    in_panels<ROWS_OF_PANEL>(x, [&](int64_t row, int count, float * products) {
+        unpack_panel(panel, weights + row * x.stride, x.stride, count, x.blocks);
+        tiles<T>(panel, x.blocks, order, x.count, facts, products, ROWS_OF_PANEL, count);
+    });
+}
+
+// Upstream's kernel for one column and rows as repack.cpp has them; sums and roundings are those
+// of a tile.
+using product_of_one = decltype(ggml_gemv_q4_0_8x8_q8_0);
+
+template <typename column> void one_after_the_other(const expert & x, product_of_one * of_one) {
+    const int64_t bytes = (int64_t)x.dst->src[0]->nb[1];
+    for (int64_t c = 0; c < x.count; c++) {
+        of_one((int)x.dst->src[0]->ne[0], x.out(c) + x.first, (size_t)x.dst->ne[0],
+               (const char *)x.weights + x.first * bytes, (const column *)x.columns + c * x.blocks,
+               1, (int)(x.end - x.first));
+    }
+}
+
+template <typename eight_rows, product_of_one of_one>
+void product_of_repacked_expert(const expert & x) {
+    using T = traits<eight_rows>;
+    if (x.count < FEW_COLUMNS_OF_QUANTS) {
+        return one_after_the_other<block_q8_0>(x, of_one);
+    }
+    const auto * values = (const block_q8_0 *)x.columns;
+    auto * panel = scratch<panel_block>(panel_memory, x.blocks);
+    const column_block * facts = describe_all<T::OFFSET>(values, x.blocks, x.count, x.blocks);
+    const one_by_one<block_q8_0, 1> order = { values, x.blocks };
+    in_panels<ROWS_OF_PANEL>(x, [&](int64_t row, int count, float * products) {
+        unpack_panel(panel, (const eight_rows *)x.weights + row / 8 * x.stride, x.stride, count,
+                     x.blocks);
+        tiles<T>(panel, x.blocks, order, x.count, facts, products, ROWS_OF_PANEL, count);
+    });
 }
 
 } // namespace

@@ -394,9 +394,10 @@ std::string target_of(const machine & there) {
 void send_program(const machine & there, const container & llamafile) {
     const std::string target = target_of(there);
     const auto program = find_program(llamafile, target);
-    const std::string member = program && program->offset >= (int64_t)HEAD
-                                   ? read_bytes(llamafile, program->offset, program->packed_size)
-                                   : "";
+    const std::string member =
+        program && program->offset >= (int64_t)HEAD
+            ? read_bytes(llamafile.path, program->offset, program->packed_size)
+            : "";
     if (member.empty()) {
         fail(there, "this file has no program for its system, " + there.system +
                         "; one that has it is built with --target " + target + " as well");
@@ -490,7 +491,7 @@ arguments words_for(const std::vector<int> & shared) {
 
 arguments start_workers(const machines & asked, const container & llamafile,
                         const weights & model) {
-    const std::string head = llamafile.path.empty() ? "" : read_bytes(llamafile, 0, HEAD);
+    const std::string head = llamafile.path.empty() ? "" : read_bytes(llamafile.path, 0, HEAD);
     if (head.compare(0, 2, "#!") != 0 && head.compare(0, 2, "MZ") != 0) {
         throw std::runtime_error("--on needs a llamafile that begins with the launch script, which "
                                  "starts its programs on the other machines");

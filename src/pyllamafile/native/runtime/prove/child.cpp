@@ -19,7 +19,7 @@
 
 namespace {
 
-const double PATIENCE = 60; // seconds that a process has
+const double PATIENCE = 60; // seconds that a process at a terminal has
 
 double now() {
     using clock = std::chrono::steady_clock;
@@ -43,8 +43,8 @@ std::string ended::said() const {
                     : "it ended with " + std::to_string(code) + ": " + in_one_line(out + err);
 }
 
-child::child(const std::vector<std::string> & words, bool merged)
-    : process(std::make_unique<subprocess_s>()), began(now()) {
+child::child(const std::vector<std::string> & words, bool merged, double seconds)
+    : process(std::make_unique<subprocess_s>()), began(now()), patience(seconds) {
 #ifndef _WIN32
     signal(SIGPIPE, [](int) {}); // of a handler a child inherits nothing
 #endif
@@ -98,7 +98,7 @@ void child::write(const std::string & text) {
 std::string child::line_with(const std::string & text) {
     std::string found;
     std::unique_lock<std::mutex> lock(mutex);
-    changed.wait_for(lock, std::chrono::duration<double>(PATIENCE), [&] {
+    changed.wait_for(lock, std::chrono::duration<double>(patience), [&] {
         const size_t at = result.out.find(text);
         const size_t to = result.out.find('\n', at);
         if (at != std::string::npos && to != std::string::npos) {
@@ -128,7 +128,7 @@ ended child::end() {
         return changed.wait_until(lock,
                                   std::chrono::steady_clock::now() +
                                       std::chrono::duration_cast<std::chrono::nanoseconds>(
-                                          std::chrono::duration<double>(began + PATIENCE - now())),
+                                          std::chrono::duration<double>(began + patience - now())),
                                   [&] { return reading == 0; });
     };
     result.late = !in_time();
@@ -145,8 +145,9 @@ ended child::end() {
     return result;
 }
 
-ended run_child(const std::vector<std::string> & words, const std::string & input, bool merged) {
-    child started(words, merged);
+ended run_child(const std::vector<std::string> & words, const std::string & input, bool merged,
+                double seconds) {
+    child started(words, merged, seconds);
     started.write(input);
     return started.end();
 }

@@ -25,8 +25,9 @@ struct subprocess_s;
 // A process of which all that it prints is read. With the object it is ended, if nobody waited.
 class child {
   public:
-    // `merged`: what it says on standard error comes to `out` as well.
-    explicit child(const std::vector<std::string> & words, bool merged = false);
+    // `merged`: what it says on standard error comes to `out` as well. `seconds`: how long it has.
+    explicit child(const std::vector<std::string> & words, bool merged = false,
+                   double seconds = 60);
     ~child();
     child(const child &) = delete;
     child & operator=(const child &) = delete;
@@ -52,12 +53,12 @@ class child {
     std::mutex mutex;
     std::condition_variable changed;
     int reading = 0;
-    double began;
+    double began, patience;
 };
 
 // Starts one, gives it this on standard input, and waits for its end.
 ended run_child(const std::vector<std::string> & words, const std::string & input = "",
-                bool merged = false);
+                bool merged = false, double seconds = 60);
 
 // The same at a terminal: once `prompt` was printed, `typed` is. Not on Windows.
 ended run_at_terminal(const std::vector<std::string> & words, const std::string & prompt,

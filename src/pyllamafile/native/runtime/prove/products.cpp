@@ -38,8 +38,7 @@ struct matrix {
     std::vector<uint8_t> data;
 };
 
-// Types whose quants are places in a grid: ggml takes half a minute to prepare the search for the
-// best ones, and any bytes will do, as long as each block has a scale.
+// Types whose quants are places in a grid. Any bytes will do, as long as each block has a scale.
 bool is_by_grid(ggml_type type) {
     switch (type) {
     case GGML_TYPE_IQ1_S:
@@ -129,6 +128,15 @@ bool multiply(ggml_backend_t backend, const matrix & weights, int64_t count,
 }
 
 } // namespace
+
+std::vector<uint8_t> weights_of_grid(ggml_type type, int64_t columns, int64_t rows) {
+    if (!is_by_grid(type)) {
+        return {};
+    }
+    matrix out{ type, std::vector<uint8_t>(ggml_row_size(type, columns) * (size_t)rows) };
+    fill_with_any(out);
+    return std::move(out.data);
+}
 
 std::vector<product> products_by(ggml_backend_reg_t kernels) {
     const ggml_backend_ptr backend(

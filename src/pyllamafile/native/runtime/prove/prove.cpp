@@ -144,7 +144,7 @@ class proof {
         try_("mapping", [this] { return mapping(); });
         server();
         try_("sandbox", [this] { return sandbox(); });
-        try_("gpu", [] { return untried("this program computes on the processor alone"); });
+        try_("gpu", [] { return untried("the processor computes here; --gpu-trial tries GPUs"); });
         print_end(now() - began);
         return good ? 0 : 1;
     }

@@ -2,6 +2,7 @@
 
 #include "states.h"
 #include "system/files.h"
+#include "system/handover/places.h"
 
 #include <algorithm>
 #include <cerrno>
@@ -20,8 +21,8 @@ namespace {
 
 const size_t DIGEST = 64; // hexadecimal digits of a SHA-256
 
-// launch.sh and handover.cpp name a program by its digest, and a draft by something more behind
-// a point. Nothing else is ours.
+// launch.sh and handover/places.cpp name a program by its digest, and a draft by something more
+// behind a point. Nothing else is ours.
 bool is_named_by_digest(const std::string & name) {
     return name.size() >= DIGEST && name.find_first_not_of("0123456789abcdef") >= DIGEST &&
            (name.size() == DIGEST || name[DIGEST] == '.');
@@ -64,27 +65,9 @@ bool was_unpacked(const fs::path & program) {
     return is_program(program.filename().u8string()) && program.parent_path().filename() == "run";
 }
 
-std::string variable(const char * name) {
-    const char * value = getenv(name);
-    return value != nullptr ? value : "";
-}
-
-// The same places as launch.sh and handover.cpp have, in the same order.
 fs::path base_of_cache() {
-    std::error_code error;
-    const std::string given = variable("PYLLAMAFILE_CACHE");
-    if (!given.empty()) {
-        return fs::absolute(fs::u8path(given), error);
-    }
-#ifdef _WIN32
-    const std::string local = variable("LOCALAPPDATA");
-    return local.empty() ? fs::path() : fs::u8path(local) / "pyllamafile";
-#else
-    const std::string cache = variable("XDG_CACHE_HOME"), home = variable("HOME");
-    return cache[0] == '/'  ? fs::path(cache) / "pyllamafile"
-           : home[0] == '/' ? fs::path(home) / ".cache" / "pyllamafile"
-                            : fs::path();
-#endif
+    const auto all = places_of_user();
+    return all.empty() ? fs::path() : all.front();
 }
 
 // If there were any.
@@ -137,6 +120,17 @@ std::string speed_folder_of(const std::string & program) {
     return beside_programs(program, "speeds");
 }
 
+std::string gpu_folder_of(const std::string & program) {
+    return beside_programs(program, "gpus");
+}
+
+bool is_finding(const std::string & name) {
+    const size_t end = 2 * DIGEST + 1; // of the drivers' digest, and of the work's
+    return is_named_by_digest(name) && name.size() > end &&
+           is_named_by_digest(name.substr(DIGEST + 1)) &&
+           name.compare(end, std::string::npos, GPU_RECORD) == 0;
+}
+
 bool is_tensor(const std::string & name) {
     return is_named_by_digest(name) && name.size() == DIGEST;
 }
@@ -155,6 +149,7 @@ int clean_cache(const std::string & program) {
     }
     clean_folder(tensors, is_tensor);
     clean_folder(speed_folder_of(program), is_speed);
+    clean_folder(gpu_folder_of(program), is_finding);
     if (!was_unpacked(own)) {
         puts("nothing to remove: this file unpacks no program");
         return 0;

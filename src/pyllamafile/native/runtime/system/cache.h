@@ -17,7 +17,12 @@ bool is_draft_of_tensor(const std::string & name);
 std::string speed_folder_of(const std::string & program);
 const char SPEED_RECORD[] = ".speed";
 
-// Removes all states, all such weights and what was measured, and from the folder of the running
-// program what llamafiles unpacked there before and what is not running now, but not the program
-// itself; says what it did. Returns the exit code.
+// And for what was found out about its GPUs (gpu/findings.h), with what they are called there.
+std::string gpu_folder_of(const std::string & program);
+const char GPU_RECORD[] = ".gpu";
+bool is_finding(const std::string & name);
+
+// Removes all states, all such weights, what was measured and what was found, and from the folder
+// of the running program what llamafiles unpacked there before and what is not running now, but not
+// the program itself; says what it did. Returns the exit code.
 int clean_cache(const std::string & program);

@@ -37,6 +37,7 @@ const bits V3_1 = { 1, 0, 0, bit(12) | bit(27) | bit(28) | bit(29), 0, 0 }; // F
 const bits V3_7 = { 7, 0, bit(5) | bit(8), 0, 0, 0 };                       // AVX2 BMI2
 // AVX512 F DQ CD BW VL; VNNI
 const bits AVX512 = { 7, 0, bit(16) | bit(17) | bit(28) | bit(30) | bit(31), bit(11), 0, 0 };
+const bits VNNI = { 7, 1, 0, 0, 0, bit(4) }; // AVX-VNNI, which is AVX2's
 const bits BF16 = { 7, 1, 0, 0, 0, bit(5) };
 
 bool has(const bits & wanted) {
@@ -65,7 +66,11 @@ bool has_v3() {
     return has_v2() && has(V3_1) && saves(YMM) && has(V3_7);
 }
 
-// These two are not for Macs.
+// These are not for Macs.
+[[maybe_unused]] bool has_avxvnni() {
+    return has_v3() && has(VNNI);
+}
+
 [[maybe_unused]] bool has_avx512() {
     return has_v3() && saves(ZMM) && has(AVX512);
 }

@@ -11,7 +11,7 @@ static const permissions TABLE[] = {
     { duty::PRINTS,    "--version, --licenses",  files::NAMED, files::NAMED, network::NONE,     false, false },
     { duty::COMPUTES,  "-p, and the tools",      files::NAMED, files::NAMED, network::NONE,     false, true },
     { duty::SERVES,    "the server of a model",  files::NAMED, files::NAMED, network::LISTENS,  false, true },
-    { duty::ROUTES,    "the server of several",  files::NAMED, files::NAMED, network::ROUTES,   true,  false },
+    { duty::ROUTES,    "the server of several",  files::NAMED, files::NAMED, network::ROUTES,   true,  true },
     // It reads and writes what somebody types, and never sees the weights: a process beside it does.
     { duty::CONVERSES, "--chat at the terminal", files::ALL,   files::ALL,   network::CONNECTS, false, false },
     { duty::ASKS,      "--server-base",          files::ALL,   files::ALL,   network::ANYWHERE, false, false },

@@ -48,6 +48,14 @@ void set_variable(const char * name, const std::string & value) {
 #endif
 }
 
+void unset_variable(const char * name) {
+#ifdef _WIN32
+    _putenv_s(name, "");
+#else
+    unsetenv(name);
+#endif
+}
+
 #ifdef _WIN32
 
 void prepare_signals() {}

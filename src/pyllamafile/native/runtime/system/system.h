@@ -28,6 +28,7 @@ arguments command_line(int argc, char ** argv);
 
 // A variable of the environment, for this process and those that it starts.
 void set_variable(const char * name, const std::string & value);
+void unset_variable(const char * name);
 
 // The path of the running program, or empty where the system can't tell.
 std::string own_path();

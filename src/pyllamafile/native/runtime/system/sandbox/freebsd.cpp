@@ -14,8 +14,9 @@
 
 namespace {
 
+// A driver opens files when it compiles for its GPU.
 bool names_later(const named & names) {
-    return !names.writes.empty();
+    return !names.writes.empty() || names.gpu;
 }
 
 } // namespace
@@ -28,8 +29,9 @@ std::string confine(const permissions & may, const named & names) {
     if (may.net != network::LISTENS) {
         return "none (Capsicum is for the server of one model alone)";
     }
-    return names_later(names) ? "none (Capsicum lets nothing be written by its name)"
-                              : "Capsicum, when the weights are loaded";
+    return names.gpu            ? "none (Capsicum lets the driver of a GPU open no file)"
+           : names_later(names) ? "none (Capsicum lets nothing be written by its name)"
+                                : "Capsicum, when the weights are loaded";
 }
 
 void confine_further(const named & names) {

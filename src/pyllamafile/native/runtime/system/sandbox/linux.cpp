@@ -86,9 +86,8 @@ const char * const GPUS[] = {
     "/dev/nvidia5", "/dev/nvidia6", "/dev/nvidia7", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools",
 };
 
-bool has_driver(const permissions & may, const named & names) {
-    return may.drives && names.gpu;
-}
+// The kernel starts one in front of a program that is linked with libraries.
+const char * const LINKERS[] = { "/lib64/ld-linux-x86-64.so.2", "/lib/ld-linux-aarch64.so.1" };
 
 class ruleset {
   public:
@@ -181,6 +180,9 @@ bool enter_landlock(int abi, const permissions & may, const named & names) {
         }
         for (const char * path : GPUS) {
             rules.allow(path, READ | LANDLOCK_ACCESS_FS_WRITE_FILE | DEVICE);
+        }
+        for (const char * path : LINKERS) {
+            rules.allow(path, READ | (may.starts ? EXECUTE : 0));
         }
     }
     if (may.starts) {

@@ -16,6 +16,12 @@ const char * const SYSTEM[] = {
     "/usr/share/nls", "/usr/share/zoneinfo",
 };
 const char * const DEVICES[] = { "/dev/null", "/dev/tty" };
+// Where drivers of GPUs are, what they read, and what they are the drivers of.
+const char * const DRIVERS[] = {
+    "/etc/vulkan",    "/usr/X11R6/lib",   "/usr/X11R6/share", "/usr/lib",
+    "/usr/local/lib", "/usr/local/share", "/usr/share/misc",  "/var/run/ld.so.hints",
+};
+const char * const GPUS[] = { "/dev/dri", "/dev/drm0" };
 
 std::string folder_of(const std::string & path) {
     const std::string folder = path.substr(0, path.rfind('/') + 1);
@@ -43,6 +49,17 @@ bool show(const permissions & may, const named & names) {
     for (const std::string & path : names.sockets) {
         add(folder_of(path), "rwc");
     }
+    if (has_driver(may, names)) {
+        for (const char * path : DRIVERS) {
+            add(path, "r");
+        }
+        for (const std::string & path : names.drivers) {
+            add(path, "r");
+        }
+        for (const char * path : GPUS) {
+            add(path, "rw");
+        }
+    }
     if (may.starts) {
         add(names.program, "rx");
         add("/usr/libexec/ld.so", "r"); // the kernel reads it for a program that starts
@@ -51,7 +68,7 @@ bool show(const permissions & may, const named & names) {
 }
 
 // What is refused is an error ("error"); without that word it would end the program. Without
-// "prot_exec" no memory becomes executable.
+// "prot_exec" no memory becomes executable, and no library is loaded.
 std::string promises(const permissions & may, const named & names) {
     std::string out = "error stdio rpath tty vminfo";
     if (may.writes == files::ALL || !names.writes.empty() || !names.sockets.empty()) {
@@ -65,6 +82,9 @@ std::string promises(const permissions & may, const named & names) {
     }
     if (!names.sockets.empty()) {
         out += " unix";
+    }
+    if (has_driver(may, names)) {
+        out += " drm prot_exec wpath"; // which files it may write, unveil says
     }
     return out + (may.starts ? " proc exec" : "");
 }

@@ -3,6 +3,12 @@
 
 #include "system/sandbox.h"
 
+// Whether it has the driver of a GPU: somebody else's library, which compiles for that GPU, and may
+// do so for the processor.
+inline bool has_driver(const permissions & may, const named & names) {
+    return may.drives && names.gpu;
+}
+
 // Confines this process; returns by what, and what is missing.
 std::string confine(const permissions & may, const named & names);
 

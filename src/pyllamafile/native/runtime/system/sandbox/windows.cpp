@@ -24,18 +24,20 @@ const DWORD DISABLE_EXTENSION_POINTS = 1;
 const DWORD NO_REMOTE_IMAGES = 1, NO_LOW_LABEL_IMAGES = 2, PREFER_SYSTEM32_IMAGES = 4;
 const DWORD NO_CHILD_PROCESS_CREATION = 1;
 
-// No window, no clipboard, no settings of the desktop; and no second process.
-bool enter_job(bool alone) {
+const DWORD DESKTOP = JOB_OBJECT_UILIMIT_DESKTOP | JOB_OBJECT_UILIMIT_DISPLAYSETTINGS |
+                      JOB_OBJECT_UILIMIT_GLOBALATOMS | JOB_OBJECT_UILIMIT_HANDLES |
+                      JOB_OBJECT_UILIMIT_SYSTEMPARAMETERS;
+
+// No window, no clipboard, no settings of the desktop; and no second process. A driver looks at
+// windows and displays of the desktop that it draws on.
+bool enter_job(bool alone, bool driver) {
     const HANDLE job = CreateJobObjectW(nullptr, nullptr);
     if (job == nullptr) {
         return false;
     }
     JOBOBJECT_BASIC_UI_RESTRICTIONS ui = {};
-    ui.UIRestrictionsClass = JOB_OBJECT_UILIMIT_DESKTOP | JOB_OBJECT_UILIMIT_DISPLAYSETTINGS |
-                             JOB_OBJECT_UILIMIT_EXITWINDOWS | JOB_OBJECT_UILIMIT_GLOBALATOMS |
-                             JOB_OBJECT_UILIMIT_HANDLES | JOB_OBJECT_UILIMIT_READCLIPBOARD |
-                             JOB_OBJECT_UILIMIT_SYSTEMPARAMETERS |
-                             JOB_OBJECT_UILIMIT_WRITECLIPBOARD;
+    ui.UIRestrictionsClass = JOB_OBJECT_UILIMIT_EXITWINDOWS | JOB_OBJECT_UILIMIT_READCLIPBOARD |
+                             JOB_OBJECT_UILIMIT_WRITECLIPBOARD | (driver ? 0 : DESKTOP);
     JOBOBJECT_BASIC_LIMIT_INFORMATION limits = {};
     limits.LimitFlags = alone ? JOB_OBJECT_LIMIT_ACTIVE_PROCESS : 0;
     limits.ActiveProcessLimit = alone ? 1 : 0;
@@ -70,7 +72,7 @@ bool lower_integrity() {
 
 void close_up(const permissions & may, const named & names, std::string & by) {
     const bool alone = !may.starts;
-    by += enter_job(alone) ? ", a job object" : "";
+    by += enter_job(alone, has_driver(may, names)) ? ", a job object" : "";
     if (alone && set_policy(ProcessChildProcessPolicy, NO_CHILD_PROCESS_CREATION)) {
         by += ", no child processes";
     }
@@ -99,8 +101,10 @@ void open_to_low_integrity(const std::string & folder) {
 }
 
 std::string confine(const permissions & may, const named & names) {
-    std::string by = set_policy(ProcessDynamicCodePolicy, PROHIBIT_DYNAMIC_CODE) ? "no dynamic code"
-                                                                                 : "dynamic code";
+    std::string by = has_driver(may, names) ? "dynamic code (with the driver of a GPU)"
+                     : set_policy(ProcessDynamicCodePolicy, PROHIBIT_DYNAMIC_CODE)
+                         ? "no dynamic code"
+                         : "dynamic code";
     set_policy(ProcessExtensionPointDisablePolicy, DISABLE_EXTENSION_POINTS);
     set_policy(ProcessImageLoadPolicy,
                NO_REMOTE_IMAGES | NO_LOW_LABEL_IMAGES | PREFER_SYSTEM32_IMAGES);

@@ -2,11 +2,12 @@
 
 #include "ggml-alloc.h"
 #include "ggml.h"
+#include "prove/products.h"
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstring>
-#include <functional>
 #include <memory>
 #include <stdexcept>
 
@@ -45,6 +46,10 @@ std::vector<float> numbers(size_t count, uint64_t seed) {
 
 std::vector<char> in_type(ggml_type type, const std::vector<float> & values, int64_t columns) {
     const int64_t rows = (int64_t)values.size() / columns;
+    const std::vector<uint8_t> any = weights_of_grid(type, columns, rows);
+    if (!any.empty()) {
+        return { any.begin(), any.end() };
+    }
     std::vector<char> out(ggml_row_size(type, columns) * (size_t)rows);
     const std::vector<float> weights((size_t)columns, 1.0f); // some types ask how much each counts
     ggml_quantize_chunk(type, values.data(), out.data(), 0, rows, columns, weights.data());
@@ -76,6 +81,18 @@ struct input {
     std::vector<char> bytes;
 };
 
+using backend_ptr = std::unique_ptr<ggml_backend, backend_end>;
+using context_ptr = std::unique_ptr<ggml_context, context_end>;
+using buffer_ptr = std::unique_ptr<ggml_backend_buffer, buffer_end>;
+
+double seconds_of(ggml_backend_t backend, ggml_cgraph * graph) {
+    const auto start = std::chrono::steady_clock::now();
+    if (ggml_backend_graph_compute(backend, graph) != GGML_STATUS_SUCCESS) {
+        throw std::runtime_error("it fails when it computes");
+    }
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
 // One operation on the device, twice.
 class experiment {
   public:
@@ -101,8 +118,7 @@ class experiment {
         }
         ggml_cgraph * graph = ggml_new_graph(ggml());
         ggml_build_forward_expand(graph, wanted);
-        const std::unique_ptr<ggml_backend_buffer, buffer_end> memory(
-            ggml_backend_alloc_ctx_tensors(ggml(), backend));
+        const buffer_ptr memory(ggml_backend_alloc_ctx_tensors(ggml(), backend));
         if (!memory) {
             throw std::runtime_error("it has no memory");
         }
@@ -110,13 +126,7 @@ class experiment {
             ggml_backend_tensor_set(each.tensor, each.bytes.data(), 0, each.bytes.size());
         }
         for (int round = 0; round < 2; round++) {
-            const auto start = std::chrono::steady_clock::now();
-            if (ggml_backend_graph_compute(backend, graph) != GGML_STATUS_SUCCESS) {
-                throw std::runtime_error("it fails when it computes");
-            }
-            const std::chrono::duration<double, std::milli> took =
-                std::chrono::steady_clock::now() - start;
-            milliseconds = took.count();
+            milliseconds = 1000 * seconds_of(backend, graph);
         }
         std::vector<float> out((size_t)ggml_nelements(wanted));
         ggml_backend_tensor_get(wanted, out.data(), 0, ggml_nbytes(wanted));
@@ -125,7 +135,7 @@ class experiment {
 
   private:
     ggml_backend_t backend;
-    std::unique_ptr<ggml_context, context_end> context;
+    context_ptr context;
     std::vector<input> inputs;
 };
 
@@ -200,6 +210,69 @@ verdict attend(ggml_backend_t backend) {
     return out;
 }
 
+// Speed
+
+// Of a typical request: a question with what it is about, and an answer.
+const double TOKENS_READ = 512, TOKENS_WRITTEN = 128;
+
+// A token that is written takes all weights out of memory once: more than most processors keep
+// beside them. Of a prompt the arithmetic counts, and a part of it is enough.
+const struct {
+    int64_t tokens;
+    uint64_t bytes;    // of weights
+    double of_request; // how often it is done
+} PARTS[] = {
+    { 1, 64 << 20, TOKENS_WRITTEN },
+    { 128, 4 << 20, TOKENS_READ / 128 },
+};
+const int RUNS = 4;             // the first one compiles
+const double LONG_ENOUGH = 0.1; // seconds
+
+// As all bytes of weights: of no type do they make a number that is no number.
+const char ANY = 0x11;
+
+// Seconds for a byte of weights, by as many products as have about so many bytes. Goes on no longer
+// than it has to once it has taken `patience` seconds.
+double pace(ggml_backend_t backend, const gpu_work & work, int64_t tokens, uint64_t bytes,
+            double patience) {
+    const size_t row = ggml_row_size(work.type, work.columns);
+    bytes = std::min(bytes, work.bytes);
+    const int64_t rows = std::clamp<int64_t>((int64_t)(bytes / row), 1, work.rows);
+    const auto count = (size_t)std::clamp<uint64_t>(bytes / (row * (uint64_t)rows), 1, 128);
+    const context_ptr context(ggml_init(
+        { ggml_tensor_overhead() * (2 * count + 1) + ggml_graph_overhead(), nullptr, true }));
+    ggml_cgraph * graph = ggml_new_graph(context.get());
+    ggml_tensor * input = ggml_new_tensor_2d(context.get(), GGML_TYPE_F32, work.columns, tokens);
+    std::vector<ggml_tensor *> weights;
+    for (size_t i = 0; i < count; i++) {
+        weights.push_back(ggml_new_tensor_2d(context.get(), work.type, work.columns, rows));
+        ggml_tensor * product = ggml_mul_mat(context.get(), weights.back(), input);
+        if (!ggml_backend_supports_op(backend, product)) {
+            throw std::runtime_error(std::string("it can't multiply ") + ggml_type_name(work.type));
+        }
+        ggml_build_forward_expand(graph, product);
+    }
+    const buffer_ptr memory(ggml_backend_alloc_ctx_tensors(context.get(), backend));
+    if (!memory) {
+        throw std::runtime_error("it has no memory");
+    }
+    const std::vector<char> any(ggml_nbytes(weights.front()), ANY);
+    for (ggml_tensor * each : weights) {
+        ggml_backend_tensor_set(each, any.data(), 0, any.size());
+    }
+    const std::vector<float> values = numbers((size_t)(work.columns * tokens), 1);
+    ggml_backend_tensor_set(input, values.data(), 0, ggml_nbytes(input));
+    double best = INFINITY, all = 0;
+    for (int run = 0; run < RUNS && (run < 2 || all < patience); run++) {
+        const double took = seconds_of(backend, graph);
+        if (run > 0) {
+            best = std::min(best, took);
+            all += took;
+        }
+    }
+    return best / (double)(any.size() * count);
+}
+
 } // namespace
 
 bool verdict::is_right() const {
@@ -210,18 +283,35 @@ bool verdict::is_wrong() const {
     return error >= 0 && !is_right();
 }
 
-std::vector<verdict> try_gpu(ggml_backend_dev_t device, const std::vector<ggml_type> & types) {
-    const std::unique_ptr<ggml_backend, backend_end> backend(
-        ggml_backend_dev_init(device, nullptr));
+void try_gpu(ggml_backend_dev_t device, const std::vector<ggml_type> & types,
+             const std::function<void(const verdict &)> & say) {
+    const backend_ptr backend(ggml_backend_dev_init(device, nullptr));
     if (!backend) {
-        return { { "start", -1, 0 } };
+        throw std::runtime_error("it can't be started");
     }
-    std::vector<verdict> out;
     for (const ggml_type type : types) {
         for (const int64_t tokens : { 1, 32 }) {
-            out.push_back(multiply(backend.get(), type, tokens));
+            say(multiply(backend.get(), type, tokens));
         }
     }
-    out.push_back(attend(backend.get()));
-    return out;
+    say(attend(backend.get()));
+}
+
+double slowness_of(ggml_backend_dev_t device, ggml_backend_dev_t processor, int threads,
+                   const gpu_work & work) {
+    const backend_ptr gpu(ggml_backend_dev_init(device, nullptr)),
+        cpu(ggml_backend_dev_init(processor, nullptr));
+    const auto set_threads = (ggml_backend_set_n_threads_t)ggml_backend_reg_get_proc_address(
+        ggml_backend_dev_backend_reg(processor), "ggml_backend_set_n_threads");
+    if (!gpu || !cpu || set_threads == nullptr) {
+        throw std::runtime_error("it can't be started");
+    }
+    set_threads(cpu.get(), threads);
+    double of_gpu = 0, of_cpu = 0;
+    for (const auto & part : PARTS) {
+        const double one = pace(cpu.get(), work, part.tokens, part.bytes, LONG_ENOUGH);
+        of_cpu += part.of_request * one;
+        of_gpu += part.of_request * pace(gpu.get(), work, part.tokens, part.bytes, LONG_ENOUGH);
+    }
+    return of_gpu / of_cpu;
 }
