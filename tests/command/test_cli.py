@@ -1060,7 +1060,7 @@ def test_files_that_are_no_archives(fails, run, here):
     fails("m.gguf: not a zip archive, or cut off", "extract", "m.gguf", hint=bare)
 
 
-def test_an_address_is_not_fetched(fails):
+def test_an_address_is_not_fetched(fails, folder):
     address = "https://example.com/m.gguf"
     hint = "download the file and pass its path, or pass hf:OWNER/REPO"
     fails(f"{address}: addresses are not fetched", "build", "--gguf", address, hint=hint)

@@ -8,9 +8,10 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ from strange import (
 from pyllamafile import llamafile
 from pyllamafile import zipalign as zipaligner
 from pyllamafile.errors import PyllamafileError
+
+MEMORY = Path("/dev/shm")
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,17 @@ def made(bench: Bench) -> Callable[[str], bytes]:
         return cache[name]
 
     return make
+
+
+@pytest.fixture
+def tmp_path(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """In memory, where there are files of many entries: some disks take minutes to forget those."""
+    name = request.getfixturevalue("name") if "name" in request.fixturenames else None
+    if MEMORY.is_dir() and name in ROWS and ROWS[name].slow:
+        with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
+            yield Path(folder)
+    else:
+        yield tmp_path
 
 
 @pytest.fixture
