@@ -131,7 +131,7 @@ def build(target: Target, *, jobs: int | None = None, progress: Progress | None 
     name = _name(target, plain)
     if found := _load(folder, name, "cache", plain):
         return found  # without waiting for whoever builds another one
-    with tools.lock(f"runtime-{target.name}", f"builds {target.name}", tell):
+    with tools.lock(f"runtime-{target.plain}", f"builds {target.plain}", tell):
         if found := _load(folder, name, "cache", plain):
             return found
         source = prepare(progress=tell)

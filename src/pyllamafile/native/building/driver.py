@@ -64,10 +64,11 @@ def _content(path: Path, size: int, changed: int) -> bytes:
 def build_folder(target: Target) -> Path:
     """Where a target is compiled; ``out`` in it is CMake's, and stays for the next time."""
     # CMake holds on to the paths that it began with, and sees no change in the compiler's options,
-    # which are in a script.
+    # which are in a script. A second program with the options of the plain one shares its folder:
+    # nearly all that it takes is compiled there.
     ziglang, cache = tools.package("ziglang"), tools.cache()
     began = f"{SDIST_SHA256} {ZIG} {ziglang} {cache} {RUNTIME} {_options(target)}"
-    return cache / "build" / f"{target.name}-{hashlib.sha256(began.encode()).hexdigest()[:8]}"
+    return cache / "build" / f"{target.plain}-{hashlib.sha256(began.encode()).hexdigest()[:8]}"
 
 
 def programs() -> tuple[Path, Path, Path]:
@@ -132,6 +133,7 @@ def compile_runtime(
         "EDITED": edited,
         "BUILDING": BUILDING,
         "PYTHON": sys.executable,
+        "CMAKE_PROJECT_runtime_INCLUDE": "",  # or CMake keeps that of the folder's other program
         **more,
     }
     what = f"building the runtime for {target.name}"
