@@ -53,6 +53,28 @@ REAL = {
     "windows_amd64",
     "windows_arm64",
 }
+# Modules whose tests emulate or compile, which takes one processor for long. Those with models take
+# several for a short time, and wait for each other in between.
+EMULATING = {
+    "test_atomics",
+    "test_container",
+    "test_gemm",
+    "test_handover",
+    "test_headers",
+    "test_levels",
+    "test_linux_machine",
+    "test_metal",
+    "test_metal_executed",
+    "test_prove",
+    "test_sandbox",
+    "test_shader_modules",
+    "test_structure",
+    "test_vulkan_arm64",
+    "test_vulkan_emulated",
+    "test_wheel",
+    "test_windows",
+    "test_windows_arm64",
+}
 
 
 # The session
@@ -79,12 +101,13 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes the real things is native, and runs one after the other: it uses all cores."""
+    """What takes the real things is native. It runs in two rows: more at once use too much."""
     for item in items:
         if not REAL.isdisjoint(getattr(item, "fixturenames", ())):
             item.add_marker("native")
         if any(item.get_closest_marker(name) for name in ("native", "browser", "clients")):
-            item.add_marker(pytest.mark.xdist_group("native"))
+            row = "emulating" if item.path.stem in EMULATING else "native"
+            item.add_marker(pytest.mark.xdist_group(row))
 
 
 def pytest_report_header() -> str:
