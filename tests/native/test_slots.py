@@ -14,11 +14,12 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
+import loadable
 import pytest
 from fixtures import tiny_phi3, with_bool
 from running import free_port, serving
@@ -643,3 +644,69 @@ def test_seam_a_text_is_embedded_whole_where_tokens_look_ahead(
             vectors.append(answer["data"][0]["embedding"])
     assert likeness(vectors[0], vectors[1]) > 0.9999
     assert likeness(vectors[0], vectors[2]) < 0.99
+
+
+# The same numbers
+
+
+def wide_gemma() -> loadable.Model:
+    """Gemma 3's kind, as wide as real ones' heads: cells before the window are used again."""
+    small, times = loadable.gemma3(), 16
+    tokens = len(small.keys["tokenizer.ggml.tokens"])
+    scaled = ("gemma3.embedding_length", "gemma3.feed_forward_length")
+    return small.but(
+        {
+            **{key: small.keys[key] * times for key in scaled},
+            "gemma3.context_length": 2048,
+            "gemma3.attention.sliding_window": 40,
+        },
+        {
+            name: tuple(size if size == tokens else size * times for size in shape)
+            for name, shape in small.tensors.items()
+        },
+    )
+
+
+@pytest.mark.parametrize("model", [None, wide_gemma], ids=["smollm2", "a window"])
+def test_seam_a_busy_server_gives_the_same_numbers(
+    llamafile: Path, tmp_path: Path, rng: random.Random, model: Callable[[], loadable.Model] | None
+) -> None:
+    """Whatever other slots have left in the cache that all share, and while they write."""
+    options: tuple[str | Path, ...] = ("--nobrowser", "-np", "4", "-kvu", "-c", "1024", "-ub", "64")
+    if model:
+        model().write(tmp_path / "m.gguf")
+        options += ("-m", tmp_path / "m.gguf")
+
+    def asked(url: str, tokens: int, **more: object) -> list[object]:
+        ids = [3 + i * i % 23 for i in range(tokens)]
+        facts = {"n_predict": 3, "temperature": 0, "n_probs": 10, "ignore_eos": True, **more}
+        answer = complete(url, prompt=ids, **facts)
+        assert answer["status"] == 200, answer
+        return answer["completion_probabilities"]
+
+    done = threading.Event()
+
+    def disturb(url: str, numbers: random.Random) -> int:
+        count = 0
+        while not done.is_set():
+            ids = [numbers.randrange(3, 200) for _ in range(numbers.randrange(3, 120))]
+            written = numbers.randrange(1, 40)
+            answer = complete(url, prompt=ids, n_predict=written, ignore_eos=True)
+            assert answer["status"] == 200, answer
+            count += 1
+        return count
+
+    with serving(llamafile, *options) as url, ThreadPoolExecutor() as pool:
+        expected = {tokens: asked(url, tokens) for tokens in (40, 130, 330)}
+        for beside in (20, 500, 90, 640, 333):
+            complete(url, prompt=[9] * beside, n_predict=5, ignore_eos=True)
+            for tokens in (330, 130):  # behind a beginning that is there already, and without
+                for cache in (True, False):
+                    assert asked(url, tokens, cache_prompt=cache) == expected[tokens], beside
+        others = [pool.submit(disturb, url, random.Random(rng.random())) for _ in range(2)]
+        try:
+            found = [(tokens, asked(url, tokens)) for _ in range(12) for tokens in expected]
+        finally:
+            done.set()
+        assert min(each.result() for each in others) > 3
+        assert [tokens for tokens, got in found if got != expected[tokens]] == []
