@@ -65,6 +65,7 @@ EMULATING = {
     "test_linux_machine",
     "test_metal",
     "test_metal_executed",
+    "test_pe",
     "test_prove",
     "test_sandbox",
     "test_shader_modules",
