@@ -227,6 +227,7 @@ WITH_GPU: dict[str, Target] = {
         _second("macos-arm64-gpu", "metal"),
         _second("windows-amd64-gpu", "vulkan"),
         _second("freebsd-amd64-gpu", "vulkan"),
+        _second("netbsd-amd64-gpu", "vulkan"),
         _second("openbsd-amd64-gpu", "vulkan"),
     )
 }
