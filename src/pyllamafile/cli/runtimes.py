@@ -56,8 +56,8 @@ def build_runtimes(targets: tuple[str, ...], everything: bool, gpu: bool, jobs: 
     something else fails. The same command then goes on from there.
 
     With --gpu it also compiles the second programs of these targets, which can use a GPU, and the
-    shaders for those that do so by Vulkan. For Linux each takes as long as a runtime, else a minute
-    or two, and the shaders take seven minutes. `build` puts into a file what is at hand.
+    shaders for those that do so by Vulkan. For Linux each takes as long as a runtime, else two or
+    three minutes, and the shaders take seven. `build` puts into a file what is at hand.
     """
     here = host()
     if everything:
