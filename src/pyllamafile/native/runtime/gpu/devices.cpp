@@ -21,8 +21,8 @@ const char * const SIGNS[] = { "/dev/dri/renderD*", "/dev/nvidiactl", "/dev/dxg"
 const char * const SIGNS[] = { "vulkan-1.dll" }; // among the system's libraries
 #elif defined(__APPLE__)
 const char * const SIGNS[] = { "/System/Library/Frameworks/Metal.framework" };
-#else
-const char * const SIGNS[] = { "/dev/dri/*" };
+#else // FreeBSD has NVIDIA's driver, with and without drm
+const char * const SIGNS[] = { "/dev/dri/*", "/dev/nvidiactl" };
 #endif
 
 fs::path beside_system(const char * name) {

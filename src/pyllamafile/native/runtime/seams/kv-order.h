@@ -6,8 +6,8 @@
 // there is no room behind it, what is there moves to the front.
 //
 // llama-kv-cache.cpp calls this with its own members. It doesn't apply to caches in a GPU's memory,
-// to those that other caches share, and to values that lie a row for each number (without flash
-// attention).
+// to those that other caches share, to models with an index of keys (whose second cache has the
+// same cells), and to values that lie a row for each number (without flash attention).
 #pragma once
 
 #include "ggml-backend.h"

@@ -1,24 +1,103 @@
 // Included before ggml-cpu.c, whose threads wait for each other by spinning. Where somebody else
-// wants the processors, whoever spins keeps away the thread that is waited for, and generation
-// becomes twenty times slower. So a thread that has waited for a while lets others go first.
+// wants the processors, whoever spins keeps away the thread that is waited for. Yielding is no way
+// out: on Linux 6.18, whoever yields waits for others to have their whole share, and answers were
+// thirty times slower beside two busy programs. So a thread that has waited for a while sleeps, and
+// the last one of them wakes it.
 #pragma once
 
+#include "ggml.h"
+
+#include <stdatomic.h>
+#include <stdbool.h>
+
 #ifdef _WIN32
-__declspec(dllimport) int __stdcall SwitchToThread(void);
+#define WIN32_LEAN_AND_MEAN
+#ifndef NOMINMAX
+#define NOMINMAX
+#endif
+#include <windows.h>
+static SRWLOCK relax_mutex = SRWLOCK_INIT;
+static CONDITION_VARIABLE relax_woken = CONDITION_VARIABLE_INIT;
+static inline void relax_lock(void) {
+    AcquireSRWLockExclusive(&relax_mutex);
+}
+static inline void relax_unlock(void) {
+    ReleaseSRWLockExclusive(&relax_mutex);
+}
+static inline void relax_sleep(void) {
+    SleepConditionVariableSRW(&relax_woken, &relax_mutex, INFINITE, 0);
+}
+static inline void relax_wake(void) {
+    WakeAllConditionVariable(&relax_woken);
+}
 #else
-#include <sched.h>
+#include <pthread.h>
+static pthread_mutex_t relax_mutex = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t relax_woken = PTHREAD_COND_INITIALIZER;
+static inline void relax_lock(void) {
+    pthread_mutex_lock(&relax_mutex);
+}
+static inline void relax_unlock(void) {
+    pthread_mutex_unlock(&relax_mutex);
+}
+static inline void relax_sleep(void) {
+    pthread_cond_wait(&relax_woken, &relax_mutex);
+}
+static inline void relax_wake(void) {
+    pthread_cond_broadcast(&relax_woken);
+}
 #endif
 
-// `pause` is upstream's way to spin, one turn of it.
-static inline void relax_patiently(void (*pause)(void)) {
-    enum { PAUSES = 128 }; // microseconds: more than two threads are mostly apart
-    static __thread unsigned pauses;
-    pause();
-    if (++pauses % PAUSES == 0) {
-#ifdef _WIN32
-        SwitchToThread();
-#else
-        sched_yield();
-#endif
+enum {
+    RELAX_BARRIER = 50, // microseconds: threads are mostly less apart
+    RELAX_LEAST = 3,    // microseconds: what it takes to be woken
+    RELAX_WORK = 2000,  // microseconds: what is done between two tokens
+    RELAX_PAUSES = 64,  // between two looks at the clock
+};
+
+static atomic_int relax_sleeping;
+
+// Whether a thread that has paused `pauses` times has waited for `limit` microseconds. `began` is 0
+// at first: most waits end before anybody looks at the clock.
+static inline bool relax_is_over(uint64_t pauses, int64_t * began, int64_t limit) {
+    if (pauses % RELAX_PAUSES != 0) {
+        return false;
+    }
+    const int64_t now = ggml_time_us();
+    if (*began == 0) {
+        *began = now;
+    }
+    return now - *began >= limit;
+}
+
+// Waits until `count` isn't `was`. `pause` is upstream's way to spin, one turn of it. Who has spun
+// in vain spins half as long the next time: the other thread may wait for this very processor.
+static inline void relax_while(atomic_int * count, int was, void (*pause)(void)) {
+    static __thread int64_t patience = RELAX_BARRIER;
+    int64_t began = 0;
+    for (uint64_t i = 1; atomic_load_explicit(count, memory_order_relaxed) == was; i++) {
+        pause();
+        if (relax_is_over(i, &began, patience)) {
+            relax_lock();
+            atomic_fetch_add(&relax_sleeping, 1);
+            while (atomic_load(count) == was) {
+                relax_sleep();
+            }
+            atomic_fetch_sub(&relax_sleeping, 1);
+            relax_unlock();
+            patience = patience / 2 > RELAX_LEAST ? patience / 2 : RELAX_LEAST;
+            return;
+        }
+    }
+    patience = patience * 2 < RELAX_BARRIER ? patience * 2 : RELAX_BARRIER;
+}
+
+// After a count has changed. The counter of sleepers and the count are changed and read in one
+// order by all threads, so that either the sleeper sees the count or we see the sleeper.
+static inline void relax_wake_sleepers(void) {
+    if (atomic_load(&relax_sleeping) > 0) {
+        relax_lock(); // a sleeper that has read the count sleeps, or it reads it after this
+        relax_unlock();
+        relax_wake();
     }
 }
