@@ -269,7 +269,8 @@ def _copied(project: Path) -> Iterator[Path]:
 def _build_folders(copy: Path) -> list[str]:
     script = (
         "from pyllamafile import native, targets\n"
-        "print(*map(native.build_folder, targets.TARGETS.values()), sep='\\n')"
+        "every = [*targets.TARGETS.values(), *targets.WITH_GPU.values()]\n"
+        "print(*{native.build_folder(target) for target in every}, sep='\\n')"
     )
     environment = {**os.environ, "PYTHONPATH": str(copy / "src")}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True)
