@@ -549,8 +549,9 @@ def test_it_is_as_programs_that_run_there(witness: Witness, what: str, tmp_path:
     read = macho_facts if target.os == "macos" else elf_facts
     (tmp_path / "theirs").mkdir()
     theirs = read(fetched(witness, tmp_path / "theirs"))
-    own = small if what == "small" else lambda target, folder: unpacked(target.name, folder)
-    ours = read(own(target, tmp_path / "ours").read_bytes())
+    small_one = what == "small"
+    own = small(target, tmp_path / "ours") if small_one else unpacked(target.name, tmp_path)
+    ours = read(own.read_bytes())
     common = ours.keys() & theirs.keys()
     assert len(common) >= 8
     differences = {
