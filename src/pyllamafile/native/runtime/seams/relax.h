@@ -70,11 +70,21 @@ static inline bool relax_is_over(uint64_t pauses, int64_t * began, int64_t limit
     return now - *began >= limit;
 }
 
-// Waits until `count` isn't `was`. `pause` is upstream's way to spin, one turn of it. Who has spun
-// in vain spins half as long the next time: the other thread may wait for this very processor.
+// How long to spin at a barrier the next time. Who has waited longer than threads are apart spins
+// half as long: the other one may wait for this very processor. Who slept for a moment only would
+// have done better to spin on, and else would never do so again on a machine with many processors.
+static inline int64_t relax_patience(int64_t patience, bool slept, int64_t waited) {
+    const int64_t next = !slept                   ? patience * 2
+                         : waited < RELAX_BARRIER ? patience + 1
+                                                  : patience / 2;
+    return next < RELAX_LEAST ? RELAX_LEAST : next > RELAX_BARRIER ? RELAX_BARRIER : next;
+}
+
+// Waits until `count` isn't `was`. `pause` is upstream's way to spin, one turn of it.
 static inline void relax_while(atomic_int * count, int was, void (*pause)(void)) {
     static __thread int64_t patience = RELAX_BARRIER;
     int64_t began = 0;
+    bool slept = false;
     for (uint64_t i = 1; atomic_load_explicit(count, memory_order_relaxed) == was; i++) {
         pause();
         if (relax_is_over(i, &began, patience)) {
@@ -85,11 +95,10 @@ static inline void relax_while(atomic_int * count, int was, void (*pause)(void))
             }
             atomic_fetch_sub(&relax_sleeping, 1);
             relax_unlock();
-            patience = patience / 2 > RELAX_LEAST ? patience / 2 : RELAX_LEAST;
-            return;
+            slept = true;
         }
     }
-    patience = patience * 2 < RELAX_BARRIER ? patience * 2 : RELAX_BARRIER;
+    patience = relax_patience(patience, slept, slept ? ggml_time_us() - began : 0);
 }
 
 // After a count has changed. The counter of sleepers and the count are changed and read in one
