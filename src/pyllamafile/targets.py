@@ -226,6 +226,7 @@ WITH_GPU: dict[str, Target] = {
         # None for Macs with Intel's processor: upstream multiplies matrices on Apple's GPUs alone.
         _second("macos-arm64-gpu", "metal"),
         _second("windows-amd64-gpu", "vulkan"),
+        _second("windows-arm64-gpu", "vulkan"),
         _second("freebsd-amd64-gpu", "vulkan"),
         _second("freebsd-arm64-gpu", "vulkan"),
         _second("netbsd-amd64-gpu", "vulkan"),
