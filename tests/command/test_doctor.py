@@ -345,8 +345,16 @@ def test_what_is_no_llamafile(run, folder: Path, content: bytes | None) -> None:
 
 
 @pytest.fixture
-def for_gpus(prebuilt: Path, folder: Path, model: Path) -> Path:
-    """A file with a program for GPUs."""
+def linker(machine: Machine) -> Path:
+    """Glibc's, which the machine has."""
+    path = machine.root / "lib64/ld-linux-x86-64.so.2"
+    write(path, "")
+    return path
+
+
+@pytest.fixture
+def for_gpus(prebuilt: Path, folder: Path, model: Path, linker: Path) -> Path:
+    """A file with a program for GPUs, and a machine that could run it."""
     put_second(prebuilt)
     return pyllamafile.build(model, folder / "g.llamafile", targets=["linux-amd64"]).path
 
@@ -404,6 +412,12 @@ def test_what_a_gpu_takes_is_named_as_far_as_it_lacks(for_gpus: Path, machine: M
     assert of_gpus(for_gpus, machine) == ["there is no driver for Vulkan"]
     write(machine.root / "usr/share/vulkan/icd.d/radeon_icd.json", "{}")
     assert of_gpus(for_gpus, machine) == []
+
+
+def test_a_linux_without_glibc(for_gpus: Path, machine: Machine, linker: Path) -> None:
+    write(machine.root / "dev/dri/renderD128", "")
+    linker.unlink()
+    assert of_gpus(for_gpus, machine) == ["this Linux has no glibc, which drivers are made for"]
 
 
 def test_a_device_that_its_user_may_not_use(

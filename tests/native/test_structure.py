@@ -108,7 +108,10 @@ MACHINES = {
 }
 CPUS = {"amd64": lief.MachO.Header.CPU_TYPE.X86_64, "arm64": lief.MachO.Header.CPU_TYPE.ARM64}
 # Part of every Windows since 10; the first are the C library.
-DLLS = re.compile(r"(api-ms-win-crt-\w+-l1-1-0|kernel32|advapi32|shell32|ws2_32|bcrypt)\.dll", re.I)
+DLLS = re.compile(
+    r"(api-ms-win-(crt-\w+-l1-1-0|core-synch-l1-2-0)|kernel32|advapi32|shell32|ws2_32|bcrypt)\.dll",
+    re.I,
+)
 LARGEST_WITH_METAL = 16_600_000  # bytes; it has 16,299,608, and 88 KB of them are the kernels' text
 # PE/COFF, DllCharacteristics: high-entropy addresses, any address, no code in data
 DLL_CHARACTERISTICS = 0x0020 | 0x0040 | 0x0100

@@ -304,29 +304,58 @@ def test_of_two_gpus_the_one_that_computes_rightly_is_used(
             assert re.fullmatch(rf"GPU: not used: llvmpipe[^:]*: {why}\n", done.stderr), done.stderr
 
 
-def test_seam_less_goes_to_a_gpu_that_has_no_room(
-    runs, broken: dict[str, str], tmp_path: Path
-) -> None:
+@pytest.fixture
+def faster(runs, broken: dict[str, str], tmp_path: Path) -> Callable[[Path], dict[str, str]]:
+    """The variables with which lavapipe counts as faster than the processor for such weights."""
+    variables = {**broken, "PYLLAMAFILE_CACHE": str(tmp_path / "cache")}
+
+    def faster(weights: Path) -> dict[str, str]:
+        assert runs("-m", weights, "--list-devices", **variables).returncode == 0
+        (record,) = (tmp_path / "cache" / "gpus").iterdir()
+        record.write_text(re.sub("right 0 .*", "right 0 0.5", record.read_text()))
+        return variables
+
+    return faster
+
+
+def test_seam_less_goes_to_a_gpu_that_has_no_room(runs, faster, tmp_path: Path) -> None:
     weights = tmp_path / "tiny.gguf"
     weights.write_bytes(tiny.model())
-    variables = {**broken, "BROKEN_DRIVER": "has memory for a trial"}
-    variables["PYLLAMAFILE_CACHE"] = str(tmp_path / "cache")
-    words = ("-m", weights, "-p", tiny.PROMPT, "-n", "24", "--temp", "0", "--gpu", "vulkan")
+    variables = {**faster(weights), "BROKEN_DRIVER": "has memory for a trial"}
+    words = ("-m", weights, "-p", tiny.PROMPT, "-n", "24", "--temp", "0")
     done = runs(*words, **variables)
     assert done.returncode == 0, done.stderr
     assert tiny.ANSWER in done.stdout
-    line = r"GPU: not used: llvmpipe.* has no room for this model; --gpu off silences this\n"
+    why = r"llvmpipe.* has no room for this model"
+    line = rf"GPU: not used: {why}; --gpu off silences this\n"
     assert re.fullmatch(line, done.stderr), done.stderr
+    needed = runs(*words, "--gpu", "vulkan", **variables)
+    assert (needed.returncode, needed.stdout) == (1, "")
+    assert re.fullmatch(rf"error: --gpu vulkan: {why}\n", needed.stderr), needed.stderr
+
+
+def test_a_gpu_that_is_gone_since_it_was_tried(runs, faster, tmp_path: Path) -> None:
+    weights = tmp_path / "tiny.gguf"
+    weights.write_bytes(tiny.model())
+    variables = {**faster(weights), "BROKEN_DRIVER": "has no device"}
+    words = ("-m", weights, "-p", tiny.PROMPT, "-n", "24", "--temp", "0")
+    done = runs(*words, **variables)
+    assert done.returncode == 0, done.stderr
+    assert tiny.ANSWER in done.stdout
+    why = "no Vulkan driver has a GPU that computes"
+    assert done.stderr == f"GPU: not used: {why}; --gpu off silences this\n"
+    needed = runs(*words, "--gpu", "vulkan", **variables)
+    told = f"error: --gpu vulkan: {why}\n"
+    assert (needed.returncode, needed.stdout, needed.stderr) == (1, "", told)
 
 
 def test_seam_a_projector_stays_where_there_is_room(
-    on_lavapipe: OnGpu, broken: dict[str, str], tmp_path: Path
+    on_lavapipe: OnGpu, faster, tmp_path: Path
 ) -> None:
     model = loadable.llama().write(tmp_path / "llama.gguf")
     eye = tiny_projector(tmp_path / "eye.gguf", width=loadable.WIDTH)
-    variables = {**broken, "BROKEN_DRIVER": "has memory for a trial"}
-    variables["PYLLAMAFILE_CACHE"] = str(tmp_path / "cache")
-    words = ("-m", model, "--mmproj", eye, "--server", "--nobrowser", "--gpu", "vulkan")
+    variables = {**faster(model), "BROKEN_DRIVER": "has memory for a trial"}
+    words = ("-m", model, "--mmproj", eye, "--server", "--nobrowser")
     log = tmp_path / "log"
     with (
         log.open("w") as stderr,

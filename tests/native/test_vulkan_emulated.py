@@ -159,6 +159,19 @@ def test_a_program_in_a_folder_that_somebody_named_is_known_by_its_digest(
     assert program.read_bytes() == whole
 
 
+@on_both
+def test_programs_that_it_unpacked_can_be_removed(
+    says: Says, system: Windows, file: Path, tmp_path: Path
+) -> None:
+    says()
+    (program,) = (tmp_path / "cache").glob("run/*.exe")
+    env = {**system.env, "PYLLAMAFILE_CACHE": windows_path(tmp_path / "cache")}
+    done = run(*system.words, windows_path(file), "--clean-cache", env=env)
+    assert done.returncode == 0
+    assert b"run: 1 removed, " in done.stdout
+    assert not program.exists()
+
+
 ADAPTER = r"HKLM\SYSTEM\CurrentControlSet\Control\Class\{4d36e968-e325-11ce-bfc1-08002be10318}\0099"
 OLDER_WAY = r"HKLM\SOFTWARE\Khronos\Vulkan\Drivers"
 

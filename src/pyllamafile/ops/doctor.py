@@ -421,6 +421,8 @@ _LIBRARIES = (
     *("usr/lib/*", "usr/lib64", "usr/lib", "lib/*", "lib64", "usr/local/lib"),
     *("run/opengl-driver/lib", "usr/lib/wsl/lib"),
 )
+# What starts a program that takes glibc (handover/posix.cpp).
+_LINKERS = {"amd64": "lib64/ld-linux-x86-64.so.2", "arm64": "lib/ld-linux-aarch64.so.1"}
 _MANIFESTS = (
     *("usr/share", "usr/local/share", "etc", "usr/local/etc", "etc/xdg"),
     *("run/opengl-driver/share", "usr/lib/wsl"),
@@ -454,6 +456,13 @@ def _gpus(found: Llamafile, here: Machine) -> Iterator[Finding]:
             "sudo usermod -aG render,video $USER, and log in again",
             fatal=False,
         )
+    if not (here.root / _LINKERS[here.target.arch]).exists():
+        yield Finding(
+            "GPU: this Linux has no glibc, which drivers are made for",
+            "a distribution with glibc 2.28 or newer, such as Debian, Fedora or Ubuntu",
+            fatal=False,
+        )
+        return
     told = {variable for variable, value in here.environment.items() if value}
     if told.isdisjoint(_LIBRARIES_ELSEWHERE) and not _any(here, _LIBRARIES, "libvulkan.so.1"):
         yield Finding(

@@ -109,6 +109,13 @@ bool an_error_was_said() {
     return said;
 }
 
+void end_with_error(const std::string & why) {
+    forget_errors();
+    fprintf(stderr, "error: %s\n", why.c_str());
+    fflush(nullptr);
+    _Exit(1);
+}
+
 void end_without_abort() {
     ggml_set_abort_callback(give_up);
 }

@@ -23,5 +23,8 @@ bool error_is_said(const char * line);
 // Whether one was said, and there is no need for another.
 bool an_error_was_said();
 
+// Ends this process in the middle of what it does, with one line.
+[[noreturn]] void end_with_error(const std::string & why);
+
 // A failed assertion of llama.cpp's is an error like any other: a line, and exit code 1.
 void end_without_abort();

@@ -7,6 +7,7 @@
 #include "container.h"
 #include "documents/embedder.h"
 #include "errors.h"
+#include "gpu/devices.h"
 #include "gpu/gpu.h"
 #include "invocation.h"
 #include "llama.h"
@@ -386,7 +387,10 @@ int main(int argc, char ** argv) {
 #ifdef RUNTIME_HAS_GPU
             return report_gpus(own_container, own_program, user);
 #else
-            return fail("no GPU is tried: this program computes on the processor alone");
+            const std::string missing = no_gpu_because();
+            return fail("no GPU is tried: " + (missing.empty()
+                                                   ? "this program computes on the processor alone"
+                                                   : "this machine has no GPU: " + missing));
 #endif
         }
         const int code = run(file.empty() ? argv[0] : file.c_str(), user);

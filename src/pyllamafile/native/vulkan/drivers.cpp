@@ -44,35 +44,32 @@ void note_library(const fs::path & name, const fs::path & manifest, std::string 
     }
 }
 
-void note_manifest(const fs::path & path, std::string & out) {
+// The library that a manifest names; empty if it names none.
+fs::path library_of(const fs::path & manifest) {
     std::error_code error;
-    if (!note(path, out) || fs::file_size(path, error) > LONGEST) {
-        return;
+    if (fs::file_size(manifest, error) > LONGEST || error) {
+        return {};
     }
-    std::ifstream file(path);
+    std::ifstream file(manifest);
     const nlohmann::json all = nlohmann::json::parse(file, nullptr, false);
     const nlohmann::json::json_pointer library("/ICD/library_path");
-    if (all.is_object() && all.contains(library) && all.at(library).is_string()) {
-        note_library(fs::u8path(all.at(library).get<std::string>()), path, out);
-    }
+    const bool names = all.is_object() && all.contains(library) && all.at(library).is_string();
+    return names ? fs::u8path(all.at(library).get<std::string>()) : fs::path();
 }
 
-void note_manifests(const fs::path & place, std::string & out) {
+std::vector<fs::path> manifests_in(const fs::path & place) {
     std::error_code error;
     if (!fs::is_directory(place, error)) {
-        note_manifest(place, out);
-        return;
+        return { place };
     }
-    std::vector<fs::path> all;
+    std::vector<fs::path> out;
     for (const auto & each : fs::directory_iterator(place, error)) {
         if (each.path().extension() == ".json") {
-            all.push_back(each.path());
+            out.push_back(each.path());
         }
     }
-    std::sort(all.begin(), all.end());
-    for (const fs::path & each : all) {
-        note_manifest(each, out);
-    }
+    std::sort(out.begin(), out.end());
+    return out;
 }
 
 // In the order of the loader's; which drivers it takes then depends on these variables as well.
@@ -86,6 +83,16 @@ std::vector<fs::path> places() {
     std::vector<fs::path> out = paths_in("VK_ADD_DRIVER_FILES", "");
     for (const fs::path & each : usual_manifests()) {
         out.push_back(each);
+    }
+    return out;
+}
+
+std::vector<fs::path> manifests() {
+    std::vector<fs::path> out;
+    for (const fs::path & place : places()) {
+        for (const fs::path & each : manifests_in(place)) {
+            out.push_back(each);
+        }
     }
     return out;
 }
@@ -109,8 +116,28 @@ std::vector<fs::path> paths_in(const char * variable, const std::string & otherw
 std::string gpu_drivers() {
     std::string out;
     note_library(VULKAN_LOADER, "", out);
-    for (const fs::path & place : places()) {
-        note_manifests(place, out);
+    for (const fs::path & manifest : manifests()) {
+        const fs::path library = note(manifest, out) ? library_of(manifest) : fs::path();
+        if (!library.empty()) {
+            note_library(library, manifest, out);
+        }
     }
     return out + system_of_drivers();
+}
+
+std::vector<fs::path> driver_folders() {
+    std::vector<fs::path> out;
+    std::error_code error;
+    for (const fs::path & manifest : manifests()) {
+        if (!fs::is_regular_file(manifest, error)) {
+            continue;
+        }
+        const fs::path folder = manifest.has_parent_path() ? manifest.parent_path() : ".";
+        const fs::path library = library_of(manifest);
+        out.push_back(folder);
+        if (library.has_parent_path()) {
+            out.push_back((folder / library).parent_path()); // an absolute name stays as it is
+        }
+    }
+    return out;
 }

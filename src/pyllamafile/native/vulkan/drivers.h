@@ -18,5 +18,8 @@ std::vector<std::filesystem::path> usual_manifests();
 // Where it looks for libraries that have a name and no folder.
 std::vector<std::filesystem::path> library_folders();
 
+// The folders of the manifests that there are, and of the libraries that these name.
+std::vector<std::filesystem::path> driver_folders();
+
 // Lines on the system that drivers are for, and on the devices that it has.
 std::string system_of_drivers();

@@ -47,6 +47,7 @@ std::vector<fs::path> usual_manifests() {
         { "", "/etc:/usr/local/etc" },
         { "XDG_DATA_HOME", own + "/.local/share" },
         { "XDG_DATA_DIRS", "/usr/local/share:/usr/share:/usr/pkg/share" },
+        { "", "/usr/X11R6/share:/usr/X11R7/share" },
     };
     std::vector<fs::path> out;
     for (const auto & each : folders) {
@@ -83,15 +84,12 @@ std::string system_of_drivers() {
     return out + "\n";
 }
 
-// Of the folders that variables name, for drivers elsewhere than where the system has them.
+// For drivers elsewhere than where most systems have them.
 void name_gpu_drivers(named & names) {
     names.gpu = true;
-    for (const char * variable :
-         { "VK_ICD_FILENAMES", "VK_DRIVER_FILES", "VK_ADD_DRIVER_FILES", "LD_LIBRARY_PATH" }) {
-        for (const fs::path & path : paths_in(variable, "")) {
-            // libraries are beside their manifests, or where the linker looks anyway
-            const fs::path folder = path.has_parent_path() ? path.parent_path() : ".";
-            names.drivers.push_back((path.extension() == ".json" ? folder : path).u8string());
+    for (const auto & all : { driver_folders(), paths_in("LD_LIBRARY_PATH", "") }) {
+        for (const fs::path & each : all) {
+            names.drivers.push_back(each.u8string());
         }
     }
 }

@@ -20,7 +20,14 @@ void * symbol(void * library, const char * name) {
     return (void *)GetProcAddress((HMODULE)library, name);
 }
 #else
-const char * const LIBRARIES[] = { "libvulkan.so.1", "libvulkan.so" };
+const char * const LIBRARIES[] = {
+    "libvulkan.so.1",
+    "libvulkan.so",
+#ifdef __NetBSD__ // whose linker looks nowhere else than in /usr/lib
+    "/usr/pkg/lib/libvulkan.so.1",
+    "/usr/X11R7/lib/libvulkan.so.1",
+#endif
+};
 void * open_library(const char * name) {
     return dlopen(name, RTLD_NOW | RTLD_LOCAL);
 }

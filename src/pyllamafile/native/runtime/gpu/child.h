@@ -21,3 +21,7 @@ struct child_end {
 // Starts a program with its arguments, and waits for so many seconds. It has nothing to read, and
 // what it says on standard error is lost. Throws std::system_error where it can't be started.
 child_end run_for(int seconds, const std::vector<std::string> & words);
+
+// For such a process: if the one that has started it ends first, the system ends this one, where it
+// can.
+void end_with_parent();

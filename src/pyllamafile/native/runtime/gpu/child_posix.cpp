@@ -11,6 +11,12 @@
 #include <system_error>
 #include <unistd.h>
 
+#if defined(__linux__)
+#include <sys/prctl.h>
+#elif defined(__FreeBSD__)
+#include <sys/procctl.h>
+#endif
+
 extern char ** environ;
 
 namespace {
@@ -109,4 +115,13 @@ child_end run_for(int seconds, const std::vector<std::string> & words) {
         out.code = WIFEXITED(status) ? WEXITSTATUS(status) : 1;
     }
     return out;
+}
+
+void end_with_parent() {
+#if defined(__linux__)
+    prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
+#elif defined(__FreeBSD__)
+    int number = SIGKILL;
+    procctl(P_PID, 0, PROC_PDEATHSIG_CTL, &number);
+#endif
 }

@@ -135,3 +135,5 @@ child_end run_for(int seconds, const std::vector<std::string> & words) {
     }
     return out;
 }
+
+void end_with_parent() {} // its job does

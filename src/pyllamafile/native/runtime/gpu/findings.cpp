@@ -41,7 +41,8 @@ std::string line(const std::string & what, const std::string & text) {
 std::string variables() {
     std::set<std::string> out;
     for (char ** each = environ; *each != nullptr; each++) {
-        for (const char * start : { "GGML_", "VK_", "MESA_", "DRI_PRIME", "__NV_", "MTL_" }) {
+        for (const char * start : { "GGML_", "VK_", "MESA_", "DRI_PRIME", "RADV_", "AMD_", "ANV_",
+                                    "INTEL_", "NVK_", "__NV_", "MTL_" }) {
             if (strncmp(*each, start, strlen(start)) == 0) {
                 out.insert(*each);
             }

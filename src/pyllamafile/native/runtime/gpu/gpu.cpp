@@ -345,6 +345,7 @@ std::string last_trial_of_gpus(const std::string & program) {
 }
 
 int trial_of_gpus(const arguments & user) {
+    end_with_parent();
     named names;
     names.reads.push_back(own_container.path);
     name_gpu_drivers(names);
@@ -384,6 +385,7 @@ void use_gpus() {
     }
     // Which devices there are it would say aloud; the log has them again when the model is loaded.
     ggml_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
+    std::string why_not;
     try {
         const ggml_backend_reg_t gpus = start_gpu_drivers(used);
         for (size_t i = 0; i < ggml_backend_reg_dev_count(gpus); i++) {
@@ -391,9 +393,12 @@ void use_gpus() {
         }
         ggml_backend_register(gpus);
     } catch (const std::runtime_error & problem) {
-        fprintf(stderr, "GPU: not used: %s\n", problem.what());
+        why_not = problem.what();
     }
     ggml_log_set(nullptr, nullptr);
+    if (!why_not.empty()) { // since it was tried
+        say_none_is_used(why_not);
+    }
 }
 
 void list_gpus() {

@@ -1,12 +1,12 @@
 #include "gpu/room.h"
 
+#include "choice.h"
 #include "common.h"
 #include "errors.h"
 #include "ggml-backend-impl.h"
 #include "llama-ext.h"
 #include "log.h"
 #include "mtmd.h"
-#include "weights.h"
 
 #include <algorithm>
 #include <atomic>
@@ -14,6 +14,7 @@
 #include <exception>
 #include <iostream>
 #include <map>
+#include <stdexcept>
 #include <string>
 
 // Upstream's, under the names that seams give them.
@@ -91,15 +92,15 @@ gpu_share share_of(const llama_model * model) {
     return out.devices.empty() ? gpu_share() : out;
 }
 
-// What to try next where so many layers have no room; below 1 for none.
-int fewer(int layers, const std::string & model) {
-    weights found = {};
-    const int all =
-        find_weights(model, found).empty() && found.layers > 0 ? (int)found.layers + 1 : 1;
-    return (layers < 0 ? all : std::min(layers, all)) / 2;
-}
-
 } // namespace
+
+void say_none_is_used(const std::string & why) {
+    try {
+        say_no_gpu(why);
+    } catch (const std::runtime_error & needed) {
+        end_with_error(needed.what());
+    }
+}
 
 void watch_gpu(ggml_backend_dev_t device) {
     if (watched.empty()) {
@@ -125,6 +126,7 @@ common_init_result_ptr common_init_from_params(common_params & params, bool mode
     loaded = {};
     while (!watched.empty() && layers != 0 && !none) {
         fell_short = false;
+        being_loaded = {};
         hold_errors();
         common_init_result_ptr out = common_init_from_params_upstream(params, model_only);
         if (is_whole(*out, model_only) && !fell_short) {
@@ -137,19 +139,21 @@ common_init_result_ptr common_init_from_params(common_params & params, bool mode
             return out;
         }
         forget_errors();
-        layers = fell_short ? fewer(layers, given.model.path) : 0;
-        params = given;
+        layers = fell_short ? being_loaded.layers / 2 : 0;
+        params = given; // where the context gets shorter, if there is little memory
         params.n_gpu_layers = layers;
         params.speculative.draft.n_gpu_layers = 0; // which nobody loads again
-        params.fit_params = false;
     }
     if (layers != given.n_gpu_layers) {
+        const std::string why =
+            watched + (fell_short ? " has no room for" : " could not load") + " this model";
+        if (fell_short && chosen_gpus() == gpus::NEEDED) {
+            say_none_is_used(why);
+        }
         params.devices = { nullptr }; // of upstream's, the end of a list
-        const char * const why = fell_short ? "has no room for" : "could not load";
         common_init_result_ptr out = common_init_from_params_upstream(params, model_only);
         if (is_whole(*out, model_only)) {
-            fprintf(stderr, "GPU: not used: %s %s this model; --gpu off silences this\n",
-                    watched.c_str(), why);
+            say_none_is_used(why);
         }
         fell_short = false;
         return out;

@@ -141,7 +141,7 @@ bool is_draft_of_tensor(const std::string & name) {
 
 int clean_cache(const std::string & program) {
     const fs::path own = fs::path(program);
-    const fs::path folder = own.parent_path();
+    const fs::path folder = fs::u8path(beside_programs(program, "run"));
     clean_states(state_folder_of(program));
     const std::string tensors = tensor_folder_of(program);
     for (const used_file & draft : files_by_use(tensors, is_draft_of_tensor)) {
@@ -150,11 +150,11 @@ int clean_cache(const std::string & program) {
     clean_folder(tensors, is_tensor);
     clean_folder(speed_folder_of(program), is_speed);
     clean_folder(gpu_folder_of(program), is_finding);
-    if (!was_unpacked(own)) {
+    std::error_code error;
+    if (!fs::is_directory(folder, error)) {
         puts("nothing to remove: this file unpacks no program");
         return 0;
     }
-    std::error_code error;
     int removed = 0, kept = 0;
     double bytes = 0;
     for (const auto & entry : fs::directory_iterator(folder, error)) {

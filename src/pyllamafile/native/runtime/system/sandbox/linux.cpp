@@ -61,6 +61,9 @@ const char * const DRIVERS[] = {
     "/usr/lib",
     "/usr/lib64",
     "/usr/local/lib",
+    "/opt/amdgpu",
+    "/opt/amdgpu-pro",
+    "/gnu/store",
     "/nix/store",
     "/run/opengl-driver",
     "/etc/ld.so.cache",
@@ -81,10 +84,15 @@ const char * const DRIVERS[] = {
     "/sys/module",
 };
 const char * const GPUS[] = {
-    "/dev/dri",     "/dev/dxg",     "/dev/kfd",     "/dev/nvidiactl",  "/dev/nvidia-modeset",
-    "/dev/nvidia0", "/dev/nvidia1", "/dev/nvidia2", "/dev/nvidia3",    "/dev/nvidia4",
-    "/dev/nvidia5", "/dev/nvidia6", "/dev/nvidia7", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools",
+    "/dev/dri",
+    "/dev/dxg",
+    "/dev/kfd",
+    "/dev/nvidiactl",
+    "/dev/nvidia-modeset",
+    "/dev/nvidia-uvm",
+    "/dev/nvidia-uvm-tools",
 };
+const int MOST_NVIDIAS = 16; // /dev/nvidia0 and so on
 
 // The kernel starts one in front of a program that is linked with libraries.
 const char * const LINKERS[] = { "/lib64/ld-linux-x86-64.so.2", "/lib/ld-linux-aarch64.so.1" };
@@ -178,8 +186,12 @@ bool enter_landlock(int abi, const permissions & may, const named & names) {
         for (const std::string & path : names.drivers) {
             rules.allow(path, READ);
         }
+        const rights of_device = READ | LANDLOCK_ACCESS_FS_WRITE_FILE | DEVICE;
         for (const char * path : GPUS) {
-            rules.allow(path, READ | LANDLOCK_ACCESS_FS_WRITE_FILE | DEVICE);
+            rules.allow(path, of_device);
+        }
+        for (int i = 0; i < MOST_NVIDIAS; i++) {
+            rules.allow("/dev/nvidia" + std::to_string(i), of_device);
         }
         for (const char * path : LINKERS) {
             rules.allow(path, READ | (may.starts ? EXECUTE : 0));
@@ -417,6 +429,7 @@ void refuse_memory(filter & out) {
 }
 
 // `by_path`: Landlock does so as well, which tells a device that a driver writes to from a file.
+// Without it a driver may write to any file that is there, or it would have no device.
 void refuse_changes(filter & out, const permissions & may, const named & names, bool by_path) {
     if (may.writes == files::ALL) {
         return;
@@ -428,7 +441,8 @@ void refuse_changes(filter & out, const permissions & may, const named & names, 
         if (has_driver(may, names) && by_path) {
             return;
         }
-        const uint32_t writes = O_WRONLY | O_RDWR | O_CREAT | O_TRUNC | (O_TMPFILE & ~O_DIRECTORY);
+        const uint32_t makes = O_CREAT | O_TRUNC | (O_TMPFILE & ~O_DIRECTORY);
+        const uint32_t writes = has_driver(may, names) ? makes : makes | O_WRONLY | O_RDWR;
         out.refuse_bits(SYS_openat, 2, writes);
 #if defined(__x86_64__)
         out.refuse_bits(SYS_open, 1, writes);
@@ -500,7 +514,8 @@ std::string confine(const permissions & may, const named & names) {
                (abi >= 4 ? "" : " (older than ABI 4: ports are not confined)");
     }
     return landlock  ? name + " (no seccomp: system calls are not confined)"
-           : seccomp ? "seccomp (no Landlock: reading is not confined)"
+           : seccomp ? "seccomp" + driver + " (no Landlock: reading is not confined" +
+                           (driver.empty() ? ")" : ", nor writing to files that are there)")
                      : "none (this kernel has neither Landlock nor seccomp)";
 }
 
