@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import importlib.util
 import json
+import os
 import re
 import shutil
 import signal
@@ -194,6 +195,32 @@ def childless(server: str | Path) -> bool:
     while children(server) and time.monotonic() < deadline:
         time.sleep(0.1)
     return not children(server)
+
+
+@contextmanager
+def limited(
+    controller: str, v2: tuple[str, str], v1: tuple[str, str]
+) -> Iterator[list[str | Path]]:
+    """The words in front of a command that put it into a control group of its own, in which a file
+    says what it may have. Where this machine lets us make none, the test is skipped.
+    """
+    roots = (Path("/sys/fs/cgroup", controller), Path("/sys/fs/cgroup"))
+    root = next((path for path in roots if (path / "cgroup.procs").exists()), None)
+    if root is None:
+        pytest.skip("no control groups to be had here")
+    group = root / f"pyllamafile-{os.getpid()}"
+    try:
+        group.mkdir()
+        name, value = v2 if (group / v2[0]).exists() else v1
+        (group / name).write_text(value)
+    except OSError as error:
+        if group.exists():
+            group.rmdir()
+        pytest.skip(f"control groups can't be made here: {error}")
+    try:
+        yield ["sh", "-c", 'echo $$ >"$0/cgroup.procs" && exec "$@"', group]
+    finally:
+        group.rmdir()
 
 
 @contextmanager

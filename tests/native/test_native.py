@@ -15,15 +15,13 @@ import time
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import lief
 import loadable
 import pytest
-from running import free_port, need, ready, run, serving
+from running import free_port, limited, need, ready, run, serving
 
 import pyllamafile
 from pyllamafile import native
@@ -189,32 +187,6 @@ def test_seam_no_more_threads_than_the_affinity_allows(llamafile: Path) -> None:
     (cpu, *_) = sorted(os.sched_getaffinity(0))
     assert threads(run("taskset", "-c", str(cpu), *asked)) == 1
     assert threads(run("taskset", "-c", str(cpu), *asked, "-t", "2")) == 2
-
-
-@contextmanager
-def limited(
-    controller: str, v2: tuple[str, str], v1: tuple[str, str]
-) -> Iterator[list[str | Path]]:
-    """The words in front of a command that put it into a control group of its own, in which a file
-    says what it may have. Where this machine lets us make none, the test is skipped.
-    """
-    roots = (Path("/sys/fs/cgroup", controller), Path("/sys/fs/cgroup"))
-    root = next((path for path in roots if (path / "cgroup.procs").exists()), None)
-    if root is None:
-        pytest.skip("no control groups to be had here")
-    group = root / f"pyllamafile-{os.getpid()}"
-    try:
-        group.mkdir()
-        name, value = v2 if (group / v2[0]).exists() else v1
-        (group / name).write_text(value)
-    except OSError as error:
-        if group.exists():
-            group.rmdir()
-        pytest.skip(f"control groups can't be made here: {error}")
-    try:
-        yield ["sh", "-c", 'echo $$ >"$0/cgroup.procs" && exec "$@"', group]
-    finally:
-        group.rmdir()
 
 
 def test_no_more_threads_than_the_control_group_allows(llamafile: Path) -> None:

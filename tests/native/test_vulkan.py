@@ -20,7 +20,7 @@ import lief
 import loadable
 import pytest
 from fixtures import png, tiny_projector
-from running import OnGpu, need, package, post, ready, second_program, serving
+from running import OnGpu, limited, need, package, post, ready, second_program, serving
 
 import pyllamafile
 from pyllamafile import native
@@ -332,6 +332,19 @@ def test_seam_less_goes_to_a_gpu_that_has_no_room(runs, faster, tmp_path: Path) 
     needed = runs(*words, "--gpu", "vulkan", **variables)
     assert (needed.returncode, needed.stdout) == (1, "")
     assert re.fullmatch(rf"error: --gpu vulkan: {why}\n", needed.stderr), needed.stderr
+
+
+def test_where_a_gpu_has_no_room_the_context_fits_the_memory(
+    on_lavapipe: OnGpu, faster, smollm2: Path
+) -> None:
+    env = {**on_lavapipe.env, **faster(smollm2), "BROKEN_DRIVER": "has memory for a trial"}
+    limit = str(1280 << 20)  # upstream leaves a GiB to others
+    with limited("memory", ("memory.max", limit), ("memory.limit_in_bytes", limit)) as inside:
+        command = [*inside, *on_lavapipe.command, "-m", smollm2, "-p", "A", "-n", "1", "-v"]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=1800)
+    assert done.returncode == 0, done.stderr
+    assert "has no room for this model" in done.stderr
+    assert 4096 <= int(re.findall(r" n_ctx += (\d+)", done.stderr)[-1]) < 8192
 
 
 def test_a_gpu_that_is_gone_since_it_was_tried(runs, faster, tmp_path: Path) -> None:
