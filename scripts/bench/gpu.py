@@ -130,6 +130,8 @@ def upstream(triple: str, blob: Path) -> list[Path]:
         "CMAKE_CXX_COMPILER": tools.script(folder / "c++", zig, "c++", *words),
         "CMAKE_AR": tools.script(folder / "ar", zig, "ar"),
         "CMAKE_RANLIB": tools.script(folder / "ranlib", zig, "ranlib"),
+        # This machine's loader may want a newer glibc than the program has symbols of.
+        "CMAKE_EXE_LINKER_FLAGS": "-s -Wl,--allow-shlib-undefined",
         "CMAKE_MAKE_PROGRAM": ninja,
         "CMAKE_PREFIX_PATH": headers,
         "Vulkan_INCLUDE_DIR": headers / "include",
@@ -168,15 +170,16 @@ def run(options: argparse.Namespace) -> None:
     facts = json.loads((folder / FACTS).read_text())
     began = time.monotonic()
     env = environment(folder)
+    silent = "--no-display-prompt"  # or the first byte would be of that
     programs = {
         OURS: {
             "bench": [folder / "runtime", "--llamafile", folder / SHADERS, "--bench"],
-            "complete": [folder / "runtime", "--llamafile", folder / SHADERS],
+            "complete": [folder / "runtime", "--llamafile", folder / SHADERS, silent],
             "more": ["--gpu", "vulkan"],
         }
     }
     if (folder / "llama-bench").exists():
-        more = ["--no-warmup", "-no-cnv", "--no-display-prompt"]
+        more = ["--no-warmup", "-no-cnv", silent]
         programs[THEIRS] = {
             "bench": [folder / "llama-bench"],
             "complete": [folder / "llama-completion", *more],
