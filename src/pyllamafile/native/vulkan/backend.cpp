@@ -10,6 +10,7 @@
 #include "system/system.h"
 
 #include <cstdlib>
+#include <future>
 #include <stdexcept>
 
 extern "C" ggml_backend_reg_t ggml_backend_vk_reg(); // upstream's
@@ -24,12 +25,9 @@ ggml_backend_reg_t start_gpu_drivers(const std::vector<int> & numbers) {
     if (getenv(LAYERS) == nullptr) {
         set_variable(LAYERS, "~implicit~");
     }
-    const container * own = own_contents(GPU_VARIABLE);
-    for (const std::string & problem :
-         { open_vulkan_loader(), fill_shaders(own != nullptr ? *own : own_container) }) {
-        if (!problem.empty()) {
-            throw std::runtime_error(problem);
-        }
+    const std::string & problem = open_vulkan_loader();
+    if (!problem.empty()) {
+        throw std::runtime_error(problem);
     }
     std::string named;
     for (const int number : numbers) {
@@ -38,7 +36,16 @@ ggml_backend_reg_t start_gpu_drivers(const std::vector<int> & numbers) {
     if (!named.empty()) {
         set_variable(NAMED_GPUS, named);
     }
+    // While the drivers start, which takes as long.
+    const container * own = own_contents(GPU_VARIABLE);
+    const container & file = own != nullptr ? *own : own_container;
+    std::future<std::string> filled =
+        std::async(std::launch::async, [&file] { return fill_shaders(file); });
     const ggml_backend_reg_t out = ggml_backend_vk_reg();
+    const std::string lacking = filled.get();
+    if (!lacking.empty()) {
+        throw std::runtime_error(lacking);
+    }
     if (out == nullptr || ggml_backend_reg_dev_count(out) == 0) {
         throw std::runtime_error("no Vulkan driver has a GPU that computes");
     }

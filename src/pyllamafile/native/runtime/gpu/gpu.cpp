@@ -1,7 +1,6 @@
 #include "gpu.h"
 
-// MISSING, in the order in which it is to be built:
-// - shaders are unpacked in 50 ms, by the thread that starts the device: a second one could.
+// MISSING:
 // - drivers that keep compiled shaders in the user's cache can't in the sandbox.
 
 #include "backend.h"
