@@ -12,9 +12,11 @@ import json
 import os
 import re
 import subprocess
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import lief
 import loadable
@@ -37,6 +39,7 @@ pytestmark = pytest.mark.native
 TARGET = WITH_GPU["linux-amd64-gnu"]
 LIBRARIES = ("libggml-vulkan.a", "ggml-base.a", "libggml-base.a")
 TYPES = ("f16", "q8_0", "q4_0", "q4_K")
+WRITES = ("-p", tiny.PROMPT, "-n", "24", "--temp", "0")  # what --prove knows the answer to
 HERE = Path(__file__).parent
 Done = subprocess.CompletedProcess[str]
 
@@ -50,6 +53,45 @@ def runs(on_lavapipe: OnGpu) -> Callable[..., Done]:
         return subprocess.run(command, env=env, capture_output=True, text=True, timeout=1800)
 
     return runs
+
+
+def soon(holds: Callable[[], Any]) -> Any:
+    """What comes of it as soon as it holds."""
+    deadline = time.monotonic() + 60
+    while not (found := holds()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return found
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """The model of --prove."""
+    path = tmp_path / "tiny.gguf"
+    path.write_bytes(tiny.model())
+    return path
+
+
+@pytest.fixture
+def passes_over(runs, weights: Path) -> Callable[..., Done]:
+    """Runs it where no GPU can be used, for a reason that a pattern knows.
+
+    One line says so, and the processor computes. Who needs a GPU gets an error.
+    """
+
+    def passes_over(why: str, *more: str, **variables: str) -> Done:
+        words = ("-m", weights, *WRITES, *more)
+        done = runs(*words, **variables)
+        assert done.returncode == 0, done.stderr
+        assert tiny.ANSWER in done.stdout
+        line = rf"GPU: not used: {why}; --gpu off silences this\n"
+        assert re.fullmatch(line, done.stderr), done.stderr
+        needed = runs(*words, "--gpu", "vulkan", **variables)
+        assert (needed.returncode, needed.stdout) == (1, "")
+        assert re.fullmatch(rf"error: --gpu vulkan: {why}\n", needed.stderr), needed.stderr
+        return done
+
+    return passes_over
 
 
 @pytest.fixture
@@ -112,10 +154,8 @@ def test_smollm2_on_lavapipe_writes_what_the_processor_writes(runs, smollm2: Pat
     assert gpu.stdout == processor.stdout
 
 
-def test_seam_the_server_says_what_a_gpu_computes(on_lavapipe: OnGpu, tmp_path: Path) -> None:
+def test_seam_the_server_says_what_a_gpu_computes(on_lavapipe: OnGpu, weights: Path) -> None:
     """The model of --prove, in the server's sandbox."""
-    weights = tmp_path / "tiny.gguf"
-    weights.write_bytes(tiny.model())
     words = ["-m", weights, "--server", "--nobrowser", "--gpu", "vulkan", "-ngl", "99"]
     words += ["--temp", "0", "--no-warmup", "-c", "512"]
     process = subprocess.Popen(
@@ -168,9 +208,7 @@ def test_a_gpu_computes_each_of_several_models(
         assert "llvmpipe" in gpu["devices"][0]
 
 
-def test_devices_are_listed(runs, tmp_path: Path) -> None:
-    weights = tmp_path / "tiny.gguf"
-    weights.write_bytes(tiny.model())
+def test_devices_are_listed(runs, weights: Path) -> None:
     done = runs("-m", weights, "--list-devices")
     assert done.returncode == 0, done.stderr
     assert re.fullmatch(
@@ -181,9 +219,7 @@ def test_devices_are_listed(runs, tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "Available devices:\n  (none)\n")
 
 
-def test_the_version_says_what_was_found_last(runs, tmp_path: Path) -> None:
-    weights = tmp_path / "tiny.gguf"
-    weights.write_bytes(tiny.model())
+def test_the_version_says_what_was_found_last(runs, weights: Path, tmp_path: Path) -> None:
     other = {"PYLLAMAFILE_CACHE": str(tmp_path)}
     assert "GPU" not in runs("--version", **other).stdout
     assert runs("-m", weights, "--list-devices").returncode == 0  # tried, if no test did before
@@ -208,31 +244,19 @@ BROKEN = {
 
 @pytest.mark.parametrize("how", BROKEN)
 def test_of_a_broken_driver_one_line_is_said_and_the_processor_computes(
-    runs, broken: dict[str, str], how: str, tmp_path: Path
+    runs, passes_over, broken: dict[str, str], how: str, weights: Path, tmp_path: Path
 ) -> None:
-    weights = tmp_path / "tiny.gguf"
-    weights.write_bytes(tiny.model())
     variables = {**broken, "BROKEN_DRIVER": how, "PYLLAMAFILE_CACHE": str(tmp_path / "cache")}
     if how.startswith("hangs"):
         variables["PYLLAMAFILE_GPU_SECONDS"] = "2"
-    words = ("-m", weights, "-p", tiny.PROMPT, "-n", "24", "--temp", "0", "-ngl", "99")
-    done = runs(*words, **variables)
-    assert done.returncode == 0, done.stderr
-    assert tiny.ANSWER in done.stdout
-    line = rf"GPU: not used: {BROKEN[how]}; --gpu off silences this\n"
-    assert re.fullmatch(line, done.stderr), done.stderr
-    silent = runs(*words, "--gpu", "off", **variables)
+    done = passes_over(BROKEN[how], "-ngl", "99", **variables)
+    silent = runs("-m", weights, *WRITES, "-ngl", "99", "--gpu", "off", **variables)
     assert (silent.returncode, silent.stdout, silent.stderr) == (0, done.stdout, "")
-    needed = runs(*words, "--gpu", "vulkan", **variables)
-    assert (needed.returncode, needed.stdout) == (1, "")
-    assert re.fullmatch(rf"error: --gpu vulkan: {BROKEN[how]}\n", needed.stderr), needed.stderr
 
 
 @pytest.fixture
-def lists(runs, tmp_path: Path) -> Callable[..., Done]:
+def lists(runs, weights: Path, tmp_path: Path) -> Callable[..., Done]:
     """Runs the runtime so that it says which GPUs there are, with a cache of its own."""
-    weights = tmp_path / "tiny.gguf"
-    weights.write_bytes(tiny.model())
 
     def lists(**variables: str) -> Done:
         cache = {"PYLLAMAFILE_CACHE": str(tmp_path / "cache"), **variables}
@@ -272,13 +296,13 @@ def test_what_was_found_is_kept_until_something_changes(lists, tmp_path: Path) -
 
 
 def test_a_gpu_that_is_slower_than_the_processor_computes_for_who_asks(
-    lists, runs, tmp_path: Path
+    lists, runs, weights: Path, tmp_path: Path
 ) -> None:
     """lavapipe is the processor, with more to do."""
     listed = lists()
     assert "llvmpipe" in listed.stdout
     assert listed.stderr == ""
-    words = ("-m", tmp_path / "tiny.gguf", "-p", tiny.PROMPT, "-n", "24", "--temp", "0")
+    words = ("-m", weights, *WRITES)
     cache = str(tmp_path / "cache")
     done = runs(*words, PYLLAMAFILE_CACHE=cache)
     line = r"GPU: not used: llvmpipe.*: the processor does (\d+|\d\.\d) times as much meanwhile; "
@@ -318,20 +342,9 @@ def faster(runs, broken: dict[str, str], tmp_path: Path) -> Callable[[Path], dic
     return faster
 
 
-def test_seam_less_goes_to_a_gpu_that_has_no_room(runs, faster, tmp_path: Path) -> None:
-    weights = tmp_path / "tiny.gguf"
-    weights.write_bytes(tiny.model())
+def test_seam_less_goes_to_a_gpu_that_has_no_room(passes_over, faster, weights: Path) -> None:
     variables = {**faster(weights), "BROKEN_DRIVER": "has memory for a trial"}
-    words = ("-m", weights, "-p", tiny.PROMPT, "-n", "24", "--temp", "0")
-    done = runs(*words, **variables)
-    assert done.returncode == 0, done.stderr
-    assert tiny.ANSWER in done.stdout
-    why = r"llvmpipe.* has no room for this model"
-    line = rf"GPU: not used: {why}; --gpu off silences this\n"
-    assert re.fullmatch(line, done.stderr), done.stderr
-    needed = runs(*words, "--gpu", "vulkan", **variables)
-    assert (needed.returncode, needed.stdout) == (1, "")
-    assert re.fullmatch(rf"error: --gpu vulkan: {why}\n", needed.stderr), needed.stderr
+    passes_over("llvmpipe.* has no room for this model", **variables)
 
 
 def test_where_a_gpu_has_no_room_the_context_fits_the_memory(
@@ -347,19 +360,35 @@ def test_where_a_gpu_has_no_room_the_context_fits_the_memory(
     assert 4096 <= int(re.findall(r" n_ctx += (\d+)", done.stderr)[-1]) < 8192
 
 
-def test_a_gpu_that_is_gone_since_it_was_tried(runs, faster, tmp_path: Path) -> None:
-    weights = tmp_path / "tiny.gguf"
-    weights.write_bytes(tiny.model())
+def test_a_gpu_that_is_gone_since_it_was_tried(passes_over, faster, weights: Path) -> None:
     variables = {**faster(weights), "BROKEN_DRIVER": "has no device"}
-    words = ("-m", weights, "-p", tiny.PROMPT, "-n", "24", "--temp", "0")
-    done = runs(*words, **variables)
-    assert done.returncode == 0, done.stderr
-    assert tiny.ANSWER in done.stdout
-    why = "no Vulkan driver has a GPU that computes"
-    assert done.stderr == f"GPU: not used: {why}; --gpu off silences this\n"
-    needed = runs(*words, "--gpu", "vulkan", **variables)
-    told = f"error: --gpu vulkan: {why}\n"
-    assert (needed.returncode, needed.stdout, needed.stderr) == (1, "", told)
+    passes_over("no Vulkan driver has a GPU that computes", **variables)
+
+
+def test_a_driver_lies_where_its_manifest_says(
+    lists, broken: dict[str, str], tmp_path: Path
+) -> None:
+    """In the sandbox, which nobody told of that folder."""
+    manifest = tmp_path / "manifests" / "icd.json"
+    manifest.parent.mkdir()
+    manifest.write_bytes(Path(broken["VK_ICD_FILENAMES"]).read_bytes())
+    done = lists(**{**broken, "VK_ICD_FILENAMES": str(manifest)})
+    assert "llvmpipe" in done.stdout
+    assert done.stderr == ""
+
+
+def test_a_trial_ends_with_whoever_has_started_it(
+    on_lavapipe: OnGpu, broken: dict[str, str], weights: Path, tmp_path: Path
+) -> None:
+    variables = {"BROKEN_DRIVER": "hangs when it is loaded", "PYLLAMAFILE_CACHE": str(tmp_path)}
+    env = {**on_lavapipe.env, **broken, **variables}
+    command = [*on_lavapipe.command, "-m", weights, *WRITES]
+    with subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL) as process:
+        started = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        trial = Path("/proc", soon(lambda: started.read_text().strip()))
+        soon(lambda: "broken.so" in (trial / "maps").read_text())
+        process.kill()
+    soon(lambda: not trial.exists() or ") Z " in (trial / "stat").read_text())
 
 
 def test_seam_a_projector_stays_where_there_is_room(
@@ -411,14 +440,12 @@ def test_a_picture_is_seen_as_the_processor_sees_it(
 
 
 def test_without_a_gpu_nothing_is_said_unless_one_is_needed(
-    gpu_program: Path, gpu_file: Path, tmp_path: Path
+    gpu_program: Path, gpu_file: Path, weights: Path
 ) -> None:
     if [*Path("/dev").glob("dri/renderD*"), *Path("/dev").glob("nvidiactl")]:
         pytest.skip("this machine has a GPU")
-    weights = tmp_path / "tiny.gguf"
-    weights.write_bytes(tiny.model())
     env = {name: value for name, value in os.environ.items() if name != "GGML_VK_VISIBLE_DEVICES"}
-    words = ["-m", weights, "-p", tiny.PROMPT, "-n", "24", "--temp", "0", "-ngl", "99"]
+    words = ["-m", weights, *WRITES, "-ngl", "99"]
     command = [gpu_program, "--llamafile", gpu_file, *words]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stderr) == (0, "")
@@ -432,9 +459,7 @@ def test_without_a_gpu_nothing_is_said_unless_one_is_needed(
     )
 
 
-def test_a_gpu_is_chosen_by_its_name(runs, tmp_path: Path) -> None:
-    weights = tmp_path / "tiny.gguf"
-    weights.write_bytes(tiny.model())
+def test_a_gpu_is_chosen_by_its_name(runs, weights: Path) -> None:
     for name in ("LLVM", "vulkan0"):
         done = runs("-m", weights, "--list-devices", "--gpu", name)
         assert (done.returncode, done.stderr) == (0, "")

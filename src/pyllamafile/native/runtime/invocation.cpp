@@ -180,8 +180,7 @@ void leave_out_gpus(arguments & args, const flag_table & flags) {
 void need_no_gpu() {
     if (chosen_gpus() == gpus::NEEDED) {
         const std::string missing = no_gpu_because();
-        say_no_gpu(missing.empty() ? "this file has no program for GPUs"
-                                   : "this machine has no GPU: " + missing);
+        say_no_gpu(missing.empty() ? "this file has no program for GPUs" : missing);
     }
 }
 #endif

@@ -388,9 +388,8 @@ int main(int argc, char ** argv) {
             return report_gpus(own_container, own_program, user);
 #else
             const std::string missing = no_gpu_because();
-            return fail("no GPU is tried: " + (missing.empty()
-                                                   ? "this program computes on the processor alone"
-                                                   : "this machine has no GPU: " + missing));
+            const std::string alone = "this program computes on the processor alone";
+            return fail("no GPU is tried: " + (missing.empty() ? alone : missing));
 #endif
         }
         const int code = run(file.empty() ? argv[0] : file.c_str(), user);

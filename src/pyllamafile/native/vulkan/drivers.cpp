@@ -87,14 +87,25 @@ std::vector<fs::path> places() {
     return out;
 }
 
-std::vector<fs::path> manifests() {
-    std::vector<fs::path> out;
-    for (const fs::path & place : places()) {
-        for (const fs::path & each : manifests_in(place)) {
-            out.push_back(each);
+struct driver {
+    fs::path manifest, library; // as the manifest names it; empty if it doesn't
+};
+
+// Those that there are. A process reads them once.
+const std::vector<driver> & drivers() {
+    static const std::vector<driver> found = [] {
+        std::vector<driver> out;
+        std::error_code error;
+        for (const fs::path & place : places()) {
+            for (const fs::path & each : manifests_in(place)) {
+                if (fs::is_regular_file(each, error)) {
+                    out.push_back({ each, library_of(each) });
+                }
+            }
         }
-    }
-    return out;
+        return out;
+    }();
+    return found;
 }
 
 } // namespace
@@ -116,10 +127,10 @@ std::vector<fs::path> paths_in(const char * variable, const std::string & otherw
 std::string gpu_drivers() {
     std::string out;
     note_library(VULKAN_LOADER, "", out);
-    for (const fs::path & manifest : manifests()) {
-        const fs::path library = note(manifest, out) ? library_of(manifest) : fs::path();
-        if (!library.empty()) {
-            note_library(library, manifest, out);
+    for (const driver & each : drivers()) {
+        note(each.manifest, out);
+        if (!each.library.empty()) {
+            note_library(each.library, each.manifest, out);
         }
     }
     return out + system_of_drivers();
@@ -127,16 +138,11 @@ std::string gpu_drivers() {
 
 std::vector<fs::path> driver_folders() {
     std::vector<fs::path> out;
-    std::error_code error;
-    for (const fs::path & manifest : manifests()) {
-        if (!fs::is_regular_file(manifest, error)) {
-            continue;
-        }
-        const fs::path folder = manifest.has_parent_path() ? manifest.parent_path() : ".";
-        const fs::path library = library_of(manifest);
-        out.push_back(folder);
-        if (library.has_parent_path()) {
-            out.push_back((folder / library).parent_path()); // an absolute name stays as it is
+    for (const driver & each : drivers()) {
+        const bool bare = !each.manifest.has_parent_path();
+        out.push_back(bare ? "." : each.manifest.parent_path());
+        if (each.library.has_parent_path()) {
+            out.push_back((out.back() / each.library).parent_path()); // if absolute, as it is
         }
     }
     return out;

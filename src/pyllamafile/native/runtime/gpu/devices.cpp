@@ -65,5 +65,5 @@ std::string no_gpu_because() {
         all += i == 0 ? "" : i + 1 == count ? " or " : ", ";
         all += SIGNS[i];
     }
-    return "there is no " + all;
+    return "this machine has no GPU: there is no " + all;
 }

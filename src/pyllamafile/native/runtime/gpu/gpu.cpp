@@ -298,7 +298,7 @@ bool try_gpus(const std::string & program, const std::string & llamafile,
     const std::string missing = no_gpu_because();
     if (!missing.empty()) {
         if (chosen_gpus() == gpus::NEEDED) {
-            say_no_gpu("this machine has no GPU: " + missing);
+            say_no_gpu(missing);
         }
         return false;
     }

@@ -86,7 +86,7 @@ class report {
               processor_name().c_str());
         const std::string missing = no_gpu_because();
         if (!missing.empty()) {
-            return verdict("not used: this machine has no GPU: " + missing);
+            return verdict("not used: " + missing);
         }
         // Twice: what the first one had to compile, the second one may find.
         const ended first = start({ GPU_PRODUCTS });
