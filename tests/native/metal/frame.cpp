@@ -35,6 +35,9 @@ const char * llama_commit() {
     return "none";
 }
 void watch_gpu(ggml_backend_dev_t) {}
+void say_none_is_used(const std::string & why) {
+    say_no_gpu(why); // main catches it
+}
 
 int main(int argc, char ** argv) {
     bridge_start();
