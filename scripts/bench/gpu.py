@@ -4,6 +4,7 @@
     scripts/bench/gpu.py prepare FOLDER [--shape llama-1b] [--layers N] [--without-upstream]
     python3 FOLDER/gpu.py run [--types Q4_K_M,Q8_0,F16] [--seconds 300] [--rounds N]
                               [--prompt N] [--generate N]
+    python3 FOLDER/gpu.py list [--rounds N]
 
 `prepare` compiles all that is measured, on a machine without a GPU: our program and the shaders,
 and upstream's llama-bench and llama-completion by its own CMakeLists.txt with GGML_VULKAN=ON, from
@@ -15,6 +16,9 @@ xz it is a tenth of that.
 a real one, and quantizes it there. Ours and upstream's take turns until the seconds are over;
 medians are printed with their ratio, which is above 1 where ours is faster. First of all it says
 what it runs on. Where a device is named by hand, GGML_VK_VISIBLE_DEVICES is, as upstream has it.
+
+`list` measures a start with a kept trial, which lists the devices, beside a start without a GPU and
+what the driver takes by itself.
 """
 
 from __future__ import annotations
@@ -34,12 +38,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 HERE = Path(__file__).resolve()
-FACTS, OUTLINE, SHADERS = "prepared.json", "outline.gguf", "shaders.zip"
+FACTS, OUTLINE, SHADERS, TINY = "prepared.json", "outline.gguf", "shaders.zip", "tiny.gguf"
 OURS, THEIRS = "ours", "upstream"
 MANIFESTS = ("/usr/share/vulkan/icd.d", "/etc/vulkan/icd.d", "/usr/local/share/vulkan/icd.d")
 START, FIRST = "devices listed, ms", "first token, ms"  # the less, the better
 
 Measures = dict[str, float]
+
+# The driver by itself: milliseconds until it has said how many devices it has. Of Vulkan's
+# VkInstanceCreateInfo, eight words, all but the first (which type of structure it is) are empty.
+DRIVER = """
+import ctypes, time
+began = time.perf_counter()
+vulkan = ctypes.CDLL("libvulkan.so.1")
+instance, count = ctypes.c_void_p(), ctypes.c_uint32()
+vulkan.vkCreateInstance((ctypes.c_uint64 * 8)(1), None, ctypes.byref(instance))
+vulkan.vkEnumeratePhysicalDevices(instance, ctypes.byref(count), None)
+print(1e3 * (time.perf_counter() - began))
+"""
 
 
 # Here: what is compiled
@@ -56,6 +72,7 @@ def prepare(options: argparse.Namespace) -> None:
 
     from pyllamafile import native
     from pyllamafile.llamafile import SHADERS as ENTRY
+    from pyllamafile.models import tiny
     from pyllamafile.native.building import driver
     from pyllamafile.targets import WITH_GPU
 
@@ -72,6 +89,7 @@ def prepare(options: argparse.Namespace) -> None:
     if not options.without_upstream:
         for program in upstream(target.triple, shaders):
             shutil.copy(program, folder)
+    (folder / TINY).write_bytes(tiny.model())
     tensors = outline(options.shape, options.layers, folder / OUTLINE)
     facts = {
         "pyllamafile": ours_is(),
@@ -170,28 +188,14 @@ def run(options: argparse.Namespace) -> None:
     facts = json.loads((folder / FACTS).read_text())
     began = time.monotonic()
     env = environment(folder)
-    silent = "--no-display-prompt"  # or the first byte would be of that
-    programs = {
-        OURS: {
-            "bench": [folder / "runtime", "--llamafile", folder / SHADERS, "--bench"],
-            "complete": [folder / "runtime", "--llamafile", folder / SHADERS, silent],
-            "more": ["--gpu", "vulkan"],
-        }
-    }
-    if (folder / "llama-bench").exists():
-        more = ["--no-warmup", "-no-cnv", silent]
-        programs[THEIRS] = {
-            "bench": [folder / "llama-bench"],
-            "complete": [folder / "llama-completion", *more],
-            "more": [],
-        }
+    programs = programs_in(folder)
     print(f"ours {facts['pyllamafile']}, both llama.cpp {facts['llama.cpp']} by zig {facts['zig']}")
     models = {
         name: made(folder, facts, name, programs[OURS]["complete"][0])
         for name in options.types.split(",")
     }
     print(f"models of random weights, {facts['shape']}: made in {time.monotonic() - began:.0f} s")
-    print("\n".join(machine(programs[OURS], next(iter(models.values())), env)), flush=True)
+    print("\n".join(machine(programs[OURS], env)), flush=True)
     print("speeds in tokens a second; ratios are ours to theirs\n", flush=True)
     rounds: dict[str, dict[str, list[Measures]]] = {
         name: {who: [] for who in programs} for name in models
@@ -219,6 +223,51 @@ def run(options: argparse.Namespace) -> None:
     print(f"\nmedians of {done} rounds; {time.monotonic() - began:.0f} s in all")
 
 
+def list_devices(options: argparse.Namespace) -> None:
+    folder = HERE.parent
+    # lavapipe is slower than the processor, and may take longer to be tried than a start waits.
+    env = {**environment(folder), "PYLLAMAFILE_GPU_SECONDS": "600"}
+    programs = programs_in(folder)
+    ours = programs[OURS]["list"]
+    commands: dict[str, list[str | Path]] = {
+        "the driver itself": [sys.executable, "-c", DRIVER],
+        f"{OURS}, --gpu off": [*ours, "--gpu", "off"],
+        **{who: program["list"] for who, program in programs.items()},
+    }
+    print(output(ours, env)[0])  # and tries them, once
+    found: dict[str, list[float]] = {name: [] for name in commands}
+    for _ in range(options.rounds):
+        for name, command in commands.items():
+            said, seconds = output(command, env)
+            found[name].append(float(said) if DRIVER in command else 1e3 * seconds)
+    print(f"medians of {options.rounds} rounds, in milliseconds")
+    for name, times in found.items():
+        print(f"{name:24} {statistics.median(times):7.1f}")
+
+
+def programs_in(folder: Path) -> dict[str, dict[str, list[str | Path]]]:
+    """What was prepared, with what stands before and behind their options."""
+    silent = "--no-display-prompt"  # or the first byte would be of that
+    ours: list[str | Path] = [folder / "runtime", "--llamafile", folder / SHADERS]
+    programs = {
+        OURS: {
+            "bench": [*ours, "--bench"],
+            "complete": [*ours, silent],
+            "list": [*ours, "-m", folder / TINY, "--list-devices"],
+            "more": ["--gpu", "vulkan"],
+        }
+    }
+    if (folder / "llama-bench").exists():
+        more = ["--no-warmup", "-no-cnv", silent]
+        programs[THEIRS] = {
+            "bench": [folder / "llama-bench"],
+            "complete": [folder / "llama-completion", *more],
+            "list": [folder / "llama-completion", "--list-devices"],
+            "more": [],
+        }
+    return programs
+
+
 def environment(folder: Path) -> dict[str, str]:
     """Variables for all programs; a container may have a driver and no manifest of it."""
     env = dict(os.environ)
@@ -232,12 +281,9 @@ def environment(folder: Path) -> dict[str, str]:
     return env
 
 
-def machine(
-    ours: Mapping[str, Sequence[str | Path]], model: Path, env: Mapping[str, str]
-) -> list[str]:
+def machine(ours: Mapping[str, Sequence[str | Path]], env: Mapping[str, str]) -> list[str]:
     """What this runs on; an exit with the reason where there is no GPU."""
-    listed = [*ours["complete"], "-m", model, "--list-devices", *ours["more"]]
-    done = subprocess.run(listed, env=env, capture_output=True, text=True)
+    done = subprocess.run([*ours["list"], *ours["more"]], env=env, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(done.stderr.strip())
     lines = [line.strip() for line in done.stdout.splitlines()[1:]]
@@ -312,8 +358,7 @@ def measured(
         found["prompt" if row["n_prompt"] else "writing"] = row["avg_ts"]
     asked = ["-m", model, "-p", "Once upon a time", "-n", "1", "--temp", "0", "-ngl", "99"]
     found[FIRST] = 1e3 * output([*program["complete"], *asked, *program["more"]], env, True)[1]
-    listed = [*program["complete"], "-m", model, "--list-devices", *program["more"]]
-    found[START] = 1e3 * output(listed, env)[1]
+    found[START] = 1e3 * output([*program["list"], *program["more"]], env)[1]
     return found
 
 
@@ -352,6 +397,9 @@ def main() -> None:
     there.add_argument("--prompt", type=int, default=512, help="tokens")
     there.add_argument("--generate", type=int, default=128, help="tokens")
     there.set_defaults(act=run)
+    starts = commands.add_parser("list", help="measure a start that lists the devices")
+    starts.add_argument("--rounds", type=int, default=15)
+    starts.set_defaults(act=list_devices)
     options = parser.parse_args()
     options.act(options)
 

@@ -22,7 +22,7 @@ import lief
 import loadable
 import pytest
 from fixtures import png, tiny_projector
-from running import OnGpu, limited, need, package, post, ready, second_program, serving
+from running import OnGpu, limited, need, package, post, ready, run, second_program, serving
 
 import pyllamafile
 from pyllamafile import native
@@ -217,6 +217,27 @@ def test_devices_are_listed(runs, weights: Path) -> None:
     assert done.stderr == ""
     done = runs("-m", weights, "--list-devices", "--gpu", "off")
     assert (done.returncode, done.stdout) == (0, "Available devices:\n  (none)\n")
+
+
+def test_a_list_leaves_the_shaders_packed(
+    runs, weights: Path, on_lavapipe: OnGpu, tmp_path: Path
+) -> None:
+    """It takes as long as its driver then: a file that has none lists the same, and can't compute.
+
+    The file of before has been tried, which is kept for the program.
+    """
+    options = ("-m", weights, "--list-devices")
+    listed = runs(*options).stdout
+    assert "llvmpipe" in listed
+    without = tmp_path / "f.zip"
+    zipfile.ZipFile(without, "w").close()
+    program, told, _ = on_lavapipe.command
+    command = [program, told, without]
+    done = run(*command, *options, env=on_lavapipe.env)
+    assert (done.returncode, done.stdout.decode()) == (0, listed)
+    done = run(*command, "-m", weights, *WRITES, "--gpu", "vulkan", env=on_lavapipe.env)
+    said = b"error: --gpu vulkan: this file was built without shaders\n"
+    assert (done.returncode, done.stderr) == (1, said)
 
 
 def test_the_version_says_what_was_found_last(runs, weights: Path, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ int main(int argc, char ** argv) {
         return 2;
     }
     try {
-        ggml_backend_register(start_gpu_drivers());
+        ggml_backend_register(start_gpu_drivers({}, gpu_duty::COMPUTES));
     } catch (const std::exception & problem) {
         fprintf(stderr, "error: %s\n", problem.what());
         return 2;

@@ -18,8 +18,8 @@ int number_of_gpu(size_t device) {
     return (int)device;
 }
 
-// A Mac has one, whatever its number.
-ggml_backend_reg_t start_gpu_drivers(const std::vector<int> &) {
+// A Mac has one, whatever its number. Upstream takes its kernels' texts as soon as it lists it.
+ggml_backend_reg_t start_gpu_drivers(const std::vector<int> &, gpu_duty) {
     if (!unpack_kernel_texts()) {
         throw std::runtime_error("its kernels are damaged");
     }

@@ -219,10 +219,12 @@ std::string locate(const std::string & name, weights & out) {
         out.size = (uint64_t)file_tell(file.get());
         return {};
     }
-    container zip;
-    if (!read_container(path, zip)) {
+    const bool is_read = path == own_container.path && !own_container.entries.empty();
+    container read;
+    if (!is_read && !read_container(path, read)) {
         return path + ": neither a GGUF nor a llamafile";
     }
+    const container & zip = is_read ? own_container : read;
     std::vector<const entry *> models;
     const entry * chosen = nullptr;
     if (!member.empty()) {

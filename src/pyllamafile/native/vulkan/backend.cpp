@@ -19,7 +19,7 @@ int number_of_gpu(size_t device) {
     return (int)vulkan_number(device);
 }
 
-ggml_backend_reg_t start_gpu_drivers(const std::vector<int> & numbers) {
+ggml_backend_reg_t start_gpu_drivers(const std::vector<int> & numbers, gpu_duty duty) {
     // Layers that draw over games, or record them, are nothing for who computes.
     const char * const LAYERS = "VK_LOADER_LAYERS_DISABLE";
     if (getenv(LAYERS) == nullptr) {
@@ -36,13 +36,14 @@ ggml_backend_reg_t start_gpu_drivers(const std::vector<int> & numbers) {
     if (!named.empty()) {
         set_variable(NAMED_GPUS, named);
     }
-    // While the drivers start, which takes as long.
-    const container * own = own_contents(GPU_VARIABLE);
-    const container & file = own != nullptr ? *own : own_container;
-    std::future<std::string> filled =
-        std::async(std::launch::async, [&file] { return fill_shaders(file); });
+    std::future<std::string> filled;
+    if (duty == gpu_duty::COMPUTES) { // while the drivers start, which takes as long
+        const container * own = own_contents(GPU_VARIABLE);
+        const container & file = own != nullptr ? *own : own_container;
+        filled = std::async(std::launch::async, [&file] { return fill_shaders(file); });
+    }
     const ggml_backend_reg_t out = ggml_backend_vk_reg();
-    const std::string lacking = filled.get();
+    const std::string lacking = filled.valid() ? filled.get() : "";
     if (!lacking.empty()) {
         throw std::runtime_error(lacking);
     }

@@ -3,7 +3,7 @@
 #include "ggml-vulkan-shaders.hpp"
 
 #include <cstring>
-#include <vector>
+#include <memory>
 #include <zstd.h>
 
 const char * const SHADERS = "gpu/shaders.zst";
@@ -14,7 +14,8 @@ namespace {
 const char MAGIC[8] = { 's', 'p', 'i', 'r', 'v', 0, 0, 1 };
 const uint64_t MOST = 256 << 20; // bytes that they may take
 
-std::vector<uint32_t> blob; // of words, for so SPIR-V is aligned; the tables point into it
+// Of words, for so SPIR-V is aligned; the tables point into it.
+std::unique_ptr<uint32_t[]> blob;
 
 uint32_t word(const char * at) {
     uint32_t out;
@@ -79,8 +80,8 @@ std::string fill_shaders(const container & llamafile) {
     if (packed.empty() || size > MOST) { // what is no frame says so by huge numbers
         return "its shaders are damaged";
     }
-    blob.resize(size / 4 + 1);
-    char * bytes = (char *)blob.data();
+    blob.reset(new uint32_t[size / 4 + 1]); // zeros in them would take time
+    char * bytes = (char *)blob.get();
     if (ZSTD_decompress(bytes, size, packed.data(), packed.size()) != size) {
         return "its shaders are damaged";
     }

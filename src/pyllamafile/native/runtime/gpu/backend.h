@@ -11,10 +11,13 @@
 // otherwise. Loads none of them.
 std::string gpu_drivers();
 
+// What drivers are started for. What a device computes with is unpacked only where one computes.
+enum class gpu_duty { LISTS, COMPUTES };
+
 // Brings the drivers into this process. The devices that they have of these numbers, or all that
 // upstream would use; ggml is not told of them. There is one at least. Throws std::runtime_error
 // with what is in the way, in a few words.
-ggml_backend_reg_t start_gpu_drivers(const std::vector<int> & numbers);
+ggml_backend_reg_t start_gpu_drivers(const std::vector<int> & numbers, gpu_duty duty);
 
 // The number of one of those devices.
 int number_of_gpu(size_t device);

@@ -356,8 +356,8 @@ int trial_of_gpus(const arguments & user) {
     };
     try {
         const std::vector<gpu_work> work = user.size() > 1 ? work_in(user[1]) : work_of({});
-        const ggml_backend_reg_t gpus =
-            start_gpu_drivers(numbers_in(user.size() > 2 ? user[2] : ""));
+        const std::string numbers = user.size() > 2 ? user[2] : "";
+        const ggml_backend_reg_t gpus = start_gpu_drivers(numbers_in(numbers), gpu_duty::COMPUTES);
         const size_t count = ggml_backend_reg_dev_count(gpus);
         for (size_t i = 0; i < count; i++) {
             say(line_of_device(number_of_gpu(i),
@@ -378,7 +378,7 @@ int trial_of_gpus(const arguments & user) {
     return 0;
 }
 
-void use_gpus() {
+static void start_gpus(gpu_duty duty) {
     if (used.empty()) {
         return;
     }
@@ -386,7 +386,7 @@ void use_gpus() {
     ggml_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
     std::string why_not;
     try {
-        const ggml_backend_reg_t gpus = start_gpu_drivers(used);
+        const ggml_backend_reg_t gpus = start_gpu_drivers(used, duty);
         for (size_t i = 0; i < ggml_backend_reg_dev_count(gpus); i++) {
             watch_gpu(ggml_backend_reg_dev_get(gpus, i));
         }
@@ -400,8 +400,12 @@ void use_gpus() {
     }
 }
 
+void use_gpus() {
+    start_gpus(gpu_duty::COMPUTES);
+}
+
 void list_gpus() {
-    use_gpus();
+    start_gpus(gpu_duty::LISTS);
     puts("Available devices:");
     const size_t mebibyte = 1024 * 1024;
     bool any = false;

@@ -162,7 +162,7 @@ int print_products_of_gpus() {
     ggml_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
     try {
         const double began = now();
-        const ggml_backend_reg_t gpus = start_gpu_drivers({});
+        const ggml_backend_reg_t gpus = start_gpu_drivers({}, gpu_duty::COMPUTES);
         print("%s\nits drivers started in %.2f seconds\n", sandbox_line().c_str(), now() - began);
         bool right = true;
         for (size_t i = 0; i < ggml_backend_reg_dev_count(gpus); i++) {
