@@ -301,6 +301,7 @@ def test_a_server_of_two_models_loads_them_on_demand(
         tmp_path / "two.exe",
         targets=[target],
         gui=False,
+        gpu=False,  # Wine interrupts one process, Windows all of a console
     ).path
 
     process = subprocess.Popen(
