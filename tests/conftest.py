@@ -32,7 +32,7 @@ from running import Command, OnGpu, Result, need, serving, unpacked
 import pyllamafile
 from pyllamafile import cli, native
 from pyllamafile.llamafile import SHADERS
-from pyllamafile.models import convert
+from pyllamafile.models import convert, tiny
 from pyllamafile.native.building import tools, vulkan
 from pyllamafile.progress import silent
 from pyllamafile.targets import WITH_GPU, host
@@ -315,6 +315,14 @@ def whole_runtime(request: pytest.FixtureRequest) -> Path:
 def runtime_arm64(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The program for Linux on arm64."""
     return unpacked("linux-arm64", tmp_path_factory.mktemp("runtime"))
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """The model of --prove, whose answer is known."""
+    path = tmp_path / "tiny.gguf"
+    path.write_bytes(tiny.model())
+    return path
 
 
 @pytest.fixture(scope="session")

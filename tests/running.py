@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import importlib.util
@@ -187,6 +188,17 @@ def children(server: str | Path) -> list[str]:
         if f"--child-of={server}" in line:
             lines.append(line)
     return lines
+
+
+def eventually(holds: Callable[[], Any], seconds: float = 60) -> Any:
+    """What comes of it as soon as it holds, and nobody refuses to say so."""
+    deadline = time.monotonic() + seconds
+    while True:
+        with contextlib.suppress(OSError):
+            if found := holds():
+                return found
+        assert time.monotonic() < deadline, "it doesn't happen"
+        time.sleep(0.05)
 
 
 def childless(server: str | Path) -> bool:

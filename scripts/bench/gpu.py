@@ -228,11 +228,11 @@ def list_devices(options: argparse.Namespace) -> None:
     # lavapipe is slower than the processor, and may take longer to be tried than a start waits.
     env = {**environment(folder), "PYLLAMAFILE_GPU_SECONDS": "600"}
     programs = programs_in(folder)
-    ours = programs[OURS]["list"]
+    ours = [*programs[OURS]["list"], *programs[OURS]["more"]]
     commands: dict[str, list[str | Path]] = {
         "the driver itself": [sys.executable, "-c", DRIVER],
-        f"{OURS}, --gpu off": [*ours, "--gpu", "off"],
-        **{who: program["list"] for who, program in programs.items()},
+        f"{OURS}, --gpu off": [*programs[OURS]["list"], "--gpu", "off"],
+        **{who: [*each["list"], *each["more"]] for who, each in programs.items()},
     }
     print(output(ours, env)[0])  # and tries them, once
     found: dict[str, list[float]] = {name: [] for name in commands}

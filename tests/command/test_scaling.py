@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import urllib.parse
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 import yaml
-from running import free_port, need, package, ready, serving
+from running import eventually, free_port, need, package, ready, serving
 
 from pyllamafile.ops import export
 
@@ -399,19 +399,6 @@ def proxied(proxy: str, folder: Path, certificate: Path, *servers: Server) -> It
     finally:
         process.terminate()
         assert process.wait(timeout=30) in (0, 143, -signal.SIGTERM)
-
-
-def eventually(true: Callable[[], bool], seconds: float = 60) -> None:
-    """Waits until it is true, and nobody refuses to say so."""
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            if true():
-                return
-        except OSError:
-            pass
-        assert time.monotonic() < deadline, "it doesn't happen"
-        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")

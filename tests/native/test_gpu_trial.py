@@ -10,16 +10,7 @@ from pathlib import Path
 import pytest
 from running import OnGpu, check_report
 
-from pyllamafile.models import tiny
-
 pytestmark = [pytest.mark.native, pytest.mark.slow]
-
-
-@pytest.fixture
-def weights(tmp_path: Path) -> Path:
-    path = tmp_path / "tiny.gguf"
-    path.write_bytes(tiny.model())
-    return path
 
 
 def reported(on_gpu: OnGpu, *words: str | Path, **variables: str) -> tuple[int, str, str]:

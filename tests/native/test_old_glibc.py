@@ -64,14 +64,6 @@ def system(root: Path, *packages: str) -> System:
     return runs
 
 
-@pytest.fixture
-def weights(tmp_path: Path) -> Path:
-    """The model of --prove."""
-    path = tmp_path / "tiny.gguf"
-    path.write_bytes(tiny.model())
-    return path
-
-
 def test_the_program_for_gpus_runs_on_glibc_2_31(
     gpu_program: Path, gpu_file: Path, weights: Path, tmp_path: Path
 ) -> None:

@@ -12,17 +12,26 @@ import json
 import os
 import re
 import subprocess
-import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import lief
 import loadable
 import pytest
 from fixtures import png, tiny_projector
-from running import OnGpu, limited, need, package, post, ready, run, second_program, serving
+from running import (
+    OnGpu,
+    eventually,
+    limited,
+    need,
+    package,
+    post,
+    ready,
+    run,
+    second_program,
+    serving,
+)
 
 import pyllamafile
 from pyllamafile import native
@@ -53,23 +62,6 @@ def runs(on_lavapipe: OnGpu) -> Callable[..., Done]:
         return subprocess.run(command, env=env, capture_output=True, text=True, timeout=1800)
 
     return runs
-
-
-def soon(holds: Callable[[], Any]) -> Any:
-    """What comes of it as soon as it holds."""
-    deadline = time.monotonic() + 60
-    while not (found := holds()):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    return found
-
-
-@pytest.fixture
-def weights(tmp_path: Path) -> Path:
-    """The model of --prove."""
-    path = tmp_path / "tiny.gguf"
-    path.write_bytes(tiny.model())
-    return path
 
 
 @pytest.fixture
@@ -406,10 +398,10 @@ def test_a_trial_ends_with_whoever_has_started_it(
     command = [*on_lavapipe.command, "-m", weights, *WRITES]
     with subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL) as process:
         started = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-        trial = Path("/proc", soon(lambda: started.read_text().strip()))
-        soon(lambda: "broken.so" in (trial / "maps").read_text())
+        trial = Path("/proc", eventually(lambda: started.read_text().strip()))
+        eventually(lambda: "broken.so" in (trial / "maps").read_text())
         process.kill()
-    soon(lambda: not trial.exists() or ") Z " in (trial / "stat").read_text())
+    eventually(lambda: not trial.exists() or ") Z " in (trial / "stat").read_text())
 
 
 def test_seam_a_projector_stays_where_there_is_room(

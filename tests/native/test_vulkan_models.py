@@ -127,10 +127,8 @@ def test_seam_layers_leave_room_for_the_projector(on_lavapipe: OnGpu, tmp_path: 
     assert 1032 <= int(left[1]) < 1100
 
 
-def test_two_conversations_at_once(on_lavapipe: OnGpu, tmp_path: Path) -> None:
+def test_two_conversations_at_once(on_lavapipe: OnGpu, weights: Path) -> None:
     """The model of --prove, whose answer is known; the other one is another text."""
-    weights = tmp_path / "tiny.gguf"
-    weights.write_bytes(tiny.model())
     prompts = (tiny.PROMPT, "Once upon a time there was a model")
     answers = []
     for where in (PROCESSOR, GPU):
@@ -159,10 +157,8 @@ def test_embeddings_point_where_the_processors_do(on_lavapipe: OnGpu, tmp_path: 
 
 
 def test_an_adapter_changes_what_it_changes_on_the_processor(
-    on_lavapipe: OnGpu, tmp_path: Path
+    on_lavapipe: OnGpu, weights: Path, tmp_path: Path
 ) -> None:
-    weights = tmp_path / "tiny.gguf"
-    weights.write_bytes(tiny.model())
     lora = tiny_lora(tmp_path / "lora.gguf", weights, tensor="blk.0.attn_q.weight")
     answers = []
     for where in (PROCESSOR, GPU):
@@ -176,9 +172,7 @@ def test_an_adapter_changes_what_it_changes_on_the_processor(
         assert difference(on_gpu, without, TOLERANCE) < 2 * TOLERANCE
 
 
-def test_a_draft_is_computed_there_as_well(on_lavapipe: OnGpu, tmp_path: Path) -> None:
-    weights = tmp_path / "tiny.gguf"
-    weights.write_bytes(tiny.model())
+def test_a_draft_is_computed_there_as_well(on_lavapipe: OnGpu, weights: Path) -> None:
     draft = ("-md", weights, "-ngld", "99", "--spec-draft-n-max", "4", "-np", "1")
     with server(on_lavapipe, weights, *GPU, *draft) as url:
         answer = post(url, "completion", prompt=tiny.PROMPT, n_predict=8, temperature=0)
